@@ -1,0 +1,196 @@
+//! Group commit: one thread that stores what everybody wants stored.
+//!
+//! [`Writer::put`] queues chunks and waits until they are durable. While the thread waits for one
+//! sync, further puts gather; the next batch takes all of them, so that a sync serves as many puts
+//! as came during the one before. The queue is bounded in bytes: a slow disk slows its writers.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::{Batched, ChunkStore, NewChunk, StoreError};
+
+/// Bytes of chunks that may wait for the disk.
+const QUEUE_BYTES_MAX: u32 = 64 << 20;
+/// Puts that may wait for the disk.
+const QUEUE_PUTS_MAX: usize = 4096;
+/// A batch takes no further put once it holds this many bytes.
+const BATCH_BYTES: usize = 16 << 20;
+/// A batch takes no further put once it holds this many chunks.
+const BATCH_CHUNKS: usize = 8192;
+
+/// A handle to the writing thread.
+#[derive(Debug)]
+pub struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Job>>>,
+    room: Arc<Semaphore>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Job {
+    chunks: Vec<NewChunk>,
+    done: oneshot::Sender<Result<(), StoreError>>,
+    /// Held until the job is done; gives its bytes back to the queue.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(store: Arc<dyn ChunkStore>) -> std::io::Result<Self> {
+        let (queue, jobs) = mpsc::channel(QUEUE_PUTS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("chunk-writer".to_owned())
+            .spawn(move || write_all(store.as_ref(), jobs))?;
+        Ok(Self {
+            queue: Mutex::new(Some(queue)),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX as usize)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Stores verified chunks; when it returns without an error they are durable. A caller that
+    /// stops waiting does not stop the write.
+    ///
+    /// # Errors
+    /// As [`ChunkStore::put_batch`], for the whole batch the chunks were in.
+    pub async fn put(&self, chunks: Vec<NewChunk>) -> Result<(), StoreError> {
+        let queue = lock(&self.queue).clone().ok_or(StoreError::Closed)?;
+        let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+        let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, QUEUE_BYTES_MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(wanted).await;
+        let room = room.map_err(|_closed| StoreError::Closed)?;
+        let (done, wait) = oneshot::channel();
+        let job = Job { chunks, done, _room: room };
+        metrics::gauge!("atoll_chunk_queue_bytes").increment(f64::from(wanted));
+        let sent = queue.send(job).await;
+        let outcome = match sent {
+            Ok(()) => wait.await.unwrap_or(Err(StoreError::Closed)),
+            Err(_closed) => Err(StoreError::Closed),
+        };
+        metrics::gauge!("atoll_chunk_queue_bytes").decrement(f64::from(wanted));
+        outcome
+    }
+
+    /// Takes no more puts, stores what is queued, and ends the thread. Blocks.
+    pub fn stop(&self) {
+        drop(lock(&self.queue).take());
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the chunk writer panicked");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write_all(store: &dyn ChunkStore, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(first) = jobs.blocking_recv() {
+        let batch = gather(first, &mut jobs);
+        write_batch(store, batch);
+    }
+}
+
+/// The first job and all that wait behind it, up to the size of a batch.
+fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let weigh = |job: &Job| -> usize { job.chunks.iter().map(|chunk| chunk.bytes.len()).sum() };
+    let (mut bytes, mut chunks) = (weigh(&first), first.chunks.len());
+    let mut batch = vec![first];
+    while bytes < BATCH_BYTES && chunks < BATCH_CHUNKS {
+        let Ok(job) = jobs.try_recv() else { break };
+        bytes += weigh(&job);
+        chunks += job.chunks.len();
+        batch.push(job);
+    }
+    batch
+}
+
+fn write_batch(store: &dyn ChunkStore, mut batch: Vec<Job>) {
+    let mut chunks = Vec::with_capacity(batch.iter().map(|job| job.chunks.len()).sum());
+    for job in &mut batch {
+        chunks.append(&mut job.chunks);
+    }
+    let started = std::time::Instant::now();
+    let outcome = store.put_batch(&chunks);
+    count(batch.len(), &outcome, started.elapsed());
+    let answer = outcome.map(|_done| ());
+    for job in batch {
+        // The caller may have given up; the chunks are stored all the same.
+        drop(job.done.send(answer.clone()));
+    }
+}
+
+fn count(puts: usize, outcome: &Result<Batched, StoreError>, took: std::time::Duration) {
+    match outcome {
+        Ok(done) => {
+            metrics::counter!("atoll_chunk_puts_total").increment(puts as u64);
+            metrics::counter!("atoll_chunk_stored_total").increment(done.written as u64);
+            metrics::counter!("atoll_chunk_stored_bytes_total").increment(done.bytes);
+            metrics::counter!("atoll_chunk_known_total").increment(done.known as u64);
+            metrics::histogram!("atoll_chunk_batch_bytes").record(done.bytes as f64);
+            if done.written > 0 {
+                metrics::counter!("atoll_chunk_syncs_total").increment(1);
+                metrics::histogram!("atoll_chunk_batch_seconds").record(took.as_secs_f64());
+            }
+        }
+        Err(error) => {
+            metrics::counter!("atoll_chunk_put_failures_total").increment(puts as u64);
+            tracing::warn!(puts, %error, "a batch of chunks was not stored");
+        }
+    }
+}
+
+#[cfg(test)]
+mod writer_tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use atoll_proto::{ChunkId, Epoch};
+    use bytes::Bytes;
+
+    fn chunk(text: String) -> NewChunk {
+        let bytes = Bytes::from(text);
+        NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1) }
+    }
+
+    #[tokio::test]
+    async fn everything_acknowledged_is_stored_and_stop_drains() {
+        let store = Arc::new(MemoryStore::default());
+        let writer = Arc::new(Writer::start(store.clone()).unwrap());
+        let mut puts = tokio::task::JoinSet::new();
+        for n in 0..200 {
+            let writer = writer.clone();
+            puts.spawn(async move {
+                let chunk = chunk(format!("chunk {}", n / 2));
+                writer.put(vec![chunk.clone()]).await.unwrap();
+                chunk.id
+            });
+        }
+        while let Some(id) = puts.join_next().await {
+            assert!(store.has(&id.unwrap()).unwrap());
+        }
+        assert_eq!(store.totals().chunks, 100);
+        let stopped = writer.clone();
+        tokio::task::spawn_blocking(move || stopped.stop()).await.unwrap();
+        let late = writer.put(vec![chunk("late".to_owned())]).await;
+        assert_eq!(late, Err(StoreError::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_full_store_refuses_and_recovers() {
+        let store = Arc::new(MemoryStore::with_capacity(3));
+        let writer = Writer::start(store.clone()).unwrap();
+        let refused = writer.put(vec![chunk("too long".to_owned())]).await;
+        assert!(matches!(refused, Err(StoreError::Full { .. })));
+        store.resize(100);
+        writer.put(vec![chunk("too long".to_owned())]).await.unwrap();
+    }
+}

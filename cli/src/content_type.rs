@@ -1,0 +1,54 @@
+//! The content type of a file, by the extension of its name.
+
+use std::path::Path;
+
+/// What a file whose name says nothing is served as.
+const UNKNOWN: &str = "application/octet-stream";
+
+/// The value of `Content-Type` for a file of this name. Text is taken to be UTF-8, as HTML says
+/// since 2021.
+pub(crate) fn of(path: &Path) -> String {
+    let Some(guess) = mime_guess::from_path(path).first() else {
+        return UNKNOWN.to_owned();
+    };
+    let essence = guess.essence_str();
+    if is_text(essence) { format!("{essence}; charset=utf-8") } else { essence.to_owned() }
+}
+
+fn is_text(essence: &str) -> bool {
+    essence.starts_with("text/")
+        || essence.ends_with("+xml")
+        || essence.ends_with("+json")
+        || matches!(
+            essence,
+            "application/javascript" | "application/json" | "application/xml" | "application/xhtml"
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_a_charset_and_the_rest_has_none() {
+        for (name, expected) in [
+            ("a/index.html", "text/html; charset=utf-8"),
+            ("x.JS", "text/javascript; charset=utf-8"),
+            ("x.mjs", "text/javascript; charset=utf-8"),
+            ("x.css", "text/css; charset=utf-8"),
+            ("x.json", "application/json; charset=utf-8"),
+            ("x.svg", "image/svg+xml; charset=utf-8"),
+            ("feed.xml", "text/xml; charset=utf-8"),
+            ("x.webmanifest", "application/manifest+json; charset=utf-8"),
+            ("x.png", "image/png"),
+            ("x.woff2", "font/woff2"),
+            ("x.wasm", "application/wasm"),
+            ("x.pdf", "application/pdf"),
+            ("LICENSE", UNKNOWN),
+            ("x.unheard-of", UNKNOWN),
+            (".html", UNKNOWN),
+        ] {
+            assert_eq!(of(Path::new(name)), expected, "{name}");
+        }
+    }
+}

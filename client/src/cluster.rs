@@ -1,0 +1,447 @@
+//! A handle on a cluster: finds the leading master, keeps a session, caches the view.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use atoll_net::call::{CallError, CallOptions};
+use atoll_net::endpoint::Endpoint;
+use atoll_net::identity::{Identity, Role};
+use atoll_net::retry::Backoff;
+use atoll_proto::cluster::ClusterView;
+use atoll_proto::master::{Change, Changed, MasterRequest, MasterResponse};
+use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
+use atoll_proto::publish::{Published, SiteOp};
+use atoll_proto::{ChunkId, Code, NodeId, Retry, SessionId, limits};
+use tokio::time::Instant;
+
+use crate::locate::Load;
+use crate::{ClientConfig, ClientError};
+
+/// A cached view older than this is refreshed before it is used.
+const VIEW_FRESH: Duration = Duration::from_secs(2);
+/// How long a node that failed is asked last.
+const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// How long one attempt at one master may take when there are others to try.
+const ATTEMPT: Duration = Duration::from_secs(4);
+/// Requests of a session that may be open at once; the master allows 1,024.
+const OPEN_CHANGES: usize = 512;
+
+/// A handle on a cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    endpoint: Endpoint,
+    masters: Vec<SocketAddr>,
+    token: Option<Arc<str>>,
+    pub(crate) zone: Option<String>,
+    leader: AtomicUsize,
+    name: String,
+    view: ArcSwapOption<(Instant, Arc<ClusterView>)>,
+    view_lock: tokio::sync::Mutex<()>,
+    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    change_room: tokio::sync::Semaphore,
+    nodes: Mutex<HashMap<NodeId, NodeLoad>>,
+}
+
+#[derive(Default)]
+struct NodeLoad {
+    in_flight: u64,
+    suspect_until: Option<Instant>,
+}
+
+/// An open session: hands out request numbers and knows which are answered.
+struct Session {
+    id: SessionId,
+    open: Mutex<Numbers>,
+}
+
+struct Numbers {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+impl Session {
+    fn number(&self) -> (u64, u64) {
+        let mut numbers = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = numbers.next;
+        numbers.next += 1;
+        numbers.open.insert(number);
+        (number, numbers.open.first().copied().unwrap_or(number))
+    }
+
+    fn answered(&self, number: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&number);
+    }
+}
+
+impl Cluster {
+    /// Opens an endpoint with the configured identity and checks that a master answers.
+    ///
+    /// # Errors
+    /// `Config` when the identity cannot be read, `Unreachable` when no master answers, `Refused`
+    /// when the token is not accepted.
+    pub async fn connect(config: &ClientConfig, name: &str) -> Result<Self, ClientError> {
+        let bad = |error: &dyn std::fmt::Display| ClientError::Config {
+            path: config.identity.clone(),
+            reason: error.to_string(),
+        };
+        let identity = Identity::load(&config.identity).map_err(|error| bad(&error))?;
+        let endpoint = Endpoint::client(&identity).map_err(|error| bad(&error))?;
+        let token = config.token.as_deref().map(Arc::from);
+        let cluster = Self::named(
+            endpoint,
+            config.masters.clone(),
+            token,
+            config.zone_hint.clone(),
+            name.to_owned(),
+        );
+        cluster.refresh_view().await?;
+        Ok(cluster)
+    }
+
+    /// A handle that uses an endpoint the caller has. Does no input or output.
+    pub fn new(
+        endpoint: Endpoint,
+        masters: Vec<SocketAddr>,
+        token: Option<Arc<str>>,
+        zone: Option<String>,
+    ) -> Self {
+        let name = endpoint.identity_peer().name.clone();
+        Self::named(endpoint, masters, token, zone, name)
+    }
+
+    fn named(
+        endpoint: Endpoint,
+        masters: Vec<SocketAddr>,
+        token: Option<Arc<str>>,
+        zone: Option<String>,
+        name: String,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                masters,
+                token,
+                zone,
+                leader: AtomicUsize::new(0),
+                name,
+                view: ArcSwapOption::empty(),
+                view_lock: tokio::sync::Mutex::new(()),
+                session: tokio::sync::Mutex::new(None),
+                change_room: tokio::sync::Semaphore::new(OPEN_CHANGES),
+                nodes: Mutex::new(HashMap::new()),
+            }),
+        }
+    }
+
+    /// The endpoint calls go through.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.inner.endpoint
+    }
+
+    /// Asks the leading master, looking for it among all masters until the deadline. Only for
+    /// requests that may be executed twice; changes go through [`Cluster::change`].
+    ///
+    /// # Errors
+    /// `Refused` with the master's reason; `Unreachable` or `Deadline` when none answers.
+    pub async fn master(
+        &self,
+        request: &MasterRequest,
+        deadline: Duration,
+    ) -> Result<MasterResponse, ClientError> {
+        let until = Instant::now() + deadline;
+        let backoff = Backoff {
+            base: Duration::from_millis(10),
+            max: Duration::from_millis(400),
+            factor: 2.0,
+        };
+        let mut attempt = 0;
+        loop {
+            let error = match self.ask_one_master(request, until).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let elsewhere = match &error {
+                CallError::Refused(refusal) => match refusal.retry {
+                    Retry::Never => return Err(ClientError::from_call("the master", error)),
+                    Retry::Same => false,
+                    Retry::Elsewhere => true,
+                },
+                CallError::Malformed { .. } => {
+                    return Err(ClientError::from_call("the master", error));
+                }
+                _ => true,
+            };
+            if elsewhere {
+                self.inner.leader.fetch_add(1, Ordering::Relaxed);
+            }
+            let pause = backoff.delay(attempt, rand::random::<f64>());
+            attempt += 1;
+            if Instant::now() + pause >= until {
+                return Err(match error {
+                    CallError::Deadline { .. } => {
+                        ClientError::Deadline { what: "the master".to_owned(), after: deadline }
+                    }
+                    other => ClientError::from_call("the master", other),
+                });
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn ask_one_master(
+        &self,
+        request: &MasterRequest,
+        until: Instant,
+    ) -> Result<MasterResponse, CallError> {
+        let turn = self.inner.leader.load(Ordering::Relaxed) % self.inner.masters.len().max(1);
+        let Some(addr) = self.inner.masters.get(turn).copied() else {
+            return Err(CallError::Unreachable {
+                addr: SocketAddr::from(([0, 0, 0, 0], 0)),
+                reason: "no master is configured".to_owned(),
+            });
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        // Long polls wait at one master; short questions leave time to try another.
+        let patience = match request {
+            MasterRequest::Watch { .. } | MasterRequest::WaitApplied { .. } => left,
+            _ if self.inner.masters.len() == 1 => left,
+            _ => left.min(ATTEMPT),
+        };
+        let answer = self
+            .inner
+            .endpoint
+            .call(addr, Role::Master, request, Vec::new(), self.options(patience))
+            .await;
+        answer.map(|(response, _)| response)
+    }
+
+    pub(crate) fn options(&self, deadline: Duration) -> CallOptions {
+        let options = CallOptions::within(deadline);
+        match &self.inner.token {
+            Some(token) => options.token(token.clone()),
+            None => options,
+        }
+    }
+
+    /// Makes a change exactly once, however often it must be sent. Returns its log index.
+    ///
+    /// # Errors
+    /// `Refused` with the reason; `Deadline` or `Unreachable` when the outcome stayed unknown.
+    pub async fn change(&self, change: Change) -> Result<(u64, Changed), ClientError> {
+        let _room = self.inner.change_room.acquire().await;
+        let mut change = change;
+        for again in [true, false] {
+            let session = self.open_session().await?;
+            let (number, acked_below) = session.number();
+            let request =
+                MasterRequest::Change { session: session.id, number, acked_below, change };
+            let deadline = deadline_of(&request);
+            let answer = self.master(&request, deadline).await;
+            session.answered(number);
+            match answer {
+                Ok(MasterResponse::Changed { index, reply }) => return Ok((index, reply)),
+                Ok(_) => return Err(ClientError::unexpected("the master")),
+                Err(error) => {
+                    let forgotten = matches!(&error, ClientError::Refused(refusal)
+                        if refusal.code == Code::NotFound && refusal.message.contains("session"));
+                    if !(forgotten && again) {
+                        return Err(error);
+                    }
+                    self.forget_session(session.id).await;
+                    let MasterRequest::Change { change: taken, .. } = request else {
+                        return Err(ClientError::unexpected("this program"));
+                    };
+                    change = taken;
+                }
+            }
+        }
+        Err(ClientError::unexpected("the master"))
+    }
+
+    /// The id of this client's session, opening it when there is none.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn session(&self) -> Result<SessionId, ClientError> {
+        Ok(self.open_session().await?.id)
+    }
+
+    async fn open_session(&self) -> Result<Arc<Session>, ClientError> {
+        let mut slot = self.inner.session.lock().await;
+        if let Some(session) = &*slot {
+            return Ok(session.clone());
+        }
+        let request = MasterRequest::OpenSession { name: self.inner.name.clone() };
+        match self.master(&request, limits::METADATA_DEADLINE).await? {
+            MasterResponse::Session { session, .. } => {
+                let numbers = Numbers { next: 1, open: BTreeSet::new() };
+                let session = Arc::new(Session { id: session, open: Mutex::new(numbers) });
+                *slot = Some(session.clone());
+                Ok(session)
+            }
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    async fn forget_session(&self, id: SessionId) {
+        let mut slot = self.inner.session.lock().await;
+        if slot.as_ref().is_some_and(|session| session.id == id) {
+            *slot = None;
+        }
+    }
+
+    /// A change of the namespace.
+    ///
+    /// # Errors
+    /// `Missing` when the content's chunks must be uploaded (again); else as [`Cluster::change`].
+    pub async fn namespace(&self, op: NamespaceOp) -> Result<NamespaceReply, ClientError> {
+        match self.change(Change::Namespace(op)).await?.1 {
+            Changed::Namespace(reply) => Ok(reply),
+            Changed::Missing { ids } => Err(ClientError::Missing { ids }),
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    /// A question about the namespace.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn query(&self, query: NamespaceQuery) -> Result<NamespaceReply, ClientError> {
+        let request = MasterRequest::Namespace(query);
+        match self.master(&request, limits::METADATA_DEADLINE).await? {
+            MasterResponse::Namespace { reply, .. } => Ok(reply),
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    /// A change of sites, aliases or deploys.
+    ///
+    /// # Errors
+    /// As [`Cluster::change`].
+    pub async fn site(&self, op: SiteOp) -> Result<Published, ClientError> {
+        match self.change(Change::Site(op)).await?.1 {
+            Changed::Site(published) => Ok(published),
+            Changed::Missing { ids } => Err(ClientError::Missing { ids }),
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    /// Which of these chunks the cluster holds.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn known(&self, ids: &[ChunkId]) -> Result<Vec<bool>, ClientError> {
+        let mut known = Vec::with_capacity(ids.len());
+        for part in ids.chunks(limits::IDS_MAX / 4) {
+            let request = MasterRequest::Known { ids: part.to_vec() };
+            match self.master(&request, limits::METADATA_DEADLINE).await? {
+                MasterResponse::Known(some) if some.len() == part.len() => known.extend(some),
+                _ => return Err(ClientError::unexpected("the master")),
+            }
+        }
+        Ok(known)
+    }
+
+    /// Nodes and placement, from the cache when it is fresh.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`], but only when there is no view at all: an old one is better than
+    /// none while the masters are away.
+    pub async fn view(&self) -> Result<Arc<ClusterView>, ClientError> {
+        match &*self.inner.view.load() {
+            Some(cached) if cached.0.elapsed() < VIEW_FRESH => Ok(cached.1.clone()),
+            Some(cached) => {
+                // One refreshes; the others go on with what there is.
+                if let Ok(_held) = self.inner.view_lock.try_lock() {
+                    let now = (Instant::now(), cached.1.clone());
+                    self.inner.view.store(Some(Arc::new(now)));
+                    let cluster = self.clone();
+                    atoll_net::task::spawn("client-view", async move {
+                        if let Err(error) = cluster.refresh_view().await {
+                            tracing::debug!(%error, "the view could not be refreshed");
+                        }
+                    });
+                }
+                Ok(cached.1.clone())
+            }
+            None => self.refresh_view().await,
+        }
+    }
+
+    /// Nodes and placement, asked for now.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn refresh_view(&self) -> Result<Arc<ClusterView>, ClientError> {
+        let _held = self.inner.view_lock.lock().await;
+        let cached = self.inner.view.load().as_ref().map(|cached| cached.1.clone());
+        let request =
+            MasterRequest::Cluster { known_index: cached.as_ref().map(|view| view.index) };
+        let view = match self.master(&request, limits::METADATA_DEADLINE).await? {
+            MasterResponse::Cluster(Some(view)) => Arc::from(view),
+            MasterResponse::Cluster(None) => {
+                cached.ok_or_else(|| ClientError::unexpected("the master"))?
+            }
+            _ => return Err(ClientError::unexpected("the master")),
+        };
+        self.inner.view.store(Some(Arc::new((Instant::now(), Arc::clone(&view)))));
+        Ok(view)
+    }
+
+    /// Notes that a call to a node begins; dropping the guard ends it.
+    pub(crate) fn begin(&self, node: NodeId) -> InFlight {
+        self.with_node(node, |load| load.in_flight += 1);
+        InFlight { cluster: self.clone(), node }
+    }
+
+    /// Notes that a node failed: it is asked last for a while.
+    pub(crate) fn suspect(&self, node: NodeId) {
+        self.with_node(node, |load| load.suspect_until = Some(Instant::now() + SUSPECT_FOR));
+    }
+
+    fn with_node<R>(&self, node: NodeId, change: impl FnOnce(&mut NodeLoad) -> R) -> R {
+        let mut nodes = self.inner.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        change(nodes.entry(node).or_default())
+    }
+}
+
+fn deadline_of(request: &MasterRequest) -> Duration {
+    match request {
+        // The master reads the pages from the chunkservers first.
+        MasterRequest::Change { change: Change::Admit { .. }, .. } => Duration::from_secs(60),
+        // A change is retried past a change of leader.
+        _ => limits::METADATA_DEADLINE * 3,
+    }
+}
+
+impl Load for Cluster {
+    fn in_flight(&self, node: NodeId) -> u64 {
+        self.with_node(node, |load| load.in_flight)
+    }
+
+    fn suspect(&self, node: NodeId) -> bool {
+        self.with_node(node, |load| {
+            load.suspect_until.is_some_and(|until| Instant::now() < until)
+        })
+    }
+}
+
+/// A call under way to a node.
+pub(crate) struct InFlight {
+    cluster: Cluster,
+    node: NodeId,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.cluster.with_node(self.node, |load| load.in_flight = load.in_flight.saturating_sub(1));
+    }
+}

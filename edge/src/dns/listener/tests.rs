@@ -1,0 +1,250 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use atoll_net::{
+    shutdown::{ShutdownTrigger, pair},
+    task::{AbortOnDrop, spawn},
+};
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, TestRunner},
+};
+
+use super::*;
+use crate::dns::EdgeView;
+
+/// Long enough for a loaded machine; a test waits for it only when it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    addr: SocketAddr,
+    view: watch::Sender<Arc<DnsView>>,
+    trigger: ShutdownTrigger,
+    task: AbortOnDrop<()>,
+}
+
+impl Server {
+    async fn start(view: DnsView) -> Server {
+        let listener = bind(&DnsConfig::default()).await.unwrap();
+        let addr = listener.local_addr();
+        let (view, views) = watch::channel(Arc::new(view));
+        let (trigger, shutdown) = pair();
+        let task = AbortOnDrop::new(spawn("dns", listener.serve(views, shutdown)));
+        Server {
+            addr,
+            view,
+            trigger,
+            task,
+        }
+    }
+
+    async fn udp(&self, query: &Message) -> Message {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(self.addr).await.unwrap();
+        let mut buffer = [0; 2048];
+        // The datagram may be lost behind a burst of others.
+        for _ in 0..20 {
+            socket.send(&query.to_vec().unwrap()).await.unwrap();
+            let received = timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await;
+            if let Ok(length) = received {
+                return Message::from_vec(&buffer[..length.unwrap()]).unwrap();
+            }
+        }
+        panic!("no reply over UDP");
+    }
+
+    async fn tcp(&self, queries: &[Message]) -> Vec<Message> {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let packets = queries
+            .iter()
+            .map(|query| framed(&query.to_vec().unwrap()).unwrap());
+        stream
+            .write_all(&packets.collect::<Vec<_>>().concat())
+            .await
+            .unwrap();
+        let mut replies = Vec::new();
+        for _ in queries {
+            replies.push(read_reply(&mut stream).await);
+        }
+        replies
+    }
+}
+
+async fn read_reply(stream: &mut TcpStream) -> Message {
+    let read = async {
+        let mut reply = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut reply).await.unwrap();
+        Message::from_vec(&reply).unwrap()
+    };
+    timeout(PATIENCE, read).await.unwrap()
+}
+
+/// Three edges with `addrs` addresses each.
+fn view(addrs: u8) -> DnsView {
+    let edge = |index: u8| EdgeView {
+        name: format!("edge-{index}"),
+        region: "eu".to_owned(),
+        addrs: (0..addrs)
+            .map(|last| IpAddr::from([192, 0, index, last]))
+            .collect(),
+        https_port: 443,
+        ready: true,
+        weight: 1,
+    };
+    DnsView {
+        ready: true,
+        edges: (1..=3).map(edge).collect(),
+        sites: ["docs".to_owned()].into(),
+        ..DnsView::default()
+    }
+}
+
+fn query(id: u16, name: &str) -> Message {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message
+        .queries
+        .push(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message
+}
+
+#[tokio::test]
+async fn udp_and_tcp_answer_on_one_port_and_follow_the_view() {
+    let mut server = Server::start(DnsView::default()).await;
+    let docs = query(1, "docs.atoll.test.");
+    assert_eq!(
+        server.udp(&docs).await.metadata.response_code,
+        ResponseCode::ServFail
+    );
+    let mut now = view(1);
+    server.view.send_replace(Arc::new(now.clone()));
+    // The task that follows the view runs when it runs.
+    let answered = async {
+        while server.udp(&docs).await.answers.len() != 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, answered).await.unwrap();
+    now.edges[0].ready = false;
+    server.view.send_replace(Arc::new(now));
+    let left = async {
+        while server.tcp(std::slice::from_ref(&docs)).await[0]
+            .answers
+            .len()
+            != 2
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, left).await.unwrap();
+    server.trigger.trigger();
+    timeout(PATIENCE, server.task.join())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(TcpStream::connect(server.addr).await.is_err());
+}
+
+#[tokio::test]
+async fn a_cut_reply_is_whole_over_tcp_and_queries_may_be_sent_ahead() {
+    let server = Server::start(view(20)).await;
+    let docs = query(1, "docs.atoll.test.");
+    let cut = server.udp(&docs).await;
+    assert!(cut.metadata.truncation && cut.answers.is_empty());
+    let queries = [docs, query(2, "nope.atoll.test."), query(3, "example.org.")];
+    let replies = server.tcp(&queries).await;
+    assert_eq!(replies[0].answers.len(), 32);
+    let codes: Vec<_> = replies
+        .iter()
+        .map(|reply| reply.metadata.response_code)
+        .collect();
+    assert_eq!(
+        codes,
+        [
+            ResponseCode::NoError,
+            ResponseCode::NXDomain,
+            ResponseCode::Refused
+        ]
+    );
+    assert_eq!(
+        replies
+            .iter()
+            .map(|reply| reply.metadata.id)
+            .collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+}
+
+#[tokio::test]
+async fn a_query_may_come_in_pieces_and_one_that_is_too_long_ends_the_connection() {
+    let server = Server::start(view(1)).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in framed(&query(9, "docs.atoll.test.").to_vec().unwrap()).unwrap() {
+        stream.write_all(&[byte]).await.unwrap();
+    }
+    assert_eq!(read_reply(&mut stream).await.metadata.id, 9);
+    stream.write_all(&[0xff, 0xff, 0]).await.unwrap();
+    let end = timeout(PATIENCE, stream.read_u8()).await.unwrap();
+    assert!(end.is_err());
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_used_again() {
+    let server = Server::start(view(1)).await;
+    let mut held = Vec::new();
+    for id in 0..u16::try_from(CONNECTIONS_MAX).unwrap() {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        let packet = framed(&query(id, "docs.atoll.test.").to_vec().unwrap()).unwrap();
+        stream.write_all(&packet).await.unwrap();
+        read_reply(&mut stream).await;
+        held.push(stream);
+    }
+    let mut extra = TcpStream::connect(server.addr).await.unwrap();
+    assert!(timeout(PATIENCE, extra.read_u8()).await.unwrap().is_err());
+    held.pop();
+    let again = async {
+        loop {
+            let mut stream = TcpStream::connect(server.addr).await.unwrap();
+            let packet = framed(&query(7, "docs.atoll.test.").to_vec().unwrap()).unwrap();
+            if stream.write_all(&packet).await.is_ok() && stream.read_u16().await.is_ok() {
+                break;
+            }
+        }
+    };
+    timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_bytes_leave_the_server_answering() {
+    let server = Server::start(view(1)).await;
+    let mut runner = TestRunner::new(Config::default());
+    let bytes = prop::collection::vec(any::<u8>(), 0..1200);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for round in 0..300 {
+        let bytes = bytes.new_tree(&mut runner).unwrap().current();
+        socket.send_to(&bytes, server.addr).await.unwrap();
+        if round % 10 == 0 {
+            let mut stream = TcpStream::connect(server.addr).await.unwrap();
+            // The server may hang up in the middle of nonsense.
+            stream.write_all(&bytes).await.ok();
+        }
+    }
+    let docs = query(5, "docs.atoll.test.");
+    assert_eq!(server.udp(&docs).await.answers.len(), 3);
+    assert_eq!(server.tcp(&[docs]).await[0].answers.len(), 3);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_names_it() {
+    let server = Server::start(view(1)).await;
+    let config = DnsConfig {
+        listen: server.addr,
+        ..DnsConfig::default()
+    };
+    let error = bind(&config).await.unwrap_err();
+    assert!(error.to_string().contains(&server.addr.to_string()));
+}

@@ -1,0 +1,105 @@
+//! From the host of a request to the site and alias it names: pure.
+//!
+//! `<site>.<suffix>` is the site's `production` alias, `<alias>--<site>.<suffix>` another one; a
+//! site's own domains name its `production` too. Suffixes are `localhost` and the cluster's zone.
+
+use atoll_proto::{AliasName, SiteName};
+
+use super::table::Table;
+
+/// What a host name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName {
+    /// The site, which may not exist.
+    pub site: SiteName,
+    /// Its alias, which may not exist.
+    pub alias: AliasName,
+}
+
+/// Takes the port and a final dot off a host and lowers its case. `None` for what is no host name.
+pub fn normalized(host: &str) -> Option<String> {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) => return None,
+        None => host,
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
+        return None;
+    }
+    Some(name.to_ascii_lowercase())
+}
+
+/// What a normalized host names, if it is one of ours.
+pub fn resolve(host: &str, suffixes: &[String], table: &Table) -> Option<HostName> {
+    if let Some(site) = table.domain(host) {
+        return Some(HostName { site: site.clone(), alias: AliasName::production() });
+    }
+    let label = suffixes.iter().find_map(|suffix| host.strip_suffix(suffix)?.strip_suffix('.'))?;
+    match label.split_once("--") {
+        Some((alias, site)) => {
+            Some(HostName { site: site.parse().ok()?, alias: alias.parse().ok()? })
+        }
+        None => Some(HostName { site: label.parse().ok()?, alias: AliasName::production() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::publish::{PublishEntry, PublishEvent, Site};
+    use atoll_proto::{ClusterId, Seq};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn hosts_are_normalized() {
+        assert_eq!(normalized("Blog.LocalHost:8443").unwrap(), "blog.localhost");
+        assert_eq!(normalized("blog.atoll.test.").unwrap(), "blog.atoll.test");
+        for bad in ["", ":443", "a b", "a/b", "[::1]:443", "a:b", "é.test", "a\r\nb"] {
+            assert_eq!(normalized(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_lead_to_sites_and_aliases() {
+        let mut table = Table::empty(ClusterId([0; 16]));
+        table.apply(&PublishEntry {
+            seq: Seq(1),
+            at_ms: 0,
+            event: PublishEvent::SiteSet(Site {
+                name: "shop".parse().unwrap(),
+                domains: vec!["shop.example".to_owned()],
+                created_ms: 0,
+            }),
+        });
+        let suffixes = ["localhost".to_owned(), "atoll.test".to_owned()];
+        let found = |host: &str| {
+            resolve(host, &suffixes, &table).map(|found| format!("{}/{}", found.site, found.alias))
+        };
+        assert_eq!(found("blog.localhost").unwrap(), "blog/production");
+        assert_eq!(found("blog.atoll.test").unwrap(), "blog/production");
+        assert_eq!(found("preview-7--blog.localhost").unwrap(), "blog/preview-7");
+        assert_eq!(found("shop.example").unwrap(), "shop/production");
+        for unknown in [
+            "localhost", "atoll.test", "blog.example", "a.b.localhost", "blogatoll.test",
+            "--blog.localhost", "blog--.localhost", "-blog.localhost", "example",
+        ] {
+            assert_eq!(found(unknown), None, "{unknown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_host_panics(host in any::<String>(), near in "[a-z.:-]{0,20}localhost(:[0-9]{0,3})?") {
+            for host in [host, near] {
+                if let Some(host) = normalized(&host) {
+                    let table = Table::empty(ClusterId([0; 16]));
+                    resolve(&host, &["localhost".to_owned()], &table);
+                }
+            }
+        }
+    }
+}

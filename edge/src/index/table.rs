@@ -1,0 +1,241 @@
+//! Sites and aliases as of one entry of the publish log: pure.
+//!
+//! [`super::follow`] applies entries to a copy and puts it in force; [`crate::http`] reads it;
+//! [`super::snapshot`] stores it. A table is never changed while somebody may read it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use atoll_proto::publish::{Alias, PublishEntry, PublishEvent, PublishSnapshot, Site};
+use atoll_proto::{AliasName, ClusterId, Seq, SiteName};
+
+/// The state of all sites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    cluster: ClusterId,
+    seq: Seq,
+    /// Whether the table ever came from the masters.
+    known: bool,
+    sites: BTreeMap<SiteName, Arc<SiteState>>,
+    domains: HashMap<String, SiteName>,
+}
+
+/// One site and its aliases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteState {
+    /// Its configuration.
+    pub site: Site,
+    /// Its aliases.
+    pub aliases: BTreeMap<AliasName, Alias>,
+}
+
+impl Table {
+    /// A table that knows nothing yet.
+    pub fn empty(cluster: ClusterId) -> Table {
+        Table {
+            cluster,
+            seq: Seq(0),
+            known: false,
+            sites: BTreeMap::new(),
+            domains: HashMap::new(),
+        }
+    }
+
+    /// The table a snapshot describes. Aliases of sites it does not have are left out.
+    pub fn of_snapshot(cluster: ClusterId, snapshot: PublishSnapshot) -> Table {
+        let mut table = Table { seq: snapshot.seq, known: true, ..Table::empty(cluster) };
+        for site in snapshot.sites {
+            table.set_site(site);
+        }
+        for alias in snapshot.aliases {
+            table.set_alias(alias);
+        }
+        table
+    }
+
+    /// What [`Table::of_snapshot`] reads.
+    pub fn to_snapshot(&self) -> PublishSnapshot {
+        PublishSnapshot {
+            seq: self.seq,
+            sites: self.sites.values().map(|state| state.site.clone()).collect(),
+            aliases: (self.sites.values())
+                .flat_map(|state| state.aliases.values().cloned())
+                .collect(),
+        }
+    }
+
+    /// Makes the change of one entry. One that is older than the table changes nothing.
+    pub fn apply(&mut self, entry: &PublishEntry) {
+        if self.known && entry.seq <= self.seq {
+            return;
+        }
+        match &entry.event {
+            PublishEvent::SiteSet(site) => self.set_site(site.clone()),
+            PublishEvent::SiteRemoved(site) => self.remove_site(site),
+            PublishEvent::AliasSet(alias) => self.set_alias(alias.clone()),
+            PublishEvent::AliasRemoved { site, alias } => {
+                if let Some(state) = self.sites.get_mut(site) {
+                    Arc::make_mut(state).aliases.remove(alias);
+                }
+            }
+            PublishEvent::Invalidate { .. } => {}
+        }
+        self.advance(entry.seq);
+    }
+
+    /// Notes that there is nothing else up to `seq`.
+    pub fn advance(&mut self, seq: Seq) {
+        self.known = true;
+        self.seq = self.seq.max(seq);
+    }
+
+    /// The cluster it belongs to.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The last entry that is applied.
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// Whether it ever came from the masters; an empty table that did not is no answer.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// A site.
+    pub fn site(&self, name: &SiteName) -> Option<&Arc<SiteState>> {
+        self.sites.get(name)
+    }
+
+    /// All sites.
+    pub fn sites(&self) -> impl Iterator<Item = &SiteState> {
+        self.sites.values().map(Arc::as_ref)
+    }
+
+    /// The site that has this domain as its own.
+    pub fn domain(&self, host: &str) -> Option<&SiteName> {
+        self.domains.get(host)
+    }
+
+    /// All domains that belong to sites.
+    pub fn domains(&self) -> impl Iterator<Item = (&String, &SiteName)> {
+        self.domains.iter()
+    }
+
+    fn set_site(&mut self, site: Site) {
+        self.domains.retain(|_, owner| *owner != site.name);
+        for domain in &site.domains {
+            self.domains.insert(domain.clone(), site.name.clone());
+        }
+        match self.sites.get_mut(&site.name) {
+            Some(state) => Arc::make_mut(state).site = site,
+            None => {
+                let state = SiteState { site: site.clone(), aliases: BTreeMap::new() };
+                self.sites.insert(site.name, Arc::new(state));
+            }
+        }
+    }
+
+    fn remove_site(&mut self, site: &SiteName) {
+        self.domains.retain(|_, owner| owner != site);
+        self.sites.remove(site);
+    }
+
+    fn set_alias(&mut self, alias: Alias) {
+        if let Some(state) = self.sites.get_mut(&alias.site) {
+            Arc::make_mut(state).aliases.insert(alias.alias.clone(), alias);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::ChunkId;
+
+    use super::*;
+
+    fn site(name: &str, domains: &[&str]) -> PublishEvent {
+        PublishEvent::SiteSet(Site {
+            name: name.parse().unwrap(),
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            created_ms: 1,
+        })
+    }
+
+    fn alias(site: &str, alias: &str, deploy: &str) -> PublishEvent {
+        PublishEvent::AliasSet(Alias {
+            site: site.parse().unwrap(),
+            alias: alias.parse().unwrap(),
+            deploy: ChunkId::of(deploy.as_bytes()),
+            seq: Seq(0),
+            at_ms: 0,
+        })
+    }
+
+    fn table(events: Vec<PublishEvent>) -> Table {
+        let mut table = Table::empty(ClusterId([7; 16]));
+        for (index, event) in events.into_iter().enumerate() {
+            table.apply(&PublishEntry { seq: Seq(index as u64 + 1), at_ms: 0, event });
+        }
+        table
+    }
+
+    fn current(table: &Table, site: &str, alias: &str) -> Option<ChunkId> {
+        let state = table.site(&site.parse().unwrap())?;
+        state.aliases.get(&alias.parse().unwrap()).map(|alias| alias.deploy)
+    }
+
+    #[test]
+    fn entries_change_sites_and_aliases() {
+        let mut now = table(vec![
+            site("a", &["a.example"]),
+            alias("a", "production", "1"),
+            alias("a", "preview", "2"),
+            alias("a", "production", "3"),
+        ]);
+        assert_eq!(current(&now, "a", "production"), Some(ChunkId::of(b"3")));
+        assert_eq!(now.seq(), Seq(4));
+        let old = PublishEntry { seq: Seq(2), at_ms: 0, event: alias("a", "production", "old") };
+        now.apply(&old);
+        assert_eq!(current(&now, "a", "production"), Some(ChunkId::of(b"3")));
+        let event = PublishEvent::AliasRemoved {
+            site: "a".parse().unwrap(),
+            alias: "preview".parse().unwrap(),
+        };
+        now.apply(&PublishEntry { seq: Seq(9), at_ms: 0, event });
+        assert_eq!(current(&now, "a", "preview"), None);
+        now.apply(&PublishEntry { seq: Seq(10), at_ms: 0, event: site("a", &["b.example"]) });
+        assert!(now.domain("a.example").is_none() && now.domain("b.example").is_some());
+        assert!(current(&now, "a", "production").is_some());
+        let event = PublishEvent::SiteRemoved("a".parse().unwrap());
+        now.apply(&PublishEntry { seq: Seq(11), at_ms: 0, event });
+        assert!(now.sites().next().is_none() && now.domains().next().is_none());
+    }
+
+    #[test]
+    fn a_snapshot_is_the_whole_state() {
+        let now = table(vec![
+            site("a", &["a.example"]),
+            site("b", &[]),
+            alias("a", "production", "1"),
+            alias("b", "preview", "2"),
+        ]);
+        assert_eq!(Table::of_snapshot(now.cluster(), now.to_snapshot()), now);
+    }
+
+    #[test]
+    fn a_copy_does_not_change_with_its_original() {
+        let before = table(vec![site("a", &[]), alias("a", "production", "1")]);
+        let mut after = before.clone();
+        after.apply(&PublishEntry {
+            seq: Seq(5),
+            at_ms: 0,
+            event: alias("a", "production", "2"),
+        });
+        assert_eq!(current(&before, "a", "production"), Some(ChunkId::of(b"1")));
+        assert_eq!(current(&after, "a", "production"), Some(ChunkId::of(b"2")));
+    }
+}

@@ -1,0 +1,101 @@
+//! What clients, masters and peers ask of a chunkserver.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ChunkId, Epoch, NodeId, SessionId, receipt::Receipt};
+
+/// A request to a chunkserver. Variant numbers are stable on the wire: only append.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChunkRequest {
+    /// Store chunks. The body is their bytes one after the other.
+    Put(Put),
+    /// Read part of one chunk. The body of the answer is the bytes.
+    Get(Get),
+    /// Read several whole chunks; the answer says which of them are in the body.
+    GetMany(GetMany),
+    /// Which of these chunks are here?
+    Has {
+        /// At most `limits::IDS_MAX`.
+        ids: Vec<ChunkId>,
+    },
+    /// How the server does.
+    Stat,
+}
+
+/// Store chunks: sent once by the client to the head, which relays to the other members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put {
+    /// The session that will commit them.
+    pub session: SessionId,
+    /// Epoch of the placement table the sender used.
+    pub epoch: Epoch,
+    /// What the body holds, in order. At most `limits::PUT_CHUNKS_MAX`, all in placement groups
+    /// of which the receiver is a member.
+    pub chunks: Vec<(ChunkId, u32)>,
+    /// True for the client's request: relay to the other members, and answer when enough of them
+    /// have the chunks on disk. False between servers.
+    pub relay: bool,
+}
+
+/// Read part of one chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Get {
+    /// Which.
+    pub id: ChunkId,
+    /// First byte.
+    pub offset: u32,
+    /// How many bytes; past the end is cut. `u32::MAX` for all.
+    pub len: u32,
+}
+
+/// Read several whole chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetMany {
+    /// Which, at most `limits::PUT_CHUNKS_MAX`.
+    pub ids: Vec<ChunkId>,
+}
+
+/// A chunkserver's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChunkResponse {
+    /// To `Put`: a receipt of each server that has (some of) the chunks on disk.
+    Stored {
+        /// For each chunk at least the durable quorum of its group is among them.
+        receipts: Vec<Receipt>,
+        /// Members that could not be reached or failed, for the log.
+        failed: Vec<NodeId>,
+    },
+    /// To `Get`: the bytes are the body. The server has verified the whole chunk's hash.
+    Bytes {
+        /// Length of the whole chunk.
+        chunk_len: u32,
+    },
+    /// To `GetMany`: lengths in the order asked; `None` for chunks that are not here or did not
+    /// fit in the body any more (then `complete` is false). Present ones follow one another in
+    /// the body.
+    Many {
+        /// One entry per id asked.
+        lens: Vec<Option<u32>>,
+        /// False when the body limit cut the answer short: ask again for the rest.
+        complete: bool,
+    },
+    /// To `Has`: one entry per id asked.
+    Present(Vec<bool>),
+    /// To `Stat`.
+    Stat(ChunkStat),
+}
+
+/// How a chunkserver does; also sent with heartbeats.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkStat {
+    /// Chunks it has.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes free on its disk.
+    pub free_bytes: u64,
+    /// Size of its disk.
+    pub total_bytes: u64,
+    /// Chunks found with a wrong hash since it was set up.
+    pub corrupt_found: u64,
+}

@@ -1,0 +1,129 @@
+//! The nodes and the placement group table, as clients cache them.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClusterId, Epoch, NodeId, PgId, ids::PG_COUNT, limits};
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeKind {
+    /// Keeps chunks.
+    Chunkserver,
+    /// Serves visitors (roles edge, shield, dns in any mix).
+    Edge,
+}
+
+/// Whether a node is to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Heard of lately.
+    Up,
+    /// Silent for longer than `limits::HEARTBEAT_LOST`.
+    Down,
+}
+
+/// A node as its owner describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its number; never used again after the node is removed.
+    pub id: NodeId,
+    /// Its name, unique in the cluster, also in its certificate.
+    pub name: String,
+    /// What it does.
+    pub kind: NodeKind,
+    /// Where other nodes reach it (QUIC).
+    pub addr: SocketAddr,
+    /// Failure domain: replicas go to different zones.
+    pub zone: String,
+    /// Where it is, for visitors: edges answer near ones.
+    pub region: String,
+    /// Share of the data relative to other chunkservers.
+    pub weight: u32,
+    /// Set for edges.
+    pub edge: Option<EdgeInfo>,
+}
+
+/// What an edge tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeInfo {
+    /// Serves visitors over HTTP.
+    pub serves: bool,
+    /// Is a shield: fills other edges' misses.
+    pub shield: bool,
+    /// Answers DNS.
+    pub dns: bool,
+    /// Public addresses that DNS answers may hold.
+    pub public: Vec<std::net::IpAddr>,
+    /// Plain HTTP port.
+    pub http_port: u16,
+    /// HTTPS port, one number for TCP and UDP.
+    pub https_port: u16,
+}
+
+/// A node and how it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// What it is.
+    pub info: NodeInfo,
+    /// Whether it is heard of.
+    pub state: NodeState,
+    /// Whether it says it can do its work (an edge: has the publish log and a certificate).
+    pub ready: bool,
+}
+
+/// The members of every placement group. Stored in the replicated state; placement code only
+/// proposes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgTable {
+    /// Grows with every change.
+    pub epoch: Epoch,
+    /// One list of ordered members per placement group, [`PG_COUNT`] of them.
+    pub members: Vec<Vec<NodeId>>,
+}
+
+impl PgTable {
+    /// A table without members, for a cluster that has no chunkservers yet.
+    pub fn empty() -> Self {
+        Self { epoch: Epoch(0), members: vec![Vec::new(); usize::from(PG_COUNT)] }
+    }
+
+    /// The members of a placement group, in order of preference.
+    pub fn of(&self, pg: PgId) -> &[NodeId] {
+        self.members.get(usize::from(pg.0)).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many members must have a chunk on disk before a write is acknowledged.
+    pub fn durable_quorum(&self, pg: PgId) -> usize {
+        self.of(pg).len().clamp(1, limits::REPLICAS_DURABLE)
+    }
+}
+
+/// What a client needs to find everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Which cluster this is.
+    pub cluster: ClusterId,
+    /// The log index this view was read at.
+    pub index: u64,
+    /// Chunk size for new files, in bytes.
+    pub chunk_bytes: u32,
+    /// All nodes but the masters.
+    pub nodes: Vec<NodeView>,
+    /// Where chunks are.
+    pub table: PgTable,
+    /// The DNS zone under which sites have names, such as `atoll.test`.
+    pub zone: Option<String>,
+    /// What a site's URL looks like from outside, with `{site}` in it; none when unknown.
+    pub url_template: Option<String>,
+}
+
+impl ClusterView {
+    /// The node with this id.
+    pub fn node(&self, id: NodeId) -> Option<&NodeView> {
+        self.nodes.iter().find(|node| node.info.id == id)
+    }
+}

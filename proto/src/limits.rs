@@ -1,0 +1,83 @@
+//! Every bound on one page. A limit that two places must agree on is here and nowhere else.
+
+use std::time::Duration;
+
+/// Default length of a chunk in bytes; files are cut at multiples of it.
+pub const CHUNK_BYTES: u32 = 1 << 20;
+/// The largest chunk any cluster setting allows, and so the largest any node accepts.
+pub const CHUNK_BYTES_MAX: u32 = 8 << 20;
+/// The smallest chunk size a cluster may be set to.
+pub const CHUNK_BYTES_MIN: u32 = 256 << 10;
+
+/// Longest encoded head of a message.
+pub const HEAD_BYTES_MAX: usize = 4 << 20;
+/// Longest body of a message.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+/// Most chunks one put may carry.
+pub const PUT_CHUNKS_MAX: usize = 1024;
+/// A batch of small chunks is sent when it holds this many bytes.
+pub const PUT_BATCH_BYTES: usize = 4 << 20;
+/// Most ids one question or commit may name.
+pub const IDS_MAX: usize = 65_536;
+
+/// A content list longer than this becomes list chunks.
+pub const CONTENT_INLINE_CHUNKS_MAX: usize = 1000;
+/// Entries of one list chunk.
+pub const LIST_CHUNK_ENTRIES: usize = 16_384;
+
+/// Target, smallest and largest length of a manifest page in bytes.
+pub const PAGE_BYTES: usize = 64 << 10;
+/// A page is not cut before it has this many bytes.
+pub const PAGE_BYTES_MIN: usize = 16 << 10;
+/// A page is always cut when the next entry would pass this.
+pub const PAGE_BYTES_MAX: usize = 192 << 10;
+/// Deepest page tree a reader follows (fan-out is in the hundreds, so 4 levels hold 10^9 files).
+pub const PAGE_DEPTH_MAX: usize = 8;
+
+/// Longest path of a file within a site, in bytes.
+pub const SITE_PATH_BYTES_MAX: usize = 4096;
+/// Longest name of a directory entry, in bytes (POSIX NAME_MAX on Linux).
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest target of a symbolic link, in bytes.
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Longest site or alias name: it must fit a DNS label.
+pub const SITE_NAME_BYTES_MAX: usize = 63;
+/// Longest deploy message in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1024;
+/// Most directory entries in one reply.
+pub const READDIR_ENTRIES_MAX: usize = 4096;
+/// Most patterns in one invalidation.
+pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
+/// Most entries of the publish log in one reply.
+pub const WATCH_ENTRIES_MAX: usize = 512;
+
+/// Copies a chunk has when there are enough chunkservers.
+pub const REPLICAS: usize = 3;
+/// Copies that must be on disk before a write is acknowledged, when there are that many servers.
+pub const REPLICAS_DURABLE: usize = 2;
+
+/// How long a receipt may be used in a commit.
+pub const RECEIPT_LIFETIME: Duration = Duration::from_secs(6 * 3600);
+/// A session without a request for this long is forgotten.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How often nodes send heartbeats to the master.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// A node that was silent for this long is taken to be down.
+pub const HEARTBEAT_LOST: Duration = Duration::from_secs(5);
+/// Longest wait of a watch request before it is answered empty.
+pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(10);
+/// An edge that has not asked for the publish log for this long is no longer waited for.
+pub const EDGE_LOST: Duration = Duration::from_secs(10);
+/// Deadline of a metadata request.
+pub const METADATA_DEADLINE: Duration = Duration::from_secs(10);
+/// Deadline of a chunk request.
+pub const CHUNK_DEADLINE: Duration = Duration::from_secs(15);
+
+const _: () = assert!(CHUNK_BYTES >= CHUNK_BYTES_MIN && CHUNK_BYTES <= CHUNK_BYTES_MAX);
+const _: () = assert!(CHUNK_BYTES_MAX as usize <= BODY_BYTES_MAX);
+const _: () = assert!(PUT_BATCH_BYTES + CHUNK_BYTES_MAX as usize <= BODY_BYTES_MAX);
+const _: () = assert!(PAGE_BYTES_MAX < CHUNK_BYTES_MIN as usize);
+const _: () = assert!(IDS_MAX * 40 < HEAD_BYTES_MAX);
+const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);
+const _: () = assert!(REPLICAS_DURABLE <= REPLICAS);
+const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < HEARTBEAT_LOST.as_millis());

@@ -1,0 +1,380 @@
+//! What everybody asks of the master.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ChunkId, ClusterId, DeployId, Epoch, NodeId, Seq, SessionId, SiteName,
+    chunk::ChunkStat,
+    cluster::{ClusterView, NodeInfo},
+    namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
+    publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
+    receipt::{Receipt, ReceiptKey},
+};
+
+/// A request to a master. Variant numbers are stable on the wire: only append.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MasterRequest {
+    /// Open a session. Answered with `Session`.
+    OpenSession {
+        /// For people: program, host, process.
+        name: String,
+    },
+    /// A change, done exactly once however often it is sent. Answered with `Changed`.
+    Change {
+        /// In which session.
+        session: SessionId,
+        /// The number of the request within the session; a repeat gets the first answer again.
+        number: u64,
+        /// All requests numbered below this one are answered: their replies may be forgotten.
+        /// At most 1,024 requests may be open at a time.
+        acked_below: u64,
+        /// What to change.
+        change: Change,
+    },
+    /// A question about the namespace, linearizable. Answered with `Namespace`.
+    Namespace(NamespaceQuery),
+    /// Nodes and placement. Answered with `Cluster`.
+    Cluster {
+        /// Answer `None` when nothing changed since this index.
+        known_index: Option<u64>,
+    },
+    /// Which of these chunks are in the object table? Answered with `Known`.
+    Known {
+        /// At most `limits::IDS_MAX`.
+        ids: Vec<ChunkId>,
+    },
+    /// All sites. Answered with `Sites`.
+    Sites,
+    /// One site with aliases. Answered with `Site`.
+    Site {
+        /// Which.
+        site: SiteName,
+    },
+    /// Deploys of a site, latest first. Answered with `Deploys`.
+    Deploys {
+        /// Of which site.
+        site: SiteName,
+        /// Only deploys with a smaller seq.
+        before: Option<Seq>,
+        /// At most this many (and at most 1,000).
+        limit: u32,
+    },
+    /// Follow the publish log. Waits until there is an entry after `after`, or `wait_ms`. From an
+    /// edge it also says what that edge has applied. Answered with `Log` or `Snapshot`.
+    Watch {
+        /// The last entry the asker knows; 0 for none.
+        after: Seq,
+        /// For an edge: its id; every entry up to `after` is applied there.
+        edge: Option<NodeId>,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
+    /// Wait until every live edge has applied this entry, or `wait_ms`. Answered with `Applied`.
+    WaitApplied {
+        /// Which entry.
+        seq: Seq,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
+    /// A node introduces itself at its start. Answered with `Registered`.
+    Register {
+        /// What it is.
+        info: NodeInfo,
+    },
+    /// A node is alive. Answered with `Heard`.
+    Heartbeat {
+        /// Which node.
+        node: NodeId,
+        /// Whether it can do its work.
+        ready: bool,
+        /// For chunkservers.
+        stat: Option<ChunkStat>,
+    },
+    /// How the cluster does. Answered with `Status`.
+    Status,
+    /// All tokens, without their secrets. Answered with `Tokens`.
+    Tokens,
+    /// Between masters: a message of the consensus protocol. Answered with `Raft`.
+    Raft {
+        /// Encoded by the master.
+        message: Bytes,
+    },
+}
+
+/// A change to the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Of the namespace.
+    Namespace(NamespaceOp),
+    /// Of sites, aliases, deploys.
+    Site(SiteOp),
+    /// Admit manifest pages and list chunks, whose children are all known or covered: leaves
+    /// first, the root last. The master reads them from the chunkservers.
+    Admit {
+        /// The pages (any order within one request as long as children come in earlier requests
+        /// or earlier in the list).
+        pages: Vec<AdmitPage>,
+        /// Cover for the pages and their children.
+        receipts: Vec<Receipt>,
+    },
+    /// Create a token. Answered with `TokenMade`.
+    TokenCreate {
+        /// BLAKE3 of the secret; the secret never reaches the log.
+        hash: ChunkId,
+        /// What it may do.
+        grant: Grant,
+    },
+    /// Remove a token by its public id.
+    TokenRemove {
+        /// The id `Tokens` shows.
+        id: u64,
+    },
+}
+
+/// A page or list chunk to admit. A chunk of kind `Data` has no children and needs only cover: an
+/// upload stages what it has sent so far in this way, so that it can be resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmitPage {
+    /// Which chunk.
+    pub id: ChunkId,
+    /// How to read it.
+    pub kind: ObjectKind,
+}
+
+/// What a chunk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// File bytes.
+    Data,
+    /// A manifest page; it counts its children.
+    Page,
+    /// A list chunk; it counts its extents.
+    List,
+}
+
+/// What a token may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// For people.
+    pub name: String,
+    /// The verbs it allows.
+    pub verbs: Vec<Verb>,
+    /// Only on this site; `None` for all.
+    pub site: Option<SiteName>,
+    /// Milliseconds since the Unix epoch after which it is void; `None` for never.
+    pub expires_ms: Option<u64>,
+}
+
+/// What a request needs to be allowed to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// Read files, sites, status.
+    Read,
+    /// Change the namespace.
+    Write,
+    /// Deploy, move aliases, invalidate.
+    Deploy,
+    /// Sites, tokens, nodes.
+    Admin,
+}
+
+/// A token as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its public id.
+    pub id: u64,
+    /// What it may do.
+    pub grant: Grant,
+    /// When it was made, milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// A master's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MasterResponse {
+    /// To `OpenSession`.
+    Session {
+        /// Its id.
+        session: SessionId,
+        /// The cluster.
+        cluster: ClusterId,
+    },
+    /// To `Change`.
+    Changed {
+        /// Log index of the change.
+        index: u64,
+        /// What came of it.
+        reply: Changed,
+    },
+    /// To `Namespace`.
+    Namespace {
+        /// Log index the answer was read at.
+        index: u64,
+        /// The answer.
+        reply: NamespaceReply,
+    },
+    /// To `Cluster`; `None` when nothing changed.
+    Cluster(Option<Box<ClusterView>>),
+    /// To `Known`: one entry per id asked.
+    Known(Vec<bool>),
+    /// To `Sites`.
+    Sites(Vec<(Site, Vec<Alias>)>),
+    /// To `Site`.
+    Site {
+        /// The site.
+        site: Site,
+        /// Its aliases.
+        aliases: Vec<Alias>,
+    },
+    /// To `Deploys`.
+    Deploys(Vec<Deploy>),
+    /// To `Watch`: entries in order; empty when the wait ended.
+    Log {
+        /// At most `limits::WATCH_ENTRIES_MAX`.
+        entries: Vec<PublishEntry>,
+        /// The asker is up to date with this entry once it has applied `entries`.
+        upto: Seq,
+    },
+    /// To `Watch` when the log no longer reaches back to `after`.
+    Snapshot(Box<PublishSnapshot>),
+    /// To `WaitApplied`.
+    Applied {
+        /// Live edges that have applied the entry.
+        acked: Vec<String>,
+        /// Live edges that have not, when the wait ended.
+        waiting: Vec<String>,
+        /// Edges that are down and were not waited for.
+        down: Vec<String>,
+    },
+    /// To `Register`.
+    Registered {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Signs receipts; only given to chunkservers.
+        receipt_key: Option<ReceiptKey>,
+        /// Current epoch of the placement table.
+        epoch: Epoch,
+        /// The highest term the master has seen.
+        term: u64,
+    },
+    /// To `Heartbeat`.
+    Heard {
+        /// Current epoch; fetch the table when it is newer than yours.
+        epoch: Epoch,
+        /// The master's term.
+        term: u64,
+        /// False: the master does not know this node; register again.
+        known: bool,
+    },
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Tokens`.
+    Tokens(Vec<TokenView>),
+    /// To `Raft`.
+    Raft {
+        /// Encoded by the master.
+        message: Bytes,
+    },
+}
+
+/// What came of a [`Change`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Changed {
+    /// Of the namespace.
+    Namespace(NamespaceReply),
+    /// Of a site.
+    Site(Published),
+    /// Pages are admitted.
+    Admitted,
+    /// A commit or admission named chunks that are neither known nor covered: upload these and
+    /// try again. Nothing was changed.
+    Missing {
+        /// At most `limits::IDS_MAX`.
+        ids: Vec<ChunkId>,
+    },
+    /// A token was made.
+    TokenMade {
+        /// Its public id.
+        id: u64,
+    },
+    /// A token was removed.
+    TokenRemoved,
+}
+
+/// How the cluster does, as the leader sees it. The CLI turns it into the JSON of the contract.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Log index it was read at.
+    pub index: u64,
+    /// The masters.
+    pub masters: Vec<MasterStatus>,
+    /// The chunkservers.
+    pub chunkservers: Vec<ChunkserverStatus>,
+    /// The edges.
+    pub edges: Vec<EdgeStatus>,
+    /// Placement groups in all.
+    pub groups: u32,
+    /// Those with all members up.
+    pub groups_clean: u32,
+    /// Those with some member down but at least one up.
+    pub groups_degraded: u32,
+    /// Those with no member up.
+    pub groups_lost: u32,
+    /// Entries of the object table with references.
+    pub chunks_live: u64,
+    /// Latest entry of the publish log.
+    pub publish_seq: Seq,
+    /// Number of sites.
+    pub sites: u64,
+    /// Latest deploy of each production alias, for the overview.
+    pub current: Vec<(SiteName, DeployId)>,
+}
+
+/// One master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterStatus {
+    /// Its Raft id.
+    pub id: u64,
+    /// `leader`, `follower`, `candidate` or `learner`.
+    pub role: String,
+    /// Last log index it is known to have.
+    pub log_index: u64,
+}
+
+/// One chunkserver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkserverStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// Whether it is heard of.
+    pub up: bool,
+    /// What it last told.
+    pub stat: ChunkStat,
+}
+
+/// One edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `edge` or `shield`.
+    pub role: String,
+    /// Its region.
+    pub region: String,
+    /// The last entry of the publish log it has applied.
+    pub seq: Seq,
+    /// Milliseconds until it counts as lost.
+    pub lease_ms: u64,
+    /// Whether it is heard of and says it is ready.
+    pub ready: bool,
+    /// Whether it is heard of.
+    pub up: bool,
+}
