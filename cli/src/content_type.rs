@@ -11,18 +11,23 @@ pub(crate) fn of(path: &Path) -> String {
     let Some(guess) = mime_guess::from_path(path).first() else {
         return UNKNOWN.to_owned();
     };
-    let essence = guess.essence_str();
-    if is_text(essence) { format!("{essence}; charset=utf-8") } else { essence.to_owned() }
+    let essence = match guess.essence_str() {
+        // RFC 9239 §6: this is the one name now.
+        "application/javascript" => "text/javascript",
+        essence => essence,
+    };
+    if is_text(essence) {
+        format!("{essence}; charset=utf-8")
+    } else {
+        essence.to_owned()
+    }
 }
 
 fn is_text(essence: &str) -> bool {
     essence.starts_with("text/")
         || essence.ends_with("+xml")
         || essence.ends_with("+json")
-        || matches!(
-            essence,
-            "application/javascript" | "application/json" | "application/xml" | "application/xhtml"
-        )
+        || matches!(essence, "application/json" | "application/xml")
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl Failure {
     pub(crate) fn code(&self) -> Option<Code> {
         match self {
             Self::Client(error) | Self::At { source: error, .. } => error.code(),
-            Self::Deploy(error) => deploy_cause(error).and_then(ClientError::code),
+            Self::Deploy(DeployError::Client(error)) => error.code(),
             _ => None,
         }
     }
@@ -112,7 +112,9 @@ impl Failure {
             Self::Usage(_) => Exit::Usage,
             Self::Failed(_) | Self::File { .. } | Self::Net(_) => Exit::Failed,
             Self::Client(error) | Self::At { source: error, .. } => client_exit(error),
-            Self::Deploy(error) => deploy_cause(error).map_or(Exit::Failed, client_exit),
+            Self::Deploy(DeployError::Conflict(_)) => Exit::Conflict,
+            Self::Deploy(DeployError::Client(error)) => client_exit(error),
+            Self::Deploy(_) => Exit::Failed,
             Self::Unconfirmed { .. } => Exit::Unconfirmed,
             Self::StdoutClosed => Exit::Done,
             Self::Said(exit) => *exit,
@@ -191,7 +193,11 @@ pub(crate) fn finish(out: &Output, result: Result<(), Failure>) -> ExitCode {
             message.push_str("; use a client configuration with a token that allows it");
         }
         if out.json() {
-            let event = ErrorEvent { event: "error", exit: exit as u8, message: &message };
+            let event = ErrorEvent {
+                event: "error",
+                exit: exit as u8,
+                message: &message,
+            };
             // The exit code tells all the same when nobody reads the output any more.
             drop(out.object(&event));
         }
@@ -221,12 +227,34 @@ mod tests {
         assert_eq!(refused(Code::Conflict) as u8, 4);
         assert_eq!(refused(Code::Limit) as u8, 5);
         assert_eq!(refused(Code::NotFound) as u8, 1);
-        assert_eq!(Failure::Unconfirmed { waiting: vec![], seconds: 1 }.exit() as u8, 6);
-        let gone = ClientError::Unreachable { what: "a master".into(), reason: "x".into() };
+        assert_eq!(
+            Failure::Unconfirmed {
+                waiting: vec![],
+                seconds: 1
+            }
+            .exit() as u8,
+            6
+        );
+        let gone = ClientError::Unreachable {
+            what: "a master".into(),
+            reason: "x".into(),
+        };
         assert_eq!(Failure::Client(gone).exit() as u8, 7);
-        let late = ClientError::Deadline { what: "x".into(), after: Duration::from_secs(1) };
-        assert_eq!(Failure::At { what: "/a".into(), source: late }.exit() as u8, 7);
+        let late = ClientError::Deadline {
+            what: "x".into(),
+            after: Duration::from_secs(1),
+        };
+        assert_eq!(
+            Failure::At {
+                what: "/a".into(),
+                source: late
+            }
+            .exit() as u8,
+            7
+        );
         assert_eq!(Failure::StdoutClosed.exit() as u8, 0);
+        let lost = DeployError::Conflict("someone else published".into());
+        assert_eq!(Failure::Deploy(lost).exit() as u8, 4);
     }
 
     #[test]

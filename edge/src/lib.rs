@@ -1,2 +1,457 @@
-//! Placeholder.
+//! The edge: answers visitors over HTTP and DNS, close to where they are.
+//!
+//! `atoll edge --config FILE` calls [`run`]. A node has any mix of three roles: `edge` serves
+//! sites over HTTP/1.1, HTTP/2 and HTTP/3; `shield` fills other edges' misses, so that the origin
+//! is read once; `dns` sends visitors to a near and healthy edge.
+//!
+//! The path of a request: [`http`] → [`index`] (host, site, alias, manifest) → [`rules`] →
+//! [`fetch`] → [`cache`], or a shield, or the chunkservers through `atoll-client`. What exists is
+//! known from the publish log, which [`index::follow`] follows; an edge whose masters are away
+//! serves on with what it knows.
+
+pub mod cache;
+mod clock;
+mod config;
 pub mod dns;
+mod feed;
+pub mod fetch;
+pub mod http;
+pub mod index;
+mod node;
+pub mod rules;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_client::Cluster;
+use atoll_net::admin::{self, Readiness};
+use atoll_net::endpoint::Endpoint;
+use atoll_net::identity::Identity;
+use atoll_net::service::ServeLimits;
+use atoll_net::shutdown::Shutdown;
+use atoll_net::task::Tasks;
+use atoll_proto::NodeId;
+use atoll_proto::cluster::{EdgeInfo, NodeInfo, NodeKind};
+use tokio::sync::watch;
+
+pub use config::{Config, ConfigError, EdgeRole, TlsFiles};
+
+use cache::Cache;
+use dns::DnsView;
+use fetch::Chunks;
+use fetch::origin::Origin;
+use fetch::serve::ShieldService;
+use fetch::shield::Shields;
+use fetch::upstream::Route;
+use http::respond::Responder;
+use http::server::Bound;
+use http::tls::Certificate;
+use index::Index;
+use node::Addresses;
+
+/// The part of the memory for chunks that decoded manifest pages may have beside it.
+const PAGES_SHARE: u64 = 4;
+/// How long everything may take to end after shutdown, beyond what the parts allow themselves.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// Arguments of `atoll edge`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Why an edge cannot run. The text says what and why.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The identity or a socket between nodes.
+    #[error(transparent)]
+    Net(#[from] atoll_net::NetError),
+    /// A socket for visitors.
+    #[error(transparent)]
+    Bind(#[from] http::server::BindError),
+    /// The certificate for visitors.
+    #[error(transparent)]
+    Tls(#[from] http::tls::TlsError),
+    /// DNS.
+    #[error("{error}{}", cause(error))]
+    Dns {
+        /// What went wrong.
+        error: dns::listener::BindError,
+    },
+    /// The certificate names another node than the configuration.
+    #[error("the identity is of {found:?}, but `name` is {name:?}: use the node's own certificate")]
+    Name {
+        /// From the configuration.
+        name: String,
+        /// From the certificate.
+        found: String,
+    },
+    /// The data directory or the ready file.
+    #[error("cannot use {}: {source}", path.display())]
+    Data {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn cause(error: &dyn std::error::Error) -> String {
+    error
+        .source()
+        .map(|source| format!(": {source}"))
+        .unwrap_or_default()
+}
+
+/// Runs an edge until shutdown.
+///
+/// # Errors
+/// When it cannot start; once it serves, it goes on until shutdown.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+    drop(atoll_net::telemetry::init("edge", "info"));
+    describe_metrics();
+    let identity = Identity::load(&config.identity)?;
+    let _lock = lock_data(&config)?;
+    remove_ready_file(&config)?;
+    let endpoint = Endpoint::bind(config.listen, &identity)?;
+    let found = endpoint.identity_peer().name.clone();
+    if found != config.name {
+        return Err(RunError::Name {
+            name: config.name.clone(),
+            found,
+        });
+    }
+    let visitors = bind_visitors(&config)?;
+    let dns = match &config.dns {
+        Some(dns) if config.has(EdgeRole::Dns) => Some(
+            dns::bind(dns)
+                .await
+                .map_err(|error| RunError::Dns { error })?,
+        ),
+        _ => None,
+    };
+    let (readiness, judged) = watch::channel(Readiness::not("starting"));
+    let admin = admin::serve(config.admin, judged.clone(), shutdown.clone())?;
+    let addresses = Addresses {
+        addr: endpoint.local_addr(),
+        admin,
+        http: visitors.as_ref().map(|(bound, _)| bound.http_addr),
+        https: visitors.as_ref().map(|(bound, _)| bound.https_addr),
+        dns: dns.as_ref().map(dns::DnsListener::local_addr),
+    };
+    let edge = Edge::build(&config, endpoint).await?;
+    let info = node_info(&config, &addresses);
+    let tasks = Tasks::new();
+    edge.start(&tasks, &config, info, (readiness, judged), &shutdown, dns);
+    if let Some((bound, certificate)) = visitors {
+        let responder = Arc::new(Responder::new(
+            edge.index.clone(),
+            edge.chunks.clone(),
+            &config.name,
+        ));
+        let serve = bound.serve(responder, certificate, shutdown.clone());
+        tasks.spawn("listeners", async move {
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the listeners cannot serve");
+            }
+        });
+    }
+    tokio::select! {
+        () = node::until_serving(&edge.index) => announce(&config, addresses).await?,
+        () = shutdown.wait() => {}
+    }
+    shutdown.wait().await;
+    tracing::info!("stopping");
+    tasks.drain(http::DRAIN + DRAIN).await;
+    edge.chunks.cache().flush().await;
+    edge.endpoint.close().await;
+    Ok(())
+}
+
+/// The parts that answers are made of.
+struct Edge {
+    endpoint: Endpoint,
+    cluster: Cluster,
+    shields: Option<Arc<Shields>>,
+    chunks: Arc<Chunks>,
+    index: Arc<Index>,
+}
+
+impl Edge {
+    async fn build(config: &Config, endpoint: Endpoint) -> Result<Edge, RunError> {
+        let zone = Some(config.zone.clone());
+        let cluster = Cluster::new(endpoint.clone(), config.masters.clone(), None, zone);
+        // A shield asks the origin itself, so that shields never wait for each other.
+        let shields = (!config.has(EdgeRole::Shield))
+            .then(|| Arc::new(Shields::new(endpoint.clone(), config.region.clone())));
+        let upstream = Arc::new(Route::new(shields.clone(), Origin::new(cluster.clone())));
+        let id = endpoint.identity_peer().cluster;
+        let (data, suffixes) = (config.data.clone(), config.suffixes());
+        let (ram, disk) = (config.ram_cache_bytes, config.disk_cache_bytes);
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let open = move || {
+            let cache = Cache::open(bytes(ram), &data.join("cache"), disk)?;
+            let chunks = Arc::new(Chunks::new(Arc::new(cache), upstream));
+            let pages = bytes(ram / PAGES_SHARE);
+            let index = Index::open(id, chunks.clone(), suffixes, Some(data), pages);
+            Ok((chunks, Arc::new(index)))
+        };
+        let opened = atoll_net::task::spawn_blocking("edge-open", open).await;
+        let (chunks, index) = opened
+            .map_err(io::Error::other)
+            .and_then(|opened| opened)
+            .map_err(|source| RunError::Data {
+                path: config.data.clone(),
+                source,
+            })?;
+        Ok(Edge {
+            endpoint,
+            cluster,
+            shields,
+            chunks,
+            index,
+        })
+    }
+
+    /// Starts everything but the listeners for HTTP.
+    fn start(
+        &self,
+        tasks: &Tasks,
+        config: &Config,
+        info: NodeInfo,
+        (readiness, judged): (watch::Sender<Readiness>, watch::Receiver<Readiness>),
+        shutdown: &Shutdown,
+        dns: Option<dns::DnsListener>,
+    ) {
+        let (cluster, index, own) = (&self.cluster, &self.index, info.id);
+        let expected = self.endpoint.identity_peer().cluster;
+        tasks.spawn(
+            "follow",
+            index::follow::run(index.clone(), cluster.clone(), own, shutdown.clone()),
+        );
+        tasks.spawn(
+            "judge",
+            node::judge(index.clone(), readiness, shutdown.clone()),
+        );
+        tasks.spawn(
+            "heartbeat",
+            node::keep_known(cluster.clone(), info, expected, judged, shutdown.clone()),
+        );
+        let (names, answers) = watch::channel(Arc::new(DnsView::default()));
+        let shields = self.shields.clone();
+        tasks.spawn(
+            "feed",
+            feed::run(
+                cluster.clone(),
+                own,
+                shields,
+                index.clone(),
+                names,
+                shutdown.clone(),
+            ),
+        );
+        if let Some(dns) = dns {
+            let shutdown = shutdown.clone();
+            tasks.spawn("dns", async move { dns.serve(answers, shutdown).await });
+        }
+        if config.has(EdgeRole::Shield) {
+            let service = Arc::new(ShieldService::new(self.chunks.clone()));
+            let (endpoint, shutdown) = (self.endpoint.clone(), shutdown.clone());
+            tasks.spawn("shield", async move {
+                endpoint
+                    .serve(service, ServeLimits::default(), shutdown)
+                    .await;
+            });
+        }
+    }
+}
+
+/// Makes sure that no other process uses the data. The lock ends with the process.
+fn lock_data(config: &Config) -> Result<File, RunError> {
+    let failed = |source| RunError::Data {
+        path: config.data.clone(),
+        source,
+    };
+    std::fs::create_dir_all(&config.data).map_err(failed)?;
+    let file = File::create(config.data.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(failed(io::Error::other(
+            "another process uses it; stop that one first",
+        ))),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// What an earlier run wrote must not be taken for this one's.
+fn remove_ready_file(config: &Config) -> Result<(), RunError> {
+    let Some(path) = &config.ready_file else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RunError::Data {
+            path: path.clone(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn bind_visitors(config: &Config) -> Result<Option<(Bound, Arc<Certificate>)>, RunError> {
+    let (Some(http), Some(https), Some(tls)) = (config.http, config.https, &config.tls) else {
+        return Ok(None);
+    };
+    let certificate = match &tls.authority {
+        Some(authority) => Certificate::load_with_authority(&tls.cert, &tls.key, authority)?,
+        None => Certificate::load(&tls.cert, &tls.key)?,
+    };
+    Ok(Some((http::server::bind(http, https)?, certificate)))
+}
+
+fn node_info(config: &Config, addresses: &Addresses) -> NodeInfo {
+    let port = |addr: Option<std::net::SocketAddr>| addr.map_or(0, |addr| addr.port());
+    NodeInfo {
+        id: NodeId(config.id),
+        name: config.name.clone(),
+        kind: NodeKind::Edge,
+        addr: config.advertise.unwrap_or(addresses.addr),
+        zone: config.zone.clone(),
+        region: config.region.clone(),
+        weight: config.weight,
+        edge: Some(EdgeInfo {
+            serves: config.has(EdgeRole::Edge),
+            shield: config.has(EdgeRole::Shield),
+            dns: config.has(EdgeRole::Dns),
+            public: config.public.clone(),
+            http_port: port(addresses.http),
+            https_port: port(addresses.https),
+        }),
+    }
+}
+
+async fn announce(config: &Config, addresses: Addresses) -> Result<(), RunError> {
+    tracing::info!(?addresses, roles = ?config.roles, "serving");
+    let Some(path) = config.ready_file.clone() else {
+        return Ok(());
+    };
+    let target = path.clone();
+    let work = move || node::write_ready_file(&target, &addresses);
+    atoll_net::task::spawn_blocking("ready-file", work)
+        .await
+        .map_err(io::Error::other)
+        .and_then(|written| written)
+        .map_err(|source| RunError::Data { path, source })
+}
+
+fn describe_metrics() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!(
+        "atoll_edge_requests_total",
+        "Requests answered, by protocol and status."
+    );
+    describe_counter!(
+        "atoll_edge_sent_bytes_total",
+        "Bytes of bodies, by protocol."
+    );
+    describe_counter!(
+        "atoll_edge_bodies_aborted_total",
+        "Bodies that could not be completed."
+    );
+    describe_counter!(
+        "atoll_edge_connections_refused_total",
+        "Connections over the bound."
+    );
+    describe_counter!(
+        "atoll_edge_connections_timed_out_total",
+        "Idle or slow connections closed."
+    );
+    describe_counter!(
+        "atoll_edge_handshakes_failed_total",
+        "TLS and QUIC handshakes that failed."
+    );
+    describe_counter!(
+        "atoll_edge_cache_hits_total",
+        "Chunks found in the cache, by tier."
+    );
+    describe_counter!(
+        "atoll_edge_cache_misses_total",
+        "Chunks that had to be fetched."
+    );
+    describe_counter!(
+        "atoll_edge_cache_evicted_total",
+        "Chunks that had to leave, by tier."
+    );
+    describe_counter!(
+        "atoll_edge_cache_corrupt_total",
+        "Cached chunks found damaged on disk."
+    );
+    describe_counter!(
+        "atoll_edge_cache_disk_admitted_total",
+        "Chunks written to the disk cache."
+    );
+    describe_counter!(
+        "atoll_edge_cache_disk_skipped_total",
+        "Chunks the writer had no time for."
+    );
+    describe_counter!(
+        "atoll_edge_cache_disk_errors_total",
+        "Failed writes to the disk cache."
+    );
+    describe_gauge!(
+        "atoll_edge_cache_memory_bytes",
+        "Bytes of chunks in memory."
+    );
+    describe_gauge!("atoll_edge_cache_disk_bytes", "Size of the disk cache.");
+    describe_counter!(
+        "atoll_edge_upstream_chunks_total",
+        "Chunks fetched, by source."
+    );
+    describe_counter!(
+        "atoll_edge_upstream_bytes_total",
+        "Bytes fetched, by source."
+    );
+    describe_counter!(
+        "atoll_edge_upstream_corrupt_total",
+        "Fetched chunks with a wrong hash."
+    );
+    describe_counter!(
+        "atoll_edge_shield_errors_total",
+        "Shields that did not answer."
+    );
+    describe_counter!(
+        "atoll_edge_fill_waiters_total",
+        "Requests that joined a fetch under way."
+    );
+    describe_histogram!(
+        "atoll_edge_fill_seconds",
+        "Time of a fetch from upstream, by outcome."
+    );
+    describe_gauge!(
+        "atoll_edge_publish_seq",
+        "Last entry of the publish log that is applied."
+    );
+    describe_counter!(
+        "atoll_edge_publish_entries_total",
+        "Entries of the publish log applied."
+    );
+    describe_counter!(
+        "atoll_edge_publish_errors_total",
+        "Failed requests for the publish log."
+    );
+    describe_counter!(
+        "atoll_edge_invalidated_chunks_total",
+        "Chunks dropped by invalidations."
+    );
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -26,7 +26,11 @@ pub struct CallOptions {
 impl CallOptions {
     /// A call that may take this long.
     pub fn within(deadline: Duration) -> CallOptions {
-        CallOptions { deadline, token: None, trace: None }
+        CallOptions {
+            deadline,
+            token: None,
+            trace: None,
+        }
     }
 
     /// The same on behalf of the user with this token.
@@ -100,9 +104,9 @@ impl CallError {
     /// ([`CallError::is_unknown_outcome`]).
     pub fn retry(&self) -> Retry {
         match self {
-            CallError::Unreachable { .. }
-            | CallError::Lost { .. }
-            | CallError::Deadline { .. } => Retry::Elsewhere,
+            CallError::Unreachable { .. } | CallError::Lost { .. } | CallError::Deadline { .. } => {
+                Retry::Elsewhere
+            }
             CallError::Refused(error) => error.retry,
             CallError::Malformed { .. } => Retry::Never,
         }
@@ -142,8 +146,20 @@ mod tests {
         let addr = SocketAddr::from(([127, 0, 0, 1], 7));
         let reason = String::from("x");
         let after = Duration::from_secs(1);
-        assert!(!CallError::Unreachable { addr, reason: reason.clone() }.is_unknown_outcome());
-        assert!(CallError::Lost { addr, reason: reason.clone() }.is_unknown_outcome());
+        assert!(
+            !CallError::Unreachable {
+                addr,
+                reason: reason.clone()
+            }
+            .is_unknown_outcome()
+        );
+        assert!(
+            CallError::Lost {
+                addr,
+                reason: reason.clone()
+            }
+            .is_unknown_outcome()
+        );
         assert!(CallError::Deadline { addr, after }.is_unknown_outcome());
         assert!(CallError::Malformed { addr, reason }.is_unknown_outcome());
         let refused = CallError::Refused(WireError::not_found("no such site"));

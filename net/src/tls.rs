@@ -40,10 +40,9 @@ fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, NetError> {
 /// The side that accepts connections: asks for and insists on a client certificate.
 pub(crate) fn server(identity: &Identity) -> Result<Arc<QuicServerConfig>, NetError> {
     let provider = provider();
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider.clone())
-            .build()
-            .map_err(NetError::identity)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider.clone())
+        .build()
+        .map_err(NetError::identity)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(NetError::identity)?
@@ -53,7 +52,9 @@ pub(crate) fn server(identity: &Identity) -> Result<Arc<QuicServerConfig>, NetEr
     config.alpn_protocols = vec![ALPN.to_vec()];
     // Connections live long; resumption would only keep secrets around.
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(QuicServerConfig::try_from(config).map_err(NetError::identity)?))
+    Ok(Arc::new(
+        QuicServerConfig::try_from(config).map_err(NetError::identity)?,
+    ))
 }
 
 /// The side that opens connections.
@@ -66,5 +67,7 @@ pub(crate) fn client(identity: &Identity) -> Result<Arc<QuicClientConfig>, NetEr
         .map_err(NetError::identity)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(QuicClientConfig::try_from(config).map_err(NetError::identity)?))
+    Ok(Arc::new(
+        QuicClientConfig::try_from(config).map_err(NetError::identity)?,
+    ))
 }

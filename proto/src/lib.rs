@@ -21,7 +21,7 @@ pub mod publish;
 pub mod receipt;
 
 pub use content::Content;
-pub use error::{Code, Fault, Retry, WireError};
+pub use error::{Code, Fault, Retry, WireError, WireResult};
 pub use ids::{ChunkId, ClusterId, DeployId, Epoch, InodeId, NodeId, PgId, Seq, SessionId};
 pub use name::{AliasName, ByteName, SiteName};
 

@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Whole clusters under test.
+//!
+//! The end-to-end tests (`tests/e2e`, one promise per file) and the bench drive the real `atoll`
+//! binary as its users do: [`DevCluster`] starts it, [`Fault`] hurts it, [`http`] and [`dns`] ask
+//! it, [`Tree`] is what it must serve. Only what the outside contract promises is used, so that
+//! these tests survive any change within. Nothing may depend on this crate.
+
+pub mod cluster;
+pub mod dns;
+pub mod faults;
+pub mod hammer;
+pub mod http;
+pub mod metrics;
+pub mod process;
+pub mod ready;
+pub mod seed;
+pub mod tree;
+pub mod wait;
+
+pub use cluster::{DevBuilder, DevCluster};
+pub use faults::Fault;
+pub use process::Outcome;
+pub use ready::{Node, NodeRole, Ready};
+pub use tree::Tree;

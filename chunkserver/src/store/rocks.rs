@@ -54,13 +54,14 @@ pub struct RocksStore {
     dir: PathBuf,
     reserve: Option<u64>,
     db: RwLock<Option<DB>>,
+    /// Held over every write: there is one writer.
     keeper: Mutex<Keeper>,
+    totals: Mutex<Totals>,
     broken: AtomicBool,
 }
 
 /// What belongs to the one writer.
 struct Keeper {
-    totals: Totals,
     mended: Option<Instant>,
     closed: bool,
 }
@@ -104,13 +105,18 @@ impl RocksStore {
             dir: dir.to_owned(),
             reserve,
             db: RwLock::new(Some(db)),
-            keeper: Mutex::new(Keeper { totals, mended: None, closed: false }),
+            keeper: Mutex::new(Keeper { mended: None, closed: false }),
+            totals: Mutex::new(totals),
             broken: AtomicBool::new(false),
         })
     }
 
     fn keeper(&self) -> MutexGuard<'_, Keeper> {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reader(&self) -> RwLockReadGuard<'_, Option<DB>> {
@@ -151,6 +157,7 @@ impl RocksStore {
         if !self.broken.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.check_room(0)?;
         let verb = "write to the chunk store again";
         if keeper.mended.is_some_and(|at| at.elapsed() < MEND_EVERY) {
             return Err(StoreError::Disk { verb, reason: "it failed a moment ago".to_owned() });
@@ -160,7 +167,7 @@ impl RocksStore {
         drop(slot.take());
         match DB::open_cf_descriptors(&options(false), &self.dir, families()) {
             Ok(db) => {
-                keeper.totals = read_totals(&db)?;
+                *self.shown() = read_totals(&db)?;
                 *slot = Some(db);
                 self.broken.store(false, Ordering::Release);
                 tracing::info!(dir = %self.dir.display(), "the chunk store is writable again");
@@ -178,13 +185,11 @@ impl RocksStore {
 impl ChunkStore for RocksStore {
     fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
         let mut keeper = self.keeper();
-        let incoming = batch.iter().map(|chunk| chunk.bytes.len() as u64).sum();
-        self.check_room(incoming)?;
         self.mend(&mut keeper)?;
         let slot = self.reader();
         let db = slot.as_ref().ok_or(StoreError::Closed)?;
         let mut done = Batched::default();
-        let mut totals = keeper.totals;
+        let mut totals = self.totals();
         let mut seen = HashSet::new();
         let mut write = WriteBatch::default();
         for NewChunk { id, bytes, epoch } in batch {
@@ -203,9 +208,10 @@ impl ChunkStore for RocksStore {
             done.bytes += u64::from(record.len);
         }
         if done.written > 0 {
+            self.check_room(done.bytes)?;
             write.put_cf(family(db, META), Meta::Totals.key(), totals.encode());
             self.write(db, write, "store chunks")?;
-            keeper.totals = totals;
+            *self.shown() = totals;
         }
         Ok(done)
     }
@@ -222,7 +228,7 @@ impl ChunkStore for RocksStore {
     }
 
     fn quarantine(&self, id: &ChunkId) -> Result<bool, StoreError> {
-        let mut keeper = self.keeper();
+        let _keeper = self.keeper();
         let slot = self.reader();
         let db = slot.as_ref().ok_or(StoreError::Closed)?;
         let Some(record) = read_record(db, id)?.filter(|r| r.state == State::Present) else {
@@ -233,14 +239,14 @@ impl ChunkStore for RocksStore {
             Ok(_) | Err(StoreError::Corrupt { .. }) => {}
             Err(error) => return Err(error),
         }
-        let mut totals = keeper.totals;
+        let mut totals = self.totals();
         totals.spoiled(record.len);
         let record = Record { state: State::Corrupt, ..record };
         let mut write = WriteBatch::default();
         write.put_cf(family(db, INDEX), chunk_key(id), record.encode());
         write.put_cf(family(db, META), Meta::Totals.key(), totals.encode());
         self.write(db, write, "take a corrupt chunk out of service")?;
-        keeper.totals = totals;
+        *self.shown() = totals;
         Ok(true)
     }
 
@@ -273,7 +279,7 @@ impl ChunkStore for RocksStore {
     }
 
     fn totals(&self) -> Totals {
-        self.keeper().totals
+        *self.shown()
     }
 
     fn space(&self) -> Result<Space, StoreError> {
@@ -314,8 +320,8 @@ impl ChunkStore for RocksStore {
         }
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(db) = slot.take() {
-            let families = [CHUNKS, INDEX, META].map(|name| family(&db, name));
-            if let Err(error) = db.flush_cfs_opt(&families, &FlushOptions::default()) {
+            let all = [CHUNKS, INDEX, META].map(|name| family(&db, name));
+            if let Err(error) = db.flush_cfs_opt(&all, &FlushOptions::default()) {
                 // What was acknowledged is in the log, and is read from there at the next start.
                 tracing::warn!(%error, "cannot flush the chunk store while closing it");
             }
@@ -456,7 +462,7 @@ impl RocksStore {
     pub(crate) fn flush(&self) {
         let slot = self.reader();
         let db = slot.as_ref().expect("open in tests");
-        let families = [CHUNKS, INDEX, META].map(|name| family(db, name));
-        db.flush_cfs_opt(&families, &FlushOptions::default()).expect("the test's disk works");
+        let all = [CHUNKS, INDEX, META].map(|name| family(db, name));
+        db.flush_cfs_opt(&all, &FlushOptions::default()).expect("the test's disk works");
     }
 }

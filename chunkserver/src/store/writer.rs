@@ -4,8 +4,7 @@
 //! sync, further puts gather; the next batch takes all of them, so that a sync serves as many puts
 //! as came during the one before. The queue is bounded in bytes: a slow disk slows its writers.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -33,8 +32,25 @@ pub struct Writer {
 struct Job {
     chunks: Vec<NewChunk>,
     done: oneshot::Sender<Result<(), StoreError>>,
-    /// Held until the job is done; gives its bytes back to the queue.
-    _room: OwnedSemaphorePermit,
+    /// Held until the job is done.
+    _room: Room,
+}
+
+/// A share of the queue; given back when dropped.
+#[derive(Debug)]
+struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!("atoll_chunk_queue_bytes").increment(permit.num_permits() as f64);
+        Self(permit)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        metrics::gauge!("atoll_chunk_queue_bytes").decrement(self.0.num_permits() as f64);
+    }
 }
 
 impl Writer {
@@ -64,17 +80,12 @@ impl Writer {
         let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
         let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, QUEUE_BYTES_MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(wanted).await;
-        let room = room.map_err(|_closed| StoreError::Closed)?;
+        let room = Room::new(room.map_err(|_closed| StoreError::Closed)?);
         let (done, wait) = oneshot::channel();
         let job = Job { chunks, done, _room: room };
-        metrics::gauge!("atoll_chunk_queue_bytes").increment(f64::from(wanted));
-        let sent = queue.send(job).await;
-        let outcome = match sent {
-            Ok(()) => wait.await.unwrap_or(Err(StoreError::Closed)),
-            Err(_closed) => Err(StoreError::Closed),
-        };
-        metrics::gauge!("atoll_chunk_queue_bytes").decrement(f64::from(wanted));
-        outcome
+        queue.send(job).await.map_err(|_closed| StoreError::Closed)?;
+        drop(queue);
+        wait.await.unwrap_or(Err(StoreError::Closed))
     }
 
     /// Takes no more puts, stores what is queued, and ends the thread. Blocks.

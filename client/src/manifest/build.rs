@@ -147,10 +147,10 @@ impl Pages {
         // What cannot be read back must not be stored.
         Page::decode(&bytes)?;
         let too_long =
-            |_| atoll_proto::Malformed { reason: "a manifest page is too long".to_owned() };
-        let len = u32::try_from(bytes.len()).map_err(too_long)?;
+            || atoll_proto::Malformed { reason: "a manifest page is too long".to_owned() };
+        let len = u32::try_from(bytes.len()).map_err(|_| too_long())?;
         if len > limits::CHUNK_BYTES_MAX {
-            return Err(too_long(()).into());
+            return Err(too_long().into());
         }
         let id = ChunkId::of(&bytes);
         if self.have.insert(id) {

@@ -64,11 +64,17 @@ pub fn parse(raw: &[u8]) -> Result<SitePath, BadPath> {
     if decoded.contains(&0) {
         return Err(BadPath::Malformed("the path holds a NUL byte"));
     }
-    if decoded.split(|byte| *byte == b'/').any(|segment| segment == b"..") {
+    if decoded
+        .split(|byte| *byte == b'/')
+        .any(|segment| segment == b"..")
+    {
         return Err(BadPath::Malformed("the path holds a '..' segment"));
     }
     if decoded.is_empty() {
-        return Ok(SitePath { path: decoded, directory: true });
+        return Ok(SitePath {
+            path: decoded,
+            directory: true,
+        });
     }
     let directory = decoded.ends_with(b"/");
     let mut path = decoded;
@@ -112,11 +118,17 @@ mod tests {
     use super::*;
 
     fn file(path: &[u8]) -> Result<SitePath, BadPath> {
-        Ok(SitePath { path: path.to_vec(), directory: false })
+        Ok(SitePath {
+            path: path.to_vec(),
+            directory: false,
+        })
     }
 
     fn dir(path: &[u8]) -> Result<SitePath, BadPath> {
-        Ok(SitePath { path: path.to_vec(), directory: true })
+        Ok(SitePath {
+            path: path.to_vec(),
+            directory: true,
+        })
     }
 
     #[test]
@@ -143,15 +155,43 @@ mod tests {
     #[test]
     fn what_is_wrong_is_400_and_what_cannot_be_is_404() {
         for raw in [
-            "", "a", "*", "/%", "/%4", "/%4g", "/%g4", "/a%00", "/..", "/../a", "/a/..", "/a/../b",
-            "/%2e%2e/a", "/a/%2E.", "/a%2f..%2fb", "/a/..%2F", "/%2e%2e%2f",
+            "",
+            "a",
+            "*",
+            "/%",
+            "/%4",
+            "/%4g",
+            "/%g4",
+            "/a%00",
+            "/..",
+            "/../a",
+            "/a/..",
+            "/a/../b",
+            "/%2e%2e/a",
+            "/a/%2E.",
+            "/a%2f..%2fb",
+            "/a/..%2F",
+            "/%2e%2e%2f",
         ] {
-            assert!(matches!(parse(raw.as_bytes()), Err(BadPath::Malformed(_))), "{raw}");
+            assert!(
+                matches!(parse(raw.as_bytes()), Err(BadPath::Malformed(_))),
+                "{raw}"
+            );
         }
         let long = format!("/{}", "a".repeat(256));
         let deep = format!("/{}", "a/".repeat(3000));
-        for raw in ["//", "//a", "/a//b", "/a//", "/./a", "/a/.", "/.", "//evil.example/", &long, &deep]
-        {
+        for raw in [
+            "//",
+            "//a",
+            "/a//b",
+            "/a//",
+            "/./a",
+            "/a/.",
+            "/.",
+            "//evil.example/",
+            &long,
+            &deep,
+        ] {
             assert_eq!(parse(raw.as_bytes()), Err(BadPath::Impossible), "{raw}");
         }
     }

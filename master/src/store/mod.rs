@@ -176,9 +176,7 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T,
 /// The big-endian integer at `at` in a key.
 pub(crate) fn u64_at(key: &[u8], at: usize) -> Result<u64, StoreError> {
     let bytes = key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-    bytes
-        .map(u64::from_be_bytes)
-        .ok_or_else(|| StoreError::malformed(key, &"the key is too short"))
+    bytes.map(u64::from_be_bytes).ok_or_else(|| StoreError::malformed(key, &"the key is too short"))
 }
 
 /// The disk failed or holds what it should not. The master stops: nothing sensible can be done.

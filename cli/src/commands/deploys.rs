@@ -1,0 +1,422 @@
+//! `atoll deploys`: the history of a site.
+
+use std::cmp::Ordering;
+
+use atoll_client::{Cluster, entries};
+use atoll_proto::manifest::Entry;
+use atoll_proto::publish::{Alias, Deploy, SiteOp};
+use atoll_proto::{AliasName, SiteName};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::published::{DeployName, DeployText, all_deploys, site_and_aliases};
+use crate::args::SiteArg;
+use crate::connect::Context;
+use crate::report::Failure;
+use crate::{table, text};
+
+/// List the deploys of a site, latest first; show, compare or remove some
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "EXAMPLES
+  atoll deploys blog
+  atoll deploys blog --limit 5 --json
+  atoll deploys show blog 4f1d20aa
+  atoll deploys diff blog 4f1d20aa 99c0ffee"
+)]
+pub(crate) struct DeploysArgs {
+    /// Name of the site
+    #[arg(value_name = "SITE", required = true)]
+    pub(crate) site: Option<SiteName>,
+    /// Show at most this many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+    #[command(subcommand)]
+    pub(crate) command: Option<DeploysCommand>,
+}
+
+/// A verb on one deploy.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeploysCommand {
+    /// Show one deploy and its files
+    #[command(after_help = "EXAMPLES
+  atoll deploys show blog 4f1d20aa")]
+    Show(OneDeploy),
+    /// Show what changed from one deploy to another
+    #[command(after_help = "EXAMPLES
+  atoll deploys diff blog 4f1d20aa 99c0ffee")]
+    Diff(TwoDeploys),
+    /// Forget a deploy that no alias points at
+    #[command(after_help = "EXAMPLES
+  atoll deploys rm blog 4f1d20aa")]
+    Rm(OneDeploy),
+}
+
+/// A deploy of a site.
+#[derive(Debug, Args)]
+pub(crate) struct OneDeploy {
+    #[command(flatten)]
+    site: SiteArg,
+    /// Id of the deploy, or its first digits
+    #[arg(value_name = "ID")]
+    deploy: DeployName,
+}
+
+/// Two deploys of a site.
+#[derive(Debug, Args)]
+pub(crate) struct TwoDeploys {
+    #[command(flatten)]
+    site: SiteArg,
+    /// Id of the earlier deploy, or its first digits
+    #[arg(value_name = "FROM")]
+    from: DeployName,
+    /// Id of the later deploy, or its first digits
+    #[arg(value_name = "TO")]
+    to: DeployName,
+}
+
+#[derive(Serialize)]
+struct DeployObject {
+    deploy: DeployText,
+    created_ms: u64,
+    message: String,
+    files: u64,
+    bytes: u64,
+    seq: u64,
+    aliases: Vec<AliasName>,
+}
+
+#[derive(Serialize)]
+struct DeploysObject {
+    site: SiteName,
+    deploys: Vec<DeployObject>,
+}
+
+#[derive(Serialize)]
+struct ShowObject {
+    site: SiteName,
+    #[serde(flatten)]
+    deploy: DeployObject,
+    entries: Vec<EntryObject>,
+}
+
+#[derive(Serialize)]
+struct EntryObject {
+    path: String,
+    size: u64,
+    content_type: String,
+    etag: String,
+}
+
+#[derive(Serialize)]
+struct DiffObject {
+    site: SiteName,
+    from: DeployText,
+    to: DeployText,
+    added: Vec<String>,
+    removed: Vec<String>,
+    changed: Vec<String>,
+}
+
+/// Does it.
+pub(crate) async fn run(context: &Context, args: DeploysArgs) -> Result<(), Failure> {
+    let cluster = context.cluster().await?;
+    match (args.command, args.site) {
+        (Some(DeploysCommand::Show(one)), _) => show(context, &cluster, one).await,
+        (Some(DeploysCommand::Diff(two)), _) => diff(context, &cluster, two).await,
+        (Some(DeploysCommand::Rm(one)), _) => remove(context, &cluster, one).await,
+        (None, Some(site)) => list(context, &cluster, site, args.limit).await,
+        (None, None) => Err(Failure::Usage("name a site: atoll deploys SITE".to_owned())),
+    }
+}
+
+async fn list(
+    context: &Context,
+    cluster: &Cluster,
+    site: SiteName,
+    limit: usize,
+) -> Result<(), Failure> {
+    let (_, aliases) = site_and_aliases(cluster, &site).await?;
+    let mut all = all_deploys(cluster, &site).await?;
+    let left_out = all.len().saturating_sub(limit);
+    all.truncate(limit);
+    let deploys: Vec<DeployObject> = all
+        .into_iter()
+        .map(|deploy| object(deploy, &aliases))
+        .collect();
+    if context.out.json() {
+        return context.out.object(&DeploysObject { site, deploys });
+    }
+    if deploys.is_empty() {
+        context.out.note(format_args!("{site} has no deploys yet"));
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = deploys.into_iter().map(row).collect();
+    let heading = [
+        "deploy",
+        "published (UTC)",
+        ">files",
+        ">size",
+        "aliases",
+        "message",
+    ];
+    context.out.line(table::render(&heading, &rows))?;
+    if left_out > 0 {
+        context
+            .out
+            .note(format_args!("and {left_out} earlier ones (--limit)"));
+    }
+    Ok(())
+}
+
+fn object(deploy: Deploy, aliases: &[Alias]) -> DeployObject {
+    let here = aliases.iter().filter(|alias| alias.deploy == deploy.id);
+    DeployObject {
+        deploy: DeployText(deploy.id),
+        created_ms: deploy.created_ms,
+        message: deploy.message,
+        files: deploy.files,
+        bytes: deploy.bytes,
+        seq: deploy.seq.0,
+        aliases: here.map(|alias| alias.alias.clone()).collect(),
+    }
+}
+
+fn row(deploy: DeployObject) -> Vec<String> {
+    let aliases: Vec<&str> = deploy.aliases.iter().map(AliasName::as_str).collect();
+    vec![
+        text::short(&deploy.deploy.0),
+        text::utc(i64::try_from(deploy.created_ms).unwrap_or(0)),
+        deploy.files.to_string(),
+        text::bytes(deploy.bytes),
+        aliases.join(" "),
+        text::name(deploy.message.as_bytes()),
+    ]
+}
+
+async fn show(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<(), Failure> {
+    let site = one.site.site;
+    let id = one.deploy.find(cluster, &site).await?;
+    let (_, aliases) = site_and_aliases(cluster, &site).await?;
+    let all = all_deploys(cluster, &site).await?;
+    let Some(deploy) = all.into_iter().find(|deploy| deploy.id == id) else {
+        return Err(Failure::Failed(format!("{site} has no deploy {id}")));
+    };
+    let files = entries(cluster, id).await?;
+    let deploy = object(deploy, &aliases);
+    if context.out.json() {
+        let entries = files.iter().map(entry_object).collect();
+        return context.out.object(&ShowObject {
+            site,
+            deploy,
+            entries,
+        });
+    }
+    let heading = [
+        "deploy",
+        "published (UTC)",
+        ">files",
+        ">size",
+        "aliases",
+        "message",
+    ];
+    context.out.line(table::render(&heading, &[row(deploy)]))?;
+    context.out.line("")?;
+    for file in files {
+        context.out.line(format_args!(
+            "{:>12}  {}",
+            file.size(),
+            text::name(file.path.as_bytes())
+        ))?;
+    }
+    Ok(())
+}
+
+fn entry_object(entry: &Entry) -> EntryObject {
+    EntryObject {
+        path: text::name(entry.path.as_bytes()),
+        size: entry.size(),
+        content_type: entry.content_type.clone(),
+        etag: entry.content.id().to_string(),
+    }
+}
+
+async fn diff(context: &Context, cluster: &Cluster, two: TwoDeploys) -> Result<(), Failure> {
+    let site = two.site.site;
+    let from = two.from.find(cluster, &site).await?;
+    let to = two.to.find(cluster, &site).await?;
+    let before = entries(cluster, from).await?;
+    let after = entries(cluster, to).await?;
+    let changes = compare(&before, &after);
+    if context.out.json() {
+        let of = |sign| {
+            changes
+                .iter()
+                .filter(move |c| c.sign == sign)
+                .map(|c| c.path.clone())
+        };
+        return context.out.object(&DiffObject {
+            site,
+            from: DeployText(from),
+            to: DeployText(to),
+            added: of(Sign::Added).collect(),
+            removed: of(Sign::Removed).collect(),
+            changed: of(Sign::Changed).collect(),
+        });
+    }
+    for change in &changes {
+        context.out.line(change.render())?;
+    }
+    let tell = if changes.is_empty() {
+        "no difference".to_owned()
+    } else {
+        total(&changes)
+    };
+    context.out.note(tell);
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// One file that differs between two deploys.
+#[derive(Debug, PartialEq, Eq)]
+struct Difference {
+    sign: Sign,
+    path: String,
+    before: u64,
+    after: u64,
+}
+
+impl Difference {
+    fn render(&self) -> String {
+        let Self {
+            path,
+            before,
+            after,
+            ..
+        } = self;
+        match self.sign {
+            Sign::Added => format!("+ {path}  ({})", text::bytes(*after)),
+            Sign::Removed => format!("- {path}  ({})", text::bytes(*before)),
+            Sign::Changed => {
+                format!(
+                    "~ {path}  ({} -> {})",
+                    text::bytes(*before),
+                    text::bytes(*after)
+                )
+            }
+        }
+    }
+}
+
+/// What differs, in path order. Both lists are sorted by path.
+fn compare(before: &[Entry], after: &[Entry]) -> Vec<Difference> {
+    let mut out = Vec::new();
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return out,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => a.path.cmp(&b.path),
+        };
+        let a = if order == Ordering::Greater {
+            None
+        } else {
+            old.next()
+        };
+        let b = if order == Ordering::Less {
+            None
+        } else {
+            new.next()
+        };
+        let sign = match (a, b) {
+            (Some(_), None) => Sign::Removed,
+            (None, Some(_)) => Sign::Added,
+            (Some(a), Some(b)) if served_alike(a, b) => continue,
+            _ => Sign::Changed,
+        };
+        let path = a
+            .or(b)
+            .map_or_else(String::new, |entry| text::name(entry.path.as_bytes()));
+        let size = |entry: Option<&Entry>| entry.map_or(0, Entry::size);
+        out.push(Difference {
+            sign,
+            path,
+            before: size(a),
+            after: size(b),
+        });
+    }
+}
+
+fn served_alike(a: &Entry, b: &Entry) -> bool {
+    a.content == b.content && a.content_type == b.content_type && a.header_rule == b.header_rule
+}
+
+fn total(changes: &[Difference]) -> String {
+    let of = |sign| changes.iter().filter(|change| change.sign == sign).count();
+    format!(
+        "{} added, {} removed, {} changed",
+        of(Sign::Added),
+        of(Sign::Removed),
+        of(Sign::Changed)
+    )
+}
+
+async fn remove(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<(), Failure> {
+    let site = one.site.site;
+    let deploy = one.deploy.find(cluster, &site).await?;
+    cluster
+        .site(SiteOp::RemoveDeploy {
+            site: site.clone(),
+            deploy,
+        })
+        .await?;
+    context.out.note(format_args!(
+        "removed deploy {} of {site}",
+        text::short(&deploy)
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_proto::content::Extent;
+    use atoll_proto::{ChunkId, Content};
+
+    use super::*;
+
+    fn entry(path: &str, text: &str) -> Entry {
+        let len = u32::try_from(text.len()).unwrap_or(0);
+        let id = Some(ChunkId::of(text.as_bytes()));
+        Entry {
+            path: path.into(),
+            mode: 0o644,
+            mtime_ns: 0,
+            content: Content::from_extents(vec![Extent { id, len }]),
+            content_type: String::new(),
+            header_rule: None,
+            variants: Vec::new(),
+            base: None,
+        }
+    }
+
+    #[test]
+    fn differences_are_found_and_rendered() {
+        let before = [entry("a", "1"), entry("b", "1"), entry("d", "1")];
+        let after = [entry("b", "22"), entry("c", "1"), entry("d", "1")];
+        let changes = compare(&before, &after);
+        let lines: Vec<String> = changes.iter().map(Difference::render).collect();
+        assert_eq!(lines, ["- a  (1 B)", "~ b  (1 B -> 2 B)", "+ c  (1 B)"]);
+        assert_eq!(total(&changes), "1 added, 1 removed, 1 changed");
+        assert!(compare(&before, &before).is_empty());
+        assert_eq!(compare(&[], &after).len(), 3);
+    }
+}

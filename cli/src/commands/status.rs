@@ -1,0 +1,470 @@
+//! `atoll status`: is everything healthy, and what is there.
+
+use std::time::Duration;
+
+use atoll_client::Cluster;
+use atoll_proto::master::{EdgeStatus, MasterRequest, MasterResponse, Status};
+use atoll_proto::{Seq, limits};
+use clap::Args;
+use serde::Serialize;
+
+use crate::cluster_path::unexpected;
+use crate::connect::Context;
+use crate::report::{Exit, Failure};
+use crate::{table, text};
+
+/// An edge that is behind by the last publish may be given this long before it counts.
+const CATCH_UP: Duration = Duration::from_millis(200);
+const CATCH_UP_TRIES: usize = 10;
+
+/// Show how the cluster does; exit code 0 only if it is healthy
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES
+  atoll status
+  atoll status --json")]
+pub(crate) struct StatusArgs {}
+
+/// The object of the contract.
+#[derive(Debug, Serialize)]
+struct StatusObject {
+    healthy: bool,
+    reasons: Vec<String>,
+    masters: Vec<MasterObject>,
+    chunkservers: Vec<ChunkserverObject>,
+    placement_groups: GroupsObject,
+    chunks: ChunksObject,
+    edges: Vec<EdgeObject>,
+    reconcile: ReconcileObject,
+}
+
+#[derive(Debug, Serialize)]
+struct MasterObject {
+    id: u64,
+    role: String,
+    log_index: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ChunkserverObject {
+    id: u64,
+    zone: String,
+    state: &'static str,
+    chunks: u64,
+    bytes: u64,
+    /// Nothing verifies chunks at rest yet.
+    oldest_unverified_s: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct GroupsObject {
+    total: u32,
+    clean: u32,
+    degraded: u32,
+    lost: u32,
+}
+
+/// `null` is what nothing measures yet; 0 is what nothing does yet.
+#[derive(Debug, Serialize)]
+struct ChunksObject {
+    live: u64,
+    under_replicated: Option<u64>,
+    corrupt_found: u64,
+    repaired: u64,
+    quarantined: u64,
+    dead_letters: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct EdgeObject {
+    name: String,
+    role: String,
+    region: String,
+    seq: u64,
+    lease_ms: u64,
+    ready: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct ReconcileObject {
+    bytes_sent: u64,
+    roots_compared: u64,
+    mismatches: u64,
+}
+
+/// Does it.
+pub(crate) async fn run(context: &Context, _args: StatusArgs) -> Result<(), Failure> {
+    let cluster = context.cluster().await?;
+    let status = settled(&cluster).await?;
+    let reasons = reasons(&status);
+    let healthy = reasons.is_empty();
+    if context.out.json() {
+        context.out.object(&object(status, reasons))?;
+    } else {
+        context.out.line(verdict(&status, &reasons))?;
+        for part in tables(&status) {
+            context.out.line("")?;
+            context.out.line(part)?;
+        }
+    }
+    if healthy {
+        Ok(())
+    } else {
+        Err(Failure::Said(Exit::Failed))
+    }
+}
+
+/// Asks the leader.
+pub(crate) async fn ask(cluster: &Cluster) -> Result<Status, Failure> {
+    match cluster
+        .master(&MasterRequest::Status, limits::METADATA_DEADLINE)
+        .await?
+    {
+        MasterResponse::Status(status) => Ok(*status),
+        _ => Err(unexpected("status")),
+    }
+}
+
+/// The status, once edges had a moment to apply what was just published.
+async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
+    let mut status = ask(cluster).await?;
+    for _ in 0..CATCH_UP_TRIES {
+        let behind = status
+            .edges
+            .iter()
+            .any(|edge| edge.up && edge.seq < status.publish_seq);
+        if !behind {
+            break;
+        }
+        tokio::time::sleep(CATCH_UP).await;
+        status = ask(cluster).await?;
+    }
+    Ok(status)
+}
+
+/// Why the cluster is not healthy; nothing when it is.
+pub(crate) fn reasons(status: &Status) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !status.masters.iter().any(|master| master.role == "leader") {
+        reasons.push("no master leads".to_owned());
+    }
+    if status.chunkservers.is_empty() {
+        reasons.push("there are no chunkservers".to_owned());
+    }
+    for server in status.chunkservers.iter().filter(|server| !server.up) {
+        reasons.push(format!("{} is down", server.name));
+    }
+    for edge in &status.edges {
+        reasons.extend(edge_reason(edge, status.publish_seq));
+    }
+    if status.groups_lost > 0 {
+        reasons.push(format!(
+            "{} placement groups have no member up",
+            status.groups_lost
+        ));
+    }
+    if status.groups_degraded > 0 {
+        reasons.push(format!(
+            "{} placement groups have members down",
+            status.groups_degraded
+        ));
+    }
+    if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
+        reasons.push("some placement groups have no members yet".to_owned());
+    }
+    reasons
+}
+
+fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
+    if !edge.up {
+        Some(format!("{} is down", edge.name))
+    } else if !edge.ready {
+        Some(format!("{} is not ready", edge.name))
+    } else if edge.seq < latest {
+        Some(format!(
+            "{} is at publish {} of {latest}",
+            edge.name, edge.seq
+        ))
+    } else {
+        None
+    }
+}
+
+fn verdict(status: &Status, reasons: &[String]) -> String {
+    if reasons.is_empty() {
+        return format!(
+            "healthy: {}, {}, {}, {}",
+            text::count(status.masters.len() as u64, "master"),
+            text::count(status.chunkservers.len() as u64, "chunkserver"),
+            text::count(status.edges.len() as u64, "edge"),
+            text::count(status.sites, "site"),
+        );
+    }
+    format!("not healthy: {}", reasons.join("; "))
+}
+
+fn object(status: Status, reasons: Vec<String>) -> StatusObject {
+    let corrupt_found = status
+        .chunkservers
+        .iter()
+        .map(|server| server.stat.corrupt_found)
+        .sum();
+    StatusObject {
+        healthy: reasons.is_empty(),
+        reasons,
+        placement_groups: GroupsObject {
+            total: status.groups,
+            clean: status.groups_clean,
+            degraded: status.groups_degraded,
+            lost: status.groups_lost,
+        },
+        chunks: ChunksObject {
+            live: status.chunks_live,
+            under_replicated: None,
+            corrupt_found,
+            repaired: 0,
+            quarantined: 0,
+            dead_letters: 0,
+        },
+        masters: status
+            .masters
+            .into_iter()
+            .map(|m| MasterObject {
+                id: m.id,
+                role: m.role,
+                log_index: m.log_index,
+            })
+            .collect(),
+        chunkservers: status
+            .chunkservers
+            .into_iter()
+            .map(|server| ChunkserverObject {
+                id: server.id.0,
+                zone: server.zone,
+                state: up(server.up),
+                chunks: server.stat.chunks,
+                bytes: server.stat.bytes,
+                oldest_unverified_s: None,
+            })
+            .collect(),
+        edges: status
+            .edges
+            .into_iter()
+            .map(|edge| EdgeObject {
+                name: edge.name,
+                role: edge.role,
+                region: edge.region,
+                seq: edge.seq.0,
+                lease_ms: edge.lease_ms,
+                ready: edge.ready,
+            })
+            .collect(),
+        reconcile: ReconcileObject::default(),
+    }
+}
+
+fn up(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
+}
+
+fn tables(status: &Status) -> Vec<String> {
+    let masters: Vec<Vec<String>> = status
+        .masters
+        .iter()
+        .map(|m| vec![m.id.to_string(), m.role.clone(), m.log_index.to_string()])
+        .collect();
+    let servers: Vec<Vec<String>> = status
+        .chunkservers
+        .iter()
+        .map(|server| {
+            vec![
+                server.name.clone(),
+                server.zone.clone(),
+                up(server.up).to_owned(),
+                server.stat.chunks.to_string(),
+                text::bytes(server.stat.bytes),
+                text::bytes(server.stat.free_bytes),
+            ]
+        })
+        .collect();
+    let edges: Vec<Vec<String>> = status
+        .edges
+        .iter()
+        .map(|edge| {
+            let state = if edge.ready { "ready" } else { up(edge.up) };
+            vec![
+                edge.name.clone(),
+                edge.role.clone(),
+                edge.region.clone(),
+                state.to_owned(),
+                edge.seq.to_string(),
+            ]
+        })
+        .collect();
+    vec![
+        table::render(&[">master", "role", ">log index"], &masters),
+        table::render(
+            &["chunkserver", "zone", "state", ">chunks", ">used", ">free"],
+            &servers,
+        ),
+        table::render(&["edge", "role", "region", "state", ">publish seq"], &edges),
+        format!(
+            "placement groups: {} clean, {} degraded, {} lost of {}; {} live chunks; publish seq {}",
+            status.groups_clean,
+            status.groups_degraded,
+            status.groups_lost,
+            status.groups,
+            status.chunks_live,
+            status.publish_seq,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::NodeId;
+    use atoll_proto::chunk::ChunkStat;
+    use atoll_proto::master::{ChunkserverStatus, MasterStatus};
+
+    use super::*;
+
+    fn healthy() -> Status {
+        Status {
+            index: 9,
+            masters: vec![MasterStatus {
+                id: 1,
+                role: "leader".into(),
+                log_index: 9,
+            }],
+            chunkservers: vec![ChunkserverStatus {
+                id: NodeId(1),
+                name: "chunkserver-1".into(),
+                zone: "z1".into(),
+                up: true,
+                stat: ChunkStat {
+                    chunks: 3,
+                    bytes: 30,
+                    corrupt_found: 1,
+                    ..ChunkStat::default()
+                },
+            }],
+            edges: vec![EdgeStatus {
+                id: NodeId(101),
+                name: "edge-1".into(),
+                role: "edge".into(),
+                region: "eu".into(),
+                seq: Seq(7),
+                lease_ms: 9000,
+                ready: true,
+                up: true,
+            }],
+            groups: 4096,
+            groups_clean: 4096,
+            groups_degraded: 0,
+            groups_lost: 0,
+            chunks_live: 3,
+            publish_seq: Seq(7),
+            sites: 1,
+            current: vec![],
+        }
+    }
+
+    #[test]
+    fn healthy_means_that_nothing_is_wrong() {
+        assert!(reasons(&healthy()).is_empty());
+        assert!(verdict(&healthy(), &[]).starts_with("healthy: 1 master, 1 chunkserver"));
+        let check = |spoil: fn(&mut Status), reason: &str| {
+            let mut status = healthy();
+            spoil(&mut status);
+            let text = verdict(&status, &reasons(&status));
+            assert!(
+                text.starts_with("not healthy: ") && text.contains(reason),
+                "{text}"
+            );
+        };
+        check(
+            |s| s.masters[0].role = "candidate".into(),
+            "no master leads",
+        );
+        check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
+        check(|s| s.edges[0].up = false, "edge-1 is down");
+        check(|s| s.edges[0].ready = false, "edge-1 is not ready");
+        check(|s| s.publish_seq = Seq(8), "edge-1 is at publish 7 of 8");
+        check(
+            |s| (s.groups_lost, s.groups_clean) = (1, 4095),
+            "no member up",
+        );
+        check(
+            |s| (s.groups_degraded, s.groups_clean) = (2, 4094),
+            "2 placement groups",
+        );
+        check(|s| s.groups_clean = 0, "no members yet");
+    }
+
+    #[test]
+    fn the_object_has_exactly_the_fields_of_the_contract() {
+        let value = serde_json::to_value(object(healthy(), Vec::new())).unwrap();
+        let fields = |value: &serde_json::Value| -> Vec<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let sorted = |names: &[&str]| {
+            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            names.sort();
+            names
+        };
+        let same = |value: &serde_json::Value, names: &[&str]| {
+            let mut found = fields(value);
+            found.sort();
+            assert_eq!(found, sorted(names));
+        };
+        same(
+            &value,
+            &[
+                "healthy",
+                "reasons",
+                "masters",
+                "chunkservers",
+                "placement_groups",
+                "chunks",
+                "edges",
+                "reconcile",
+            ],
+        );
+        same(&value["masters"][0], &["id", "role", "log_index"]);
+        same(
+            &value["chunkservers"][0],
+            &[
+                "id",
+                "zone",
+                "state",
+                "chunks",
+                "bytes",
+                "oldest_unverified_s",
+            ],
+        );
+        same(
+            &value["placement_groups"],
+            &["total", "clean", "degraded", "lost"],
+        );
+        same(
+            &value["chunks"],
+            &[
+                "live",
+                "under_replicated",
+                "corrupt_found",
+                "repaired",
+                "quarantined",
+                "dead_letters",
+            ],
+        );
+        same(
+            &value["edges"][0],
+            &["name", "role", "region", "seq", "lease_ms", "ready"],
+        );
+        same(
+            &value["reconcile"],
+            &["bytes_sent", "roots_compared", "mismatches"],
+        );
+        assert_eq!(value["chunks"]["corrupt_found"], 1);
+    }
+}

@@ -1,0 +1,278 @@
+//! Everything the processes of a local cluster need before they start: authority, identities,
+//! certificate, ports, configurations, the client's files.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use atoll_client::ClientConfig;
+use atoll_net::{ClusterCa, Role};
+
+use super::ZONE;
+use super::layout::Layout;
+use super::plan::{
+    Kind, NodeName, PortSource, Ports, RECORD_VERSION, Record, Shape, Wanted, assign,
+};
+use super::ports::FreePorts;
+use super::ready::local;
+use crate::commands::dev::DevArgs;
+use crate::commands::token::{hash_of, new_secret};
+use crate::node_files::{
+    ChunkserverFile, DnsLines, EdgeFile, MasterFile, PeerLine, TlsLines, ensure_ca,
+    ensure_identity, new_cluster, write_config, write_whole,
+};
+use crate::report::Failure;
+
+/// The name of users on this machine.
+const CLIENT: &str = "client";
+
+/// What was decided.
+pub(crate) struct Prepared {
+    /// In the order in which they start.
+    pub(crate) names: Vec<NodeName>,
+    /// By process.
+    pub(crate) ports: BTreeMap<NodeName, Ports>,
+    /// Ports that had to change.
+    pub(crate) moved: Vec<String>,
+}
+
+/// Writes all files.
+pub(crate) fn prepare(layout: &Layout, args: &DevArgs) -> Result<Prepared, Failure> {
+    let record = layout.record()?;
+    let wanted = Wanted {
+        masters: args.masters,
+        chunkservers: args.chunkservers,
+        edges: args.edges,
+        shields: args.shields,
+    };
+    let had = record.as_ref().map(|record| record.shape);
+    let shape = Shape::decide(had, wanted).map_err(|reason| about(layout, &reason))?;
+    let ca = ensure_ca(&layout.ca(), new_cluster())?;
+    if let Some(record) = &record
+        && record.cluster != ca.cluster().to_string()
+    {
+        return Err(about(layout, "ca/ and dev.json are of different clusters"));
+    }
+    let names = shape.names();
+    let recorded = record.map(|record| record.ports).unwrap_or_default();
+    let mut source = FreePorts::new(args.port_base);
+    let source: &mut dyn PortSource = &mut source;
+    let assigned = assign(&names, &recorded, source).map_err(|reason| about(layout, &reason))?;
+    let by_name = |(name, ports): (&NodeName, &Ports)| (name.to_string(), *ports);
+    layout.save_record(&Record {
+        version: RECORD_VERSION,
+        cluster: ca.cluster().to_string(),
+        shape,
+        ports: assigned.ports.iter().map(by_name).collect(),
+    })?;
+    let files = Files {
+        layout,
+        ca: &ca,
+        ports: &assigned.ports,
+    };
+    let token = files.client()?;
+    files.web()?;
+    for name in &names {
+        files.node(*name, &token)?;
+    }
+    Ok(Prepared {
+        names,
+        ports: assigned.ports,
+        moved: assigned.moved,
+    })
+}
+
+fn about(layout: &Layout, reason: &str) -> Failure {
+    Failure::Failed(format!("{}: {reason}", layout.data().display()))
+}
+
+struct Files<'a> {
+    layout: &'a Layout,
+    ca: &'a ClusterCa,
+    ports: &'a BTreeMap<NodeName, Ports>,
+}
+
+impl Files<'_> {
+    fn masters(&self) -> Vec<(NodeName, SocketAddr)> {
+        let masters = self
+            .ports
+            .iter()
+            .filter(|(name, _)| name.kind == Kind::Master);
+        masters
+            .map(|(name, ports)| (*name, local(ports.quic)))
+            .collect()
+    }
+
+    /// The client's files; returns the token, which stays the same from start to start.
+    fn client(&self) -> Result<String, Failure> {
+        let path = self.layout.client_config();
+        let identity = self.layout.identity(CLIENT);
+        ensure_identity(self.ca, Role::Client, CLIENT, &identity)?;
+        let before = if path.exists() {
+            ClientConfig::load(&path)?.token
+        } else {
+            None
+        };
+        let token = before.unwrap_or_else(new_secret);
+        let masters = self.masters().into_iter().map(|(_, addr)| addr).collect();
+        let config = ClientConfig {
+            masters,
+            identity: Path::new("identity").join(CLIENT),
+            token: Some(token.clone()),
+            zone_hint: None,
+        };
+        config.save(&path)?;
+        Ok(token)
+    }
+
+    /// The edges' certificate, anew at each start. Names under `localhost` get one each from the
+    /// edges themselves, because OpenSSL takes no wildcard directly below a top-level name.
+    fn web(&self) -> Result<(), Failure> {
+        let web_ca = ensure_ca(&self.layout.web_ca(), self.ca.cluster())?;
+        let names = [
+            "localhost",
+            "*.localhost",
+            ZONE,
+            "*.atoll.test",
+            "127.0.0.1",
+            "::1",
+        ];
+        let web = web_ca.issue_web(&names.map(str::to_owned))?;
+        write_whole(&self.layout.web("key.pem"), &web.key_pem)?;
+        write_whole(&self.layout.web("cert.pem"), &web.chain_pem)
+    }
+
+    fn node(&self, name: NodeName, token: &str) -> Result<(), Failure> {
+        let identity = self.layout.identity(&name.to_string());
+        let role = match name.kind {
+            Kind::Master => Role::Master,
+            Kind::Chunkserver => Role::Chunkserver,
+            Kind::Edge | Kind::Shield => Role::Edge,
+        };
+        ensure_identity(self.ca, role, &name.to_string(), &identity)?;
+        let path = self.layout.config(name);
+        match name.kind {
+            Kind::Master => write_config(&path, &self.master(name, token)),
+            Kind::Chunkserver => write_config(&path, &self.chunkserver(name)),
+            Kind::Edge | Kind::Shield => write_config(&path, &self.edge(name)),
+        }
+    }
+
+    fn master(&self, name: NodeName, token: &str) -> MasterFile {
+        let ports = self.ports[&name];
+        let masters = self.masters();
+        let first_edge = self.ports.iter().find(|(name, _)| name.kind == Kind::Edge);
+        let https = first_edge.and_then(|(_, ports)| ports.https);
+        MasterFile {
+            id: name.id(),
+            name: name.to_string(),
+            cluster: self.ca.cluster().to_string(),
+            listen: local(ports.quic),
+            admin: local(ports.admin),
+            data: self.layout.node(name),
+            identity: self.layout.identity(&name.to_string()),
+            ready_file: Some(self.layout.ready(&name.to_string())),
+            bootstrap: name.number == 1,
+            zone: Some(ZONE.to_owned()),
+            url_template: https.map(|port| format!("https://{{site}}.localhost:{port}/")),
+            bootstrap_token_hash: Some(hash_of(token).to_string()),
+            peers: masters
+                .into_iter()
+                .map(|(name, addr)| PeerLine {
+                    id: name.id(),
+                    addr,
+                })
+                .collect(),
+        }
+    }
+
+    fn chunkserver(&self, name: NodeName) -> ChunkserverFile {
+        let ports = self.ports[&name];
+        ChunkserverFile {
+            id: name.id(),
+            name: name.to_string(),
+            cluster: self.ca.cluster().to_string(),
+            listen: local(ports.quic),
+            admin: local(ports.admin),
+            data: self.layout.node(name),
+            identity: self.layout.identity(&name.to_string()),
+            ready_file: Some(self.layout.ready(&name.to_string())),
+            masters: self.masters().into_iter().map(|(_, addr)| addr).collect(),
+            zone: name.zone().to_owned(),
+            region: name.region().to_owned(),
+        }
+    }
+
+    fn edge(&self, name: NodeName) -> EdgeFile {
+        let ports = self.ports[&name];
+        let roles = match name.kind {
+            Kind::Shield => vec!["shield"],
+            _ => vec!["edge", "dns"],
+        };
+        EdgeFile {
+            id: name.id(),
+            name: name.to_string(),
+            listen: local(ports.quic),
+            admin: local(ports.admin),
+            data: self.layout.node(name),
+            identity: self.layout.identity(&name.to_string()),
+            ready_file: Some(self.layout.ready(&name.to_string())),
+            masters: self.masters().into_iter().map(|(_, addr)| addr).collect(),
+            zone: name.zone().to_owned(),
+            region: name.region().to_owned(),
+            roles,
+            http: local(ports.http.unwrap_or(0)),
+            https: local(ports.https.unwrap_or(0)),
+            public: vec![[127, 0, 0, 1].into()],
+            dns_zone: ZONE.to_owned(),
+            tls: TlsLines {
+                cert: self.layout.web("cert.pem"),
+                key: self.layout.web("key.pem"),
+                authority: Some(self.layout.web_ca()),
+            },
+            dns: ports.dns.map(|port| DnsLines {
+                listen: local(port),
+                zone: ZONE.to_owned(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(line: &str) -> DevArgs {
+        let Command::Dev(args) = Cli::parse_from(line.split(' ')).command else {
+            panic!("not dev");
+        };
+        args
+    }
+
+    #[test]
+    fn a_second_start_finds_everything_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path()).unwrap();
+        layout.create().unwrap();
+        let first = prepare(&layout, &args("atoll dev --edges 3")).unwrap();
+        let client = std::fs::read(layout.client_config()).unwrap();
+        for name in &first.names {
+            let path = layout.config(*name);
+            match name.kind {
+                Kind::Master => drop(atoll_master::Config::load(&path).unwrap()),
+                Kind::Chunkserver => drop(atoll_chunkserver::Config::load(&path).unwrap()),
+                Kind::Edge | Kind::Shield => drop(atoll_edge::Config::load(&path).unwrap()),
+            }
+        }
+        let again = prepare(&layout, &args("atoll dev")).unwrap();
+        assert_eq!(first.ports, again.ports);
+        assert_eq!(std::fs::read(layout.client_config()).unwrap(), client);
+        let config = ClientConfig::load(&layout.client_config()).unwrap();
+        atoll_net::Identity::load(&config.identity).unwrap();
+        assert!(prepare(&layout, &args("atoll dev --edges 1")).is_err());
+    }
+}

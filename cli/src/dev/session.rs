@@ -1,0 +1,360 @@
+//! One run of a local cluster: brought up, looked after, taken down.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use atoll_client::Cluster;
+use atoll_net::Shutdown;
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+
+use super::children::{self, ChildSpec, Exit, Running};
+use super::control::{self, Order, Ordered, Outcome};
+use super::layout::Layout;
+use super::plan::{Kind, NodeName};
+use super::prepare::Prepared;
+use super::ready::{Process, ReadyObject};
+use super::{ZONE, probe, show};
+use crate::commands::dev::DevArgs;
+use crate::connect::Context;
+use crate::report::Failure;
+
+/// A process has this long to be ready.
+const READY: Duration = Duration::from_secs(60);
+/// The cluster has this long to be healthy once all processes are ready.
+const SERVING: Duration = Duration::from_secs(60);
+/// A process that is told to stop has this long; all of them together too.
+const STOP: Duration = Duration::from_secs(8);
+/// The part of it that the mount may use to store what was written, before its cluster goes.
+const STOP_MOUNT: Duration = Duration::from_secs(3);
+/// With `--restart`: pause before a process that ended is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// The name of the mount's process.
+const MOUNT: &str = "mount";
+/// Ends of children waiting to be looked at.
+const EXITS: usize = 256;
+
+/// A cluster and its processes.
+pub(crate) struct Session<'a> {
+    context: &'a Context,
+    layout: Layout,
+    args: DevArgs,
+    prepared: Prepared,
+    mount: Option<PathBuf>,
+    shutdown: Shutdown,
+    children: BTreeMap<String, Running>,
+    exits: mpsc::Receiver<Exit>,
+    tell_exit: mpsc::Sender<Exit>,
+    orders: mpsc::Receiver<Ordered>,
+}
+
+/// Waits for, and in the end ends, processes of an `atoll dev` that was killed.
+pub(crate) async fn settle_leftovers(layout: &Layout) {
+    let run = layout.data().join("run");
+    let mark = layout.data().display().to_string();
+    let Ok(entries) = std::fs::read_dir(run) else {
+        return;
+    };
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let pids = files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|ext| ext == "pid"));
+    join_all(pids.map(|path| children::settle_leftover(path, &mark))).await;
+}
+
+impl<'a> Session<'a> {
+    /// With all files in place, and nothing started.
+    pub(crate) fn new(
+        context: &'a Context,
+        layout: Layout,
+        args: DevArgs,
+        prepared: Prepared,
+        shutdown: Shutdown,
+    ) -> Result<Self, Failure> {
+        let absolute = |dir: &PathBuf| std::path::absolute(dir).map_err(Failure::file("find", dir));
+        let mount = args.mount.as_ref().map(absolute).transpose()?;
+        // Not `exists`: that fails on a mount whose process is gone.
+        if let Some(dir) = &mount
+            && std::fs::symlink_metadata(dir)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        {
+            std::fs::create_dir_all(dir).map_err(Failure::file("make", dir))?;
+        }
+        let (tell_exit, exits) = mpsc::channel(EXITS);
+        let orders = control::listen(&layout)?;
+        let children = BTreeMap::new();
+        Ok(Self {
+            context,
+            layout,
+            args,
+            prepared,
+            mount,
+            shutdown,
+            children,
+            exits,
+            tell_exit,
+            orders,
+        })
+    }
+
+    /// Until it is told to stop. Afterwards the processes are still there: see
+    /// [`Session::stop_all`].
+    pub(crate) async fn live(&mut self) -> Result<(), Failure> {
+        let started = Instant::now();
+        match Box::pin(self.bring_up()).await {
+            Err(_) if self.shutdown.is_triggered() => return Ok(()),
+            other => other?,
+        }
+        let url = self.deploy_site().await?;
+        self.write_ready()?;
+        let ready = self.ready_object();
+        let took = started.elapsed();
+        match show::summary(self.context, &self.layout, &ready, url.as_deref(), took) {
+            // The cluster does not need anybody to read this.
+            Ok(()) | Err(Failure::StdoutClosed) => {}
+            Err(failure) => return Err(failure),
+        }
+        loop {
+            tokio::select! {
+                () = self.shutdown.wait() => return Ok(()),
+                Some(exit) = self.exits.recv() => self.look_at(exit).await,
+                Some((order, answer)) = self.orders.recv() => {
+                    let outcome = self.carry_out(order).await;
+                    // Whoever asked may have gone.
+                    drop(answer.send(outcome));
+                }
+            }
+        }
+    }
+
+    /// Stops every process, the mount first, and returns within ten seconds.
+    pub(crate) async fn stop_all(&mut self) {
+        let until = Instant::now() + STOP;
+        if let Some(mount) = self.children.remove(MOUNT) {
+            mount.stop(STOP_MOUNT).await;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let children = std::mem::take(&mut self.children);
+        join_all(children.values().map(|child| child.stop(left))).await;
+    }
+
+    async fn bring_up(&mut self) -> Result<(), Failure> {
+        let names = self.prepared.names.clone();
+        let (masters, others): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .partition(|name| name.kind == Kind::Master);
+        for group in [masters, others] {
+            let specs: Vec<ChildSpec> = group.iter().map(|name| self.spec(*name)).collect();
+            for spec in &specs {
+                self.start(spec)?;
+            }
+            let waits = specs.iter().map(|spec| self.until_ready(spec));
+            for ready in join_all(waits).await {
+                ready?;
+            }
+        }
+        let edges = self
+            .prepared
+            .ports
+            .iter()
+            .filter(|(name, _)| name.kind == Kind::Edge);
+        let https: Vec<u16> = edges.filter_map(|(_, ports)| ports.https).collect();
+        let serving = probe::until_serving(&self.layout, &https, SERVING, &self.shutdown);
+        drop(Box::pin(serving).await?);
+        if self.mount.is_some() {
+            let spec = self.mount_spec();
+            self.start(&spec)?;
+            self.until_ready(&spec).await?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, spec: &ChildSpec) -> Result<(), Failure> {
+        let running = children::start(spec, self.tell_exit.clone())?;
+        self.children.insert(spec.name.clone(), running);
+        Ok(())
+    }
+
+    async fn until_ready(&self, spec: &ChildSpec) -> Result<(), Failure> {
+        let Some(running) = self.children.get(&spec.name) else {
+            return Ok(());
+        };
+        children::ready(spec, running, READY, &self.shutdown).await
+    }
+
+    fn spec(&self, name: NodeName) -> ChildSpec {
+        let verb = match name.kind {
+            Kind::Master => "master",
+            Kind::Chunkserver => "chunkserver",
+            Kind::Edge | Kind::Shield => "edge",
+        };
+        let config = self.layout.config(name).into_os_string();
+        let args = vec![verb.into(), "--config".into(), config, "--lifeline".into()];
+        self.spec_of(name.to_string(), args)
+    }
+
+    fn mount_spec(&self) -> ChildSpec {
+        let mut args: Vec<OsString> = vec![MOUNT.into(), "--config".into()];
+        args.push(self.layout.client_config().into());
+        args.extend([
+            "--foreground".into(),
+            "--lifeline".into(),
+            "--ready-file".into(),
+        ]);
+        args.push(self.layout.ready(MOUNT).into());
+        args.push("--".into());
+        args.extend(self.mount.clone().map(OsString::from));
+        self.spec_of(MOUNT.to_owned(), args)
+    }
+
+    fn spec_of(&self, name: String, args: Vec<OsString>) -> ChildSpec {
+        ChildSpec {
+            args,
+            log: self.layout.log(&name),
+            ready: self.layout.ready(&name),
+            pid_file: self.layout.pid(&name),
+            name,
+        }
+    }
+
+    /// A process has ended that nobody stopped.
+    async fn look_at(&mut self, exit: Exit) {
+        let current = self
+            .children
+            .get(&exit.name)
+            .is_some_and(|child| child.pid == exit.pid);
+        if !current {
+            return;
+        }
+        self.children.remove(&exit.name);
+        let log = self.layout.log(&exit.name);
+        let out = &self.context.out;
+        out.note(format_args!(
+            "atoll: {} {}; see {}",
+            exit.name,
+            exit.how,
+            log.display()
+        ));
+        if !self.args.restart {
+            return;
+        }
+        tokio::select! {
+            () = self.shutdown.wait() => return,
+            () = tokio::time::sleep(RESTART_PAUSE) => {}
+        }
+        let spec = match exit.name.parse() {
+            Ok(name) => self.spec(name),
+            Err(_) => self.mount_spec(),
+        };
+        match self.start(&spec).and_then(|()| self.write_ready()) {
+            Ok(()) => self
+                .context
+                .out
+                .note(format_args!("atoll: started {} again", exit.name)),
+            Err(failure) => self.context.out.note(format_args!("atoll: {failure}")),
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) -> Outcome {
+        let result = match order {
+            Order::Start { name } => self.start_one(&name).await,
+            Order::Stop { name, kill } => self.stop_one(&name, kill).await,
+        };
+        match result {
+            Ok(message) => Outcome { ok: true, message },
+            Err(failure) => Outcome {
+                ok: false,
+                message: failure.to_string(),
+            },
+        }
+    }
+
+    fn known(&self, name: &str) -> Result<NodeName, Failure> {
+        let parsed = name
+            .parse()
+            .ok()
+            .filter(|name| self.prepared.ports.contains_key(name));
+        parsed.ok_or_else(|| {
+            let all: Vec<String> = self
+                .prepared
+                .names
+                .iter()
+                .map(NodeName::to_string)
+                .collect();
+            Failure::Failed(format!("there is no {name}; there are {}", all.join(", ")))
+        })
+    }
+
+    async fn start_one(&mut self, name: &str) -> Result<String, Failure> {
+        let spec = self.spec(self.known(name)?);
+        if self
+            .children
+            .get(name)
+            .is_some_and(|child| child.ended().is_none())
+        {
+            return Err(Failure::Failed(format!("{name} runs already")));
+        }
+        self.start(&spec)?;
+        let ready = self.until_ready(&spec).await;
+        self.write_ready()?;
+        ready.map(|()| format!("started {name}"))
+    }
+
+    async fn stop_one(&mut self, name: &str, kill: bool) -> Result<String, Failure> {
+        self.known(name)?;
+        // Out of the list, so that its end is not taken for an accident.
+        let child = self
+            .children
+            .remove(name)
+            .filter(|child| child.ended().is_none());
+        let Some(child) = child else {
+            return Err(Failure::Failed(format!("{name} does not run")));
+        };
+        if kill {
+            child.signal(Signal::SIGKILL).await;
+            child.wait(STOP).await;
+            return Ok(format!("killed {name}"));
+        }
+        child.stop(STOP).await;
+        Ok(format!("stopped {name}"))
+    }
+
+    fn ready_object(&self) -> ReadyObject {
+        let process = |name: &NodeName| Process {
+            name: *name,
+            ports: self.prepared.ports[name],
+            pid: self
+                .children
+                .get(&name.to_string())
+                .map_or(0, |child| child.pid),
+            data: self.layout.node(*name),
+        };
+        ReadyObject::new(
+            self.layout.client_config(),
+            self.layout.web_ca().join("ca.pem"),
+            ZONE,
+            self.mount.clone(),
+            self.prepared.names.iter().map(process).collect(),
+        )
+    }
+
+    fn write_ready(&self) -> Result<(), Failure> {
+        match &self.args.ready {
+            Some(path) => self.ready_object().write(path),
+            None => Ok(()),
+        }
+    }
+
+    /// Deploys the directory of the command line, if there is one; returns its URL.
+    async fn deploy_site(&self) -> Result<Option<String>, Failure> {
+        let Some(dir) = &self.args.site_dir else {
+            return Ok(None);
+        };
+        let config = atoll_client::ClientConfig::load(&self.layout.client_config())?;
+        let cluster: Cluster = crate::connect::connect(&config).await?;
+        show::deploy(self.context, &cluster, dir).await.map(Some)
+    }
+}

@@ -1,0 +1,210 @@
+//! The view of the cluster, once a second: which shields there are, and what DNS answers.
+//!
+//! Started by [`crate::run`]. When the masters are away the last view stays in force.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use atoll_client::Cluster;
+use atoll_net::shutdown::Shutdown;
+use atoll_proto::NodeId;
+use atoll_proto::cluster::{ClusterView, NodeState, NodeView};
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::dns::{DnsView, EdgeView};
+use crate::fetch::shield::{Shield, Shields};
+use crate::index::Index;
+use crate::index::table::Table;
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Follows the view until shutdown.
+pub(crate) async fn run(
+    cluster: Cluster,
+    own: NodeId,
+    shields: Option<Arc<Shields>>,
+    index: Arc<Index>,
+    dns: watch::Sender<Arc<DnsView>>,
+    shutdown: Shutdown,
+) {
+    let work = async {
+        let mut changes = index.changes();
+        let mut failed = false;
+        loop {
+            match cluster.refresh_view().await {
+                Ok(view) => {
+                    failed = false;
+                    if let Some(shields) = &shields {
+                        shields.set(healthy_shields(&view, own));
+                    }
+                    publish(&dns, dns_view(&view, &index.table()));
+                }
+                Err(error) if !failed => {
+                    failed = true;
+                    tracing::warn!(%error, "the view of the cluster is not refreshed");
+                }
+                Err(_) => {}
+            }
+            // New sites are told at once; a pause keeps a burst of them from becoming a burst of
+            // requests.
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                _ = changes.changed() => tokio::time::sleep(EVERY / 10).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = shutdown.wait() => {}
+        () = work => {}
+    }
+}
+
+fn is_well(node: &NodeView) -> bool {
+    node.state == NodeState::Up && node.ready
+}
+
+/// Shields that can be asked, but not this node itself.
+fn healthy_shields(view: &ClusterView, own: NodeId) -> Vec<Shield> {
+    let is_shield = |node: &&NodeView| {
+        node.info.edge.as_ref().is_some_and(|edge| edge.shield) && node.info.id != own
+    };
+    let shield = |node: &NodeView| Shield {
+        id: node.info.id,
+        addr: node.info.addr,
+        region: node.info.region.clone(),
+    };
+    view.nodes
+        .iter()
+        .filter(is_shield)
+        .filter(|node| is_well(node))
+        .map(shield)
+        .collect()
+}
+
+/// What DNS answers depend on, without a serial.
+fn dns_view(view: &ClusterView, table: &Table) -> DnsView {
+    let edge = |node: &NodeView| {
+        let edge = node.info.edge.as_ref().filter(|edge| edge.serves)?;
+        Some(EdgeView {
+            name: node.info.name.clone(),
+            region: node.info.region.clone(),
+            addrs: edge.public.clone(),
+            https_port: edge.https_port,
+            ready: is_well(node),
+            weight: node.info.weight,
+        })
+    };
+    let sites: BTreeSet<String> = table
+        .sites()
+        .map(|state| state.site.name.as_str().to_owned())
+        .collect();
+    let domains: BTreeMap<String, String> = table
+        .domains()
+        .map(|(domain, site)| (domain.clone(), site.as_str().to_owned()))
+        .collect();
+    DnsView {
+        ready: table.is_known(),
+        edges: view.nodes.iter().filter_map(edge).collect(),
+        sites,
+        domains,
+        serial: 0,
+    }
+}
+
+/// Puts a view in force when it differs, with a serial that grows, also over restarts.
+fn publish(dns: &watch::Sender<Arc<DnsView>>, mut view: DnsView) {
+    dns.send_if_modified(|current| {
+        view.serial = current.serial;
+        if **current == view {
+            return false;
+        }
+        let now = clock::wall()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let now = u32::try_from(now).unwrap_or(u32::MAX);
+        view.serial = now.max(current.serial.wrapping_add(1));
+        *current = Arc::new(view);
+        true
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::ClusterId;
+    use atoll_proto::cluster::{EdgeInfo, NodeInfo, NodeKind, PgTable};
+
+    use super::*;
+
+    fn node(id: u64, serves: bool, shield: bool, ready: bool) -> NodeView {
+        let edge = EdgeInfo {
+            serves,
+            shield,
+            dns: false,
+            public: vec!["127.0.0.1".parse().unwrap()],
+            http_port: 80,
+            https_port: 443,
+        };
+        let info = NodeInfo {
+            id: NodeId(id),
+            name: format!("edge-{id}"),
+            kind: NodeKind::Edge,
+            addr: "127.0.0.1:9".parse().unwrap(),
+            zone: "z".into(),
+            region: "eu".into(),
+            weight: 1,
+            edge: Some(edge),
+        };
+        NodeView {
+            info,
+            state: NodeState::Up,
+            ready,
+        }
+    }
+
+    fn view(nodes: Vec<NodeView>) -> ClusterView {
+        ClusterView {
+            cluster: ClusterId([0; 16]),
+            index: 1,
+            chunk_bytes: 1 << 20,
+            nodes,
+            table: PgTable::empty(),
+            zone: None,
+            url_template: None,
+        }
+    }
+
+    #[test]
+    fn healthy_shields_are_asked_but_not_oneself() {
+        let view = view(vec![
+            node(1, true, false, true),
+            node(2, false, true, true),
+            node(3, false, true, false),
+            node(4, true, true, true),
+        ]);
+        let ids: Vec<u64> = healthy_shields(&view, NodeId(4))
+            .iter()
+            .map(|s| s.id.0)
+            .collect();
+        assert_eq!(ids, [2]);
+    }
+
+    #[test]
+    fn dns_sees_edges_and_its_serial_grows_with_changes_only() {
+        let table = Table::empty(ClusterId([0; 16]));
+        let (sender, receiver) = watch::channel(Arc::new(DnsView::default()));
+        let all = view(vec![node(1, true, false, true), node(2, false, true, true)]);
+        publish(&sender, dns_view(&all, &table));
+        let first = receiver.borrow().clone();
+        assert_eq!(first.edges.len(), 1);
+        assert!(first.edges[0].ready && !first.ready);
+        publish(&sender, dns_view(&all, &table));
+        assert_eq!(receiver.borrow().serial, first.serial);
+        let fewer = view(vec![node(1, true, false, false)]);
+        publish(&sender, dns_view(&fewer, &table));
+        assert!(receiver.borrow().serial > first.serial);
+    }
+}

@@ -1,0 +1,477 @@
+//! The handler: from the head of a request to an answer, the same for every protocol.
+//!
+//! host → site → alias → manifest → path rules → conditional → range → chunks → body. Everything
+//! before "chunks" is decided from what is in memory (or from manifest pages, which are fetched
+//! once), so a 404, a redirect, a HEAD or a 304 costs the origin nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use atoll_client::ClientError;
+use atoll_proto::DeployId;
+use atoll_proto::manifest::Entry;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+
+use super::body::{self, Body, BodyError, Part};
+use super::conditional::{self, Outcome, Validators};
+use super::path::{self, BadPath, SitePath};
+use super::range::{self, Asked, ByteRange, Multipart};
+use super::{Request, Response, freshness};
+use crate::fetch::{Chunks, FillError, Source};
+use crate::index::{Found, Index, host};
+use crate::rules::{self, Action};
+
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const ATOLL_DEPLOY: HeaderName = HeaderName::from_static("atoll-deploy");
+/// Seconds after which a request that came at a bad time may be repeated.
+const RETRY_AFTER_SECS: u64 = 1;
+
+/// Answers requests out of an index and its chunks.
+pub struct Responder {
+    index: Arc<Index>,
+    chunks: Arc<Chunks>,
+    /// The name of this edge as `Cache-Status` says it.
+    name: String,
+}
+
+/// What answers a request, once the path rules are done.
+enum Target {
+    File(Entry),
+    Redirect(String),
+    NotFound(Option<Entry>),
+}
+
+impl Responder {
+    /// `name` is the node's name.
+    pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
+        Responder {
+            index,
+            chunks,
+            name: structured_name(name),
+        }
+    }
+
+    /// Answers a request.
+    pub async fn respond(&self, request: &Request) -> Response {
+        let now = crate::clock::wall();
+        let mut response = self.answer(request, now).await;
+        if request.method == Method::HEAD {
+            response.body = Body::Empty;
+        }
+        let headers = &mut response.headers;
+        set(headers, header::DATE, &httpdate::fmt_http_date(now));
+        headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        if !headers.contains_key(CACHE_STATUS) {
+            set(headers, CACHE_STATUS, &format!("{}; hit", self.name));
+        }
+        metrics::counter!("atoll_edge_requests_total", "protocol" => request.protocol.as_str(),
+            "status" => response.status.as_str().to_owned())
+        .increment(1);
+        response
+    }
+
+    async fn answer(&self, request: &Request, now: SystemTime) -> Response {
+        match request.method {
+            Method::GET | Method::HEAD => {}
+            Method::OPTIONS => return allowed(StatusCode::NO_CONTENT),
+            _ => return allowed(StatusCode::METHOD_NOT_ALLOWED),
+        }
+        let host = match host_of(&request.uri, &request.headers) {
+            Ok(host) => host,
+            Err(reason) => return page(StatusCode::BAD_REQUEST, reason),
+        };
+        let deploy = match self.index.site_of(&host) {
+            Found::Deploy { deploy, .. } => deploy,
+            Found::Unpublished => {
+                return page(StatusCode::NOT_FOUND, "Nothing is published here yet.");
+            }
+            Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
+        };
+        let target = match path::parse(request.uri.path().as_bytes()) {
+            Ok(asked) => self.target(deploy, &asked, request.uri.query()).await,
+            Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
+            Err(BadPath::Impossible) => {
+                let root = SitePath {
+                    path: Vec::new(),
+                    directory: true,
+                };
+                self.not_found(deploy, &root).await
+            }
+        };
+        let mut response = match target {
+            Ok(Target::File(entry)) => self.file(request, &entry, now).await,
+            Ok(Target::Redirect(location)) => redirect(&location),
+            Ok(Target::NotFound(Some(entry))) => {
+                self.whole(&entry, StatusCode::NOT_FOUND, now).await
+            }
+            Ok(Target::NotFound(None)) => {
+                page(StatusCode::NOT_FOUND, "There is no such page on this site.")
+            }
+            Err(error) => {
+                tracing::warn!(deploy = %deploy.short(), %error, "a manifest page cannot be had");
+                self.unavailable("The index of this site cannot be read right now.")
+            }
+        };
+        set(&mut response.headers, ATOLL_DEPLOY, &deploy.to_string());
+        response
+    }
+
+    /// The path rules, looked up in the manifest.
+    async fn target(
+        &self,
+        deploy: DeployId,
+        asked: &SitePath,
+        query: Option<&str>,
+    ) -> Result<Target, ClientError> {
+        for candidate in rules::candidates(asked) {
+            let Some(entry) = self.index.lookup(deploy, &candidate.file).await? else {
+                continue;
+            };
+            return Ok(match candidate.action {
+                Action::Serve => Target::File(entry),
+                Action::RedirectToDirectory => {
+                    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+                    Target::Redirect(asked.directory_url() + &query)
+                }
+            });
+        }
+        self.not_found(deploy, asked).await
+    }
+
+    async fn not_found(&self, deploy: DeployId, asked: &SitePath) -> Result<Target, ClientError> {
+        for file in rules::not_found_pages(asked) {
+            if let Some(entry) = self.index.lookup(deploy, &file).await? {
+                return Ok(Target::NotFound(Some(entry)));
+            }
+        }
+        Ok(Target::NotFound(None))
+    }
+
+    /// A file that exists, with preconditions and ranges.
+    async fn file(&self, request: &Request, entry: &Entry, now: SystemTime) -> Response {
+        let etag = format!("\"{}\"", entry.content.id());
+        let last_modified = last_modified(entry, now);
+        let is = Validators {
+            etag: &etag,
+            last_modified,
+        };
+        match conditional::evaluate(&request.headers, is) {
+            Outcome::Proceed => {}
+            Outcome::NotModified => {
+                let headers = file_headers(entry, &etag, last_modified);
+                return Response {
+                    status: StatusCode::NOT_MODIFIED,
+                    headers,
+                    body: Body::Empty,
+                };
+            }
+            Outcome::Failed => {
+                let text = "The file is not in the state that the request requires.";
+                return page(StatusCode::PRECONDITION_FAILED, text);
+            }
+        }
+        // Ranges are defined for GET alone (RFC 9110 §14.2).
+        let ranged =
+            request.method == Method::GET && conditional::range_allowed(&request.headers, is, now);
+        let asked = if ranged {
+            range::asked(&request.headers, entry.size())
+        } else {
+            Asked::Whole
+        };
+        match asked {
+            Asked::Whole if request.method == Method::HEAD => {
+                self.head(entry, &etag, last_modified)
+            }
+            Asked::Whole => self.whole(entry, StatusCode::OK, now).await,
+            Asked::Unsatisfiable => unsatisfiable(entry.size()),
+            Asked::Ranges(ranges) => self.ranges(entry, &ranges, &etag, last_modified).await,
+        }
+    }
+
+    /// The headers of the whole file; its bytes are not looked at.
+    fn head(&self, entry: &Entry, etag: &str, last_modified: SystemTime) -> Response {
+        let mut headers = file_headers(entry, etag, last_modified);
+        headers.insert(header::CONTENT_TYPE, content_type(entry));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(entry.size()));
+        Response {
+            status: StatusCode::OK,
+            headers,
+            body: Body::Empty,
+        }
+    }
+
+    async fn whole(&self, entry: &Entry, status: StatusCode, now: SystemTime) -> Response {
+        let etag = format!("\"{}\"", entry.content.id());
+        let mut response = self.head(entry, &etag, last_modified(entry, now));
+        response.status = status;
+        if status != StatusCode::OK {
+            // A 404 page is no version of what was asked for.
+            for name in [header::ETAG, header::LAST_MODIFIED, header::ACCEPT_RANGES] {
+                response.headers.remove(name);
+            }
+        }
+        let range = ByteRange {
+            from: 0,
+            to: entry.size(),
+        };
+        let parts = vec![Part {
+            prefix: Bytes::new(),
+            range,
+        }];
+        self.fill(response, entry, parts, Bytes::new(), entry.size())
+            .await
+    }
+
+    async fn ranges(
+        &self,
+        entry: &Entry,
+        ranges: &[ByteRange],
+        etag: &str,
+        last_modified: SystemTime,
+    ) -> Response {
+        let size = entry.size();
+        let mut response = self.head(entry, etag, last_modified);
+        response.status = StatusCode::PARTIAL_CONTENT;
+        let part = |prefix, range: &ByteRange| Part {
+            prefix,
+            range: *range,
+        };
+        if let [range] = ranges {
+            set(
+                &mut response.headers,
+                header::CONTENT_RANGE,
+                &range.content_range(size),
+            );
+            response
+                .headers
+                .insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
+            let parts = vec![part(Bytes::new(), range)];
+            return self
+                .fill(response, entry, parts, Bytes::new(), range.len())
+                .await;
+        }
+        let inner = content_type(entry);
+        let inner = inner.to_str().unwrap_or("application/octet-stream");
+        let multipart = Multipart::new(ranges, size, inner, etag.as_bytes());
+        set(
+            &mut response.headers,
+            header::CONTENT_TYPE,
+            &multipart.content_type,
+        );
+        response
+            .headers
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(multipart.len));
+        let parts = multipart
+            .prefixes
+            .into_iter()
+            .zip(ranges)
+            .map(|(prefix, r)| part(prefix, r));
+        self.fill(
+            response,
+            entry,
+            parts.collect(),
+            multipart.suffix,
+            multipart.len,
+        )
+        .await
+    }
+
+    /// Gives a response its body, or a 503 in its place.
+    async fn fill(
+        &self,
+        mut response: Response,
+        entry: &Entry,
+        parts: Vec<Part>,
+        suffix: Bytes,
+        len: u64,
+    ) -> Response {
+        let content = entry.content.clone();
+        match body::open(self.chunks.clone(), content, parts, suffix, len).await {
+            Ok(opened) => {
+                if let Some((source, collapsed)) = opened.first {
+                    let status = self.cache_status(source, collapsed);
+                    set(&mut response.headers, CACHE_STATUS, &status);
+                }
+                response.body = opened.body;
+                response
+            }
+            Err(error) => {
+                if error != BodyError::Fill(FillError::Busy) {
+                    tracing::warn!(path = %entry.path, %error, "a file cannot be served");
+                }
+                self.unavailable("This file cannot be read right now. Please try again.")
+            }
+        }
+    }
+
+    /// RFC 9211.
+    fn cache_status(&self, source: Source, collapsed: bool) -> String {
+        let name = &self.name;
+        let collapsed = if collapsed { "; collapsed" } else { "" };
+        match source {
+            Source::Memory => format!("{name}; hit"),
+            Source::Disk => format!("{name}; hit; detail=disk"),
+            Source::Shield(true) => {
+                format!("{name}; fwd=miss; stored{collapsed}; detail=shield-hit")
+            }
+            Source::Shield(false) => format!("{name}; fwd=miss; stored{collapsed}; detail=shield"),
+            Source::Origin => format!("{name}; fwd=miss; stored{collapsed}; detail=origin"),
+        }
+    }
+
+    fn unavailable(&self, text: &str) -> Response {
+        let mut response = page(StatusCode::SERVICE_UNAVAILABLE, text);
+        response
+            .headers
+            .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
+        set(
+            &mut response.headers,
+            CACHE_STATUS,
+            &format!("{}; fwd=miss", self.name),
+        );
+        response
+    }
+}
+
+/// The host of a request, normalized.
+fn host_of(uri: &Uri, headers: &HeaderMap) -> Result<String, &'static str> {
+    let mut values = headers.get_all(header::HOST).iter();
+    let header = values.next();
+    if values.next().is_some() {
+        return Err("The request names more than one host.");
+    }
+    let header = match header.map(HeaderValue::to_str) {
+        Some(Ok(text)) => Some(text),
+        Some(Err(_)) => return Err("The host of the request is not a host name."),
+        None => None,
+    };
+    // A target with a host outranks the header (RFC 9112 §3.2.2).
+    let named = uri.authority().map(http::uri::Authority::as_str).or(header);
+    let Some(named) = named else {
+        return Err("The request names no host.");
+    };
+    host::normalized(named).ok_or("The host of the request is not a host name.")
+}
+
+/// Headers that a 200, a 206 and a 304 have in common.
+fn file_headers(entry: &Entry, etag: &str, last_modified: SystemTime) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(16);
+    set(&mut headers, header::ETAG, etag);
+    set(
+        &mut headers,
+        header::LAST_MODIFIED,
+        &httpdate::fmt_http_date(last_modified),
+    );
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let control = freshness::cache_control(entry.path.as_bytes());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+    headers
+}
+
+fn content_type(entry: &Entry) -> HeaderValue {
+    HeaderValue::from_str(&entry.content_type)
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"))
+}
+
+/// When the file last changed, but never in the future (RFC 9110 §8.8.2.1).
+fn last_modified(entry: &Entry, now: SystemTime) -> SystemTime {
+    let since = Duration::from_nanos(u64::try_from(entry.mtime_ns).unwrap_or(0));
+    conditional::whole_seconds((SystemTime::UNIX_EPOCH + since).min(now))
+}
+
+fn allowed(status: StatusCode) -> Response {
+    let mut response = match status {
+        StatusCode::NO_CONTENT => Response {
+            status,
+            headers: HeaderMap::new(),
+            body: Body::Empty,
+        },
+        _ => page(status, "This site can only be read."),
+    };
+    response
+        .headers
+        .insert(header::ALLOW, HeaderValue::from_static(ALLOW));
+    response
+}
+
+fn redirect(location: &str) -> Response {
+    let mut response = page(
+        StatusCode::PERMANENT_REDIRECT,
+        "This page has another address.",
+    );
+    set(&mut response.headers, header::LOCATION, location);
+    response
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    let mut response = page(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        "The file does not have the bytes asked for.",
+    );
+    set(
+        &mut response.headers,
+        header::CONTENT_RANGE,
+        &format!("bytes */{size}"),
+    );
+    response
+        .headers
+        .insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+}
+
+/// A small page of our own. `text` is ours, never a visitor's.
+fn page(status: StatusCode, text: &str) -> Response {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let html = format!(
+        "<!doctype html>\n<meta charset=\"utf-8\">\n<title>{code} {title}</title>\n\
+         <h1>{code} {title}</h1>\n<p>{text}</p>\n",
+        code = status.as_u16(),
+    );
+    let mut headers = HeaderMap::with_capacity(12);
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(html.len()));
+    let control = if status.is_server_error() {
+        "no-store"
+    } else {
+        "public, max-age=0, must-revalidate"
+    };
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+    Response {
+        status,
+        headers,
+        body: Body::Whole(Bytes::from(html)),
+    }
+}
+
+/// A name as RFC 8941 writes it: a token where it can be one, else a string.
+fn structured_name(name: &str) -> String {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte);
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(token) {
+        return name.to_owned();
+    }
+    let plain: String = name.chars().filter(|c| matches!(c, ' '..='~')).collect();
+    format!("\"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    // As bytes: the query of a redirect may hold UTF-8.
+    match HeaderValue::from_bytes(value.as_bytes()) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => tracing::debug!(%name, "a header value was left out"),
+    }
+}
+
+#[cfg(test)]
+#[path = "respond_tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,102 @@
+//! The listeners together: bound first, so that their ports are known, and served after that.
+//!
+//! [`crate::run`] calls [`bind`] and [`Bound::serve`].
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+use atoll_net::shutdown::Shutdown;
+use atoll_net::task::Tasks;
+
+use super::respond::Responder;
+use super::tls::{Certificate, TlsError};
+use super::{DRAIN, Protocol, h3, plain, socket, tcp};
+
+/// Sockets that do not answer yet.
+#[derive(Debug)]
+pub struct Bound {
+    http: TcpListener,
+    https: TcpListener,
+    quic: UdpSocket,
+    /// Where plain HTTP is.
+    pub http_addr: SocketAddr,
+    /// Where HTTPS is, TCP and UDP.
+    pub https_addr: SocketAddr,
+}
+
+/// A socket that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} ({what}): {source}")]
+pub struct BindError {
+    /// What for.
+    pub what: &'static str,
+    /// Where.
+    pub addr: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Opens all sockets; port 0 takes one from the system.
+///
+/// # Errors
+/// When an address cannot be had.
+pub fn bind(http: SocketAddr, https: SocketAddr) -> Result<Bound, BindError> {
+    let failed = |what, addr| move |source| BindError { what, addr, source };
+    let plain = socket::tcp(http).map_err(failed("http", http))?;
+    let http_addr = plain.local_addr().map_err(failed("http", http))?;
+    let (tcp, quic, https_addr) = socket::tcp_and_udp(https).map_err(failed("https", https))?;
+    Ok(Bound {
+        http: plain,
+        https: tcp,
+        quic,
+        http_addr,
+        https_addr,
+    })
+}
+
+impl Bound {
+    /// Answers until shutdown, and drains.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub async fn serve(
+        self,
+        responder: Arc<Responder>,
+        certificate: Arc<Certificate>,
+        shutdown: Shutdown,
+    ) -> Result<(), TlsError> {
+        let (over_tcp, over_quic) = (certificate.tcp()?, certificate.quic()?);
+        let port = self.https_addr.port();
+        let tasks = Tasks::new();
+        tasks.spawn(
+            "listen-http",
+            ended("http", plain::serve(self.http, port, shutdown.clone())),
+        );
+        let https = tcp::serve(self.https, over_tcp, responder.clone(), shutdown.clone());
+        tasks.spawn("listen-https", ended("https", https));
+        let quic = h3::serve(self.quic, over_quic, responder, shutdown.clone());
+        tasks.spawn("listen-h3", ended("h3", quic));
+        let watch = atoll_net::task::spawn("certificate", certificate.watch());
+        let _watch = atoll_net::task::AbortOnDrop::new(watch);
+        shutdown.wait().await;
+        tasks.drain(DRAIN * 2).await;
+        Ok(())
+    }
+}
+
+async fn ended(name: &'static str, listener: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = listener.await {
+        tracing::error!(listener = name, %error, "a listener stopped");
+    }
+}
+
+/// Counts bytes of a body that were handed to the connection.
+pub(super) fn count_bytes(protocol: Protocol, bytes: usize) {
+    metrics::counter!("atoll_edge_sent_bytes_total", "protocol" => protocol.as_str())
+        .increment(bytes as u64);
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

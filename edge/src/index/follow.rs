@@ -1,0 +1,324 @@
+//! Following the publish log: ask, apply, and acknowledge by asking for what comes next.
+//!
+//! One task per edge. The next request is the acknowledgement of everything before, so it is sent
+//! at once; nothing may be acknowledged that a new request could still see in the older version.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_client::{ClientError, Cluster, PageSource};
+use atoll_net::retry::Backoff;
+use atoll_net::shutdown::Shutdown;
+use atoll_proto::manifest::Page;
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
+use atoll_proto::{DeployId, NodeId};
+
+use super::table::Table;
+use super::{Index, invalidate};
+
+/// How long the master may hold a request. Well below the time after which an edge is given up.
+const WAIT: Duration = Duration::from_secs(3);
+/// How much longer than that an answer may take.
+const SLACK: Duration = Duration::from_secs(3);
+/// How long new deploys may hold up their entry while their first pages are fetched.
+const PREFETCH: Duration = Duration::from_secs(2);
+/// How long one invalidation may take to find its chunks.
+const INVALIDATE: Duration = Duration::from_secs(5);
+
+/// Follows the log until shutdown.
+pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Shutdown) {
+    let work = async {
+        let backoff = Backoff {
+            base: Duration::from_millis(50),
+            max: Duration::from_secs(1),
+            factor: 2.0,
+        };
+        let mut failures = 0;
+        loop {
+            match step(&index, &cluster, edge).await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(%error, "cannot follow the publish log; serving on");
+                    }
+                    metrics::counter!("atoll_edge_publish_errors_total").increment(1);
+                    tokio::time::sleep(backoff.delay(failures, rand::random::<f64>())).await;
+                    failures = failures.saturating_add(1);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = shutdown.wait() => {}
+        () = work => {}
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Master(#[from] ClientError),
+    #[error("the master answered with the wrong kind of message")]
+    Unexpected,
+    #[error("the index cannot be stored: {0}")]
+    Store(#[from] std::io::Error),
+}
+
+async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), StepError> {
+    let table = index.table();
+    // An edge that knows nothing has nothing to wait for.
+    let wait = if table.is_known() {
+        WAIT
+    } else {
+        Duration::ZERO
+    };
+    let request = MasterRequest::Watch {
+        after: table.seq(),
+        edge: Some(edge),
+        wait_ms: u32::try_from(wait.as_millis()).expect("seconds fit"),
+    };
+    let asked_at = Instant::now();
+    match cluster.master(&request, wait + SLACK).await? {
+        MasterResponse::Log { entries, upto } => {
+            if !entries.is_empty() || upto > table.seq() || !table.is_known() {
+                let mut next = Table::clone(&table);
+                apply(index, &mut next, &entries).await;
+                next.advance(upto.max(table.seq()));
+                index.put(next).await?;
+            }
+        }
+        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await?,
+        _ => return Err(StepError::Unexpected),
+    }
+    index.heard(asked_at);
+    Ok(())
+}
+
+/// Applies entries to a table that is not in force yet, and does what must be done before they
+/// are acknowledged.
+pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEntry]) {
+    prefetch(index, deploys_of(entries)).await;
+    for entry in entries {
+        if let PublishEvent::Invalidate {
+            site,
+            patterns,
+            soft,
+        } = &entry.event
+        {
+            if *soft {
+                index.count_soft();
+            } else {
+                let work = invalidate::drop_matching(index, site, patterns);
+                if tokio::time::timeout(INVALIDATE, work).await.is_err() {
+                    tracing::warn!(%site, "an invalidation took too long; cached copies stay");
+                }
+            }
+        }
+        table.apply(entry);
+        metrics::counter!("atoll_edge_publish_entries_total").increment(1);
+    }
+}
+
+/// The whole state, for an edge that knows too little to resume.
+async fn take(index: &Index, snapshot: PublishSnapshot) -> Result<(), StepError> {
+    let cluster = index.table().cluster();
+    tracing::info!(seq = %snapshot.seq, sites = snapshot.sites.len(), "took a snapshot of all sites");
+    let table = Table::of_snapshot(cluster, snapshot);
+    Ok(index.put(table).await?)
+}
+
+fn deploys_of(entries: &[PublishEntry]) -> Vec<DeployId> {
+    let deploy = |entry: &PublishEntry| match &entry.event {
+        PublishEvent::AliasSet(alias) => Some(alias.deploy),
+        _ => None,
+    };
+    entries.iter().rev().filter_map(deploy).take(16).collect()
+}
+
+/// Fetches the first two pages of new manifests, so that the first visitor does not wait for
+/// them. That they cannot be had delays a publish, but does not stop it.
+async fn prefetch(index: &Index, deploys: Vec<DeployId>) {
+    let fetch = |deploy: DeployId| async move {
+        let page = index.pages().page(deploy).await?;
+        if let Page::RootV1(root) = &*page
+            && let Some(top) = &root.top
+        {
+            index.pages().page(top.id).await?;
+        }
+        Ok::<(), ClientError>(())
+    };
+    let all = futures_util::future::join_all(deploys.into_iter().map(fetch));
+    match tokio::time::timeout(PREFETCH, all).await {
+        Ok(results) => {
+            for error in results.into_iter().filter_map(Result::err) {
+                tracing::warn!(%error, "a new manifest cannot be read yet");
+            }
+        }
+        Err(_) => tracing::warn!("a new manifest could not be read in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::publish::{Alias, Pattern, Site};
+    use atoll_proto::{AliasName, ChunkId, ClusterId, Seq};
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::tests::FakeUpstream;
+    use crate::fetch::{Chunks, Worth};
+    use crate::index::Found;
+    use crate::index::tests::Published;
+
+    fn entry(seq: u64, event: PublishEvent) -> PublishEntry {
+        PublishEntry {
+            seq: Seq(seq),
+            at_ms: 0,
+            event,
+        }
+    }
+
+    fn publish(deploy: DeployId) -> Vec<PublishEntry> {
+        let site: atoll_proto::SiteName = "blog".parse().unwrap();
+        let set = Site {
+            name: site.clone(),
+            domains: vec![],
+            created_ms: 0,
+        };
+        let alias = AliasName::production();
+        let alias = Alias {
+            site,
+            alias,
+            deploy,
+            seq: Seq(2),
+            at_ms: 0,
+        };
+        vec![
+            entry(1, PublishEvent::SiteSet(set)),
+            entry(2, PublishEvent::AliasSet(alias)),
+        ]
+    }
+
+    fn index(upstream: &Arc<FakeUpstream>, dir: &std::path::Path) -> (Index, Arc<Chunks>) {
+        let cache = Cache::open(8 << 20, &dir.join("cache"), 64 << 20).unwrap();
+        let chunks = Arc::new(Chunks::new(Arc::new(cache), upstream.clone()));
+        let suffixes = vec!["localhost".to_owned()];
+        let cluster = ClusterId([1; 16]);
+        let index = Index::open(
+            cluster,
+            chunks.clone(),
+            suffixes,
+            Some(dir.to_owned()),
+            8 << 20,
+        );
+        (index, chunks)
+    }
+
+    async fn take_in(index: &Index, entries: &[PublishEntry]) {
+        let mut table = Table::clone(&index.table());
+        apply(index, &mut table, entries).await;
+        index.put(table).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn pages_are_there_before_the_table_is_and_a_restart_needs_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let published = Published::new(&upstream, &[("index.html", b"hello")]);
+        {
+            let (index, chunks) = index(&upstream, dir.path());
+            take_in(&index, &publish(published.deploy)).await;
+            let fetches = upstream.fetches();
+            assert!(
+                index
+                    .lookup(published.deploy, b"index.html")
+                    .await
+                    .unwrap()
+                    .is_some()
+            );
+            assert!(
+                index
+                    .lookup(published.deploy, b"missing")
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
+            assert_eq!(upstream.fetches(), fetches);
+            chunks.cache().flush().await;
+        }
+        upstream
+            .down
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+        let (index, _) = index(&upstream, dir.path());
+        let site = "blog".parse().unwrap();
+        assert_eq!(
+            index.site_of("blog.localhost"),
+            Found::Deploy {
+                site,
+                deploy: published.deploy
+            }
+        );
+        assert!(
+            index
+                .lookup(published.deploy, b"index.html")
+                .await
+                .unwrap()
+                .is_some()
+        );
+        assert!(!index.is_current(Duration::from_secs(10), Instant::now()));
+    }
+
+    #[tokio::test]
+    async fn a_publish_goes_on_when_its_pages_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let (index, _) = index(&upstream, dir.path());
+        let deploy = ChunkId::of(b"nowhere");
+        take_in(&index, &publish(deploy)).await;
+        let site = "blog".parse().unwrap();
+        assert_eq!(
+            index.site_of("blog.localhost"),
+            Found::Deploy { site, deploy }
+        );
+        assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
+        assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_hard_invalidation_drops_and_a_soft_one_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let published = Published::new(&upstream, &[("a.txt", b"aaa"), ("b/index.html", b"bbb")]);
+        let (index, chunks) = index(&upstream, dir.path());
+        take_in(&index, &publish(published.deploy)).await;
+        let (a, b) = (ChunkId::of(b"aaa"), ChunkId::of(b"bbb"));
+        for id in [a, b] {
+            chunks.get(id, Worth::Use).await.unwrap();
+        }
+        let invalidate = |seq, patterns, soft| {
+            let site = "blog".parse().unwrap();
+            entry(
+                seq,
+                PublishEvent::Invalidate {
+                    site,
+                    patterns,
+                    soft,
+                },
+            )
+        };
+        take_in(&index, &[invalidate(3, vec![Pattern::All], true)]).await;
+        assert!(chunks.cache().memory(&a).is_some());
+        assert_eq!(index.soft_invalidations(), 1);
+        take_in(
+            &index,
+            &[invalidate(4, vec![Pattern::Path("/b/".into())], false)],
+        )
+        .await;
+        assert!(chunks.cache().memory(&a).is_some() && chunks.cache().memory(&b).is_none());
+        take_in(&index, &[invalidate(5, vec![Pattern::All], false)]).await;
+        assert!(chunks.cache().memory(&a).is_none());
+        assert_eq!(index.table().seq(), Seq(5));
+    }
+}

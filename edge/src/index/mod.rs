@@ -1,0 +1,237 @@
+//! What exists: sites, aliases and manifests, as of the last entry of the publish log.
+//!
+//! [`crate::http`] asks [`Index::site_of`] and [`Index::lookup`]; [`follow`] keeps it up to date.
+//! A 404, a redirect or a 304 is decided here without asking upstream for anything but manifest
+//! pages that are not at hand yet. Changes become visible to all requests at once: the whole table
+//! is replaced.
+
+pub mod follow;
+pub mod host;
+pub mod invalidate;
+pub mod pages;
+pub mod snapshot;
+pub mod table;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use atoll_client::ClientError;
+use atoll_proto::manifest::Entry;
+use atoll_proto::{ClusterId, DeployId, SiteName};
+use tokio::sync::watch;
+
+use crate::fetch::Chunks;
+use pages::Pages;
+use table::Table;
+
+/// What a host leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A deploy to serve from.
+    Deploy {
+        /// Of this site.
+        site: SiteName,
+        /// The manifest's root.
+        deploy: DeployId,
+    },
+    /// The site exists, but nothing is published under this alias.
+    Unpublished,
+    /// No such site.
+    Unknown,
+}
+
+/// The index of an edge.
+pub struct Index {
+    table: ArcSwap<Table>,
+    pages: Pages,
+    chunks: Arc<Chunks>,
+    suffixes: Vec<String>,
+    /// Where the table is stored; `None` in tests.
+    dir: Option<PathBuf>,
+    /// When the request was sent whose answer last told what is new.
+    contact: Mutex<Option<Instant>>,
+    /// Grows with every change of the table.
+    version: watch::Sender<u64>,
+    soft_invalidations: AtomicU64,
+}
+
+impl Index {
+    /// An index that starts from what is stored in `dir`, if anything. `suffixes` are the domains
+    /// under which sites have names; `page_bytes` bounds the decoded pages. Blocking: it reads a
+    /// file.
+    pub fn open(
+        cluster: ClusterId,
+        chunks: Arc<Chunks>,
+        suffixes: Vec<String>,
+        dir: Option<PathBuf>,
+        page_bytes: usize,
+    ) -> Index {
+        let stored = dir.as_deref().and_then(|dir| snapshot::load(dir, cluster));
+        let table = stored.unwrap_or_else(|| Table::empty(cluster));
+        metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
+        Index {
+            table: ArcSwap::from_pointee(table),
+            pages: Pages::new(chunks.clone(), page_bytes),
+            chunks,
+            suffixes,
+            dir,
+            contact: Mutex::new(None),
+            version: watch::Sender::new(0),
+            soft_invalidations: AtomicU64::new(0),
+        }
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// The pages of all manifests.
+    pub fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    /// What a normalized host leads to now.
+    pub fn site_of(&self, host: &str) -> Found {
+        let table = self.table.load();
+        let Some(named) = host::resolve(host, &self.suffixes, &table) else {
+            return Found::Unknown;
+        };
+        let Some(state) = table.site(&named.site) else {
+            return Found::Unknown;
+        };
+        match state.aliases.get(&named.alias) {
+            Some(alias) => Found::Deploy {
+                site: named.site,
+                deploy: alias.deploy,
+            },
+            None => Found::Unpublished,
+        }
+    }
+
+    /// The file at this path of a deploy.
+    ///
+    /// # Errors
+    /// When a page of the manifest cannot be had now.
+    pub async fn lookup(
+        &self,
+        deploy: DeployId,
+        path: &[u8],
+    ) -> Result<Option<Entry>, ClientError> {
+        atoll_client::lookup(&self.pages, deploy, path).await
+    }
+
+    /// Whether the publish log was heard of within `bound`.
+    pub fn is_current(&self, bound: Duration, now: Instant) -> bool {
+        let contact = *self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        contact.is_some_and(|contact| now.saturating_duration_since(contact) <= bound)
+    }
+
+    /// Tells of every change of the table.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Soft invalidations so far. Nothing is cached here that could be stale, so a soft
+    /// invalidation only counts; it will matter once an edge caches a foreign origin.
+    pub fn soft_invalidations(&self) -> u64 {
+        self.soft_invalidations.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of chunks in memory.
+    pub fn cached_bytes(&self) -> usize {
+        self.chunks.cache().memory_bytes()
+    }
+
+    /// Stores a table and puts it in force. It is stored first: what is acknowledged after this
+    /// is not forgotten by a crash.
+    pub(crate) async fn put(&self, table: Table) -> std::io::Result<()> {
+        let table = Arc::new(table);
+        if let Some(dir) = self.dir.clone() {
+            let stored = table.clone();
+            let work = move || snapshot::store(&dir, &stored);
+            atoll_net::task::spawn_blocking("index-store", work)
+                .await
+                .map_err(std::io::Error::other)??;
+        }
+        metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
+        self.table.store(table);
+        self.version.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    fn heard(&self, asked_at: Instant) {
+        *self.contact.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
+    }
+
+    fn count_soft(&self) {
+        self.soft_invalidations.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::content::Extent;
+    use atoll_proto::{ByteName, ChunkId, Content};
+
+    use super::*;
+    use crate::fetch::tests::FakeUpstream;
+
+    /// A deploy whose pages and chunks are in a fake upstream.
+    pub(crate) struct Published {
+        pub(crate) deploy: DeployId,
+    }
+
+    /// Last change of every file: 2026-11-02 00:00 UTC.
+    pub(crate) const MTIME_NS: i64 = 1_793_577_600_000_000_000;
+
+    impl Published {
+        pub(crate) fn new(upstream: &FakeUpstream, files: &[(&str, &[u8])]) -> Published {
+            let entries = files.iter().map(|(path, bytes)| Entry {
+                path: ByteName::from(path.as_bytes()),
+                mode: 0o644,
+                mtime_ns: MTIME_NS,
+                content: content(upstream, bytes),
+                content_type: content_type(path).to_owned(),
+                header_rule: None,
+                variants: Vec::new(),
+                base: None,
+            });
+            let built = atoll_client::build(entries.collect(), None).unwrap();
+            for page in built.pages {
+                upstream.add(page.bytes);
+            }
+            Published { deploy: built.root }
+        }
+    }
+
+    fn content(upstream: &FakeUpstream, bytes: &[u8]) -> Content {
+        let extents = bytes.chunks(1 << 20).map(|part| {
+            let id = upstream.add(part.to_vec());
+            Extent {
+                id: Some(id),
+                len: u32::try_from(part.len()).unwrap(),
+            }
+        });
+        Content::from_extents(extents.collect())
+    }
+
+    fn content_type(path: &str) -> &'static str {
+        match path.rsplit('.').next().unwrap() {
+            "html" => "text/html; charset=utf-8",
+            "js" => "text/javascript; charset=utf-8",
+            _ => "application/octet-stream",
+        }
+    }
+
+    #[test]
+    fn chunks_of_files_are_found_by_hash() {
+        let upstream = FakeUpstream::default();
+        let content = content(&upstream, b"x");
+        assert_eq!(content.id(), ChunkId::of(b"x"));
+    }
+}

@@ -1,0 +1,232 @@
+//! Flush, fsync, close: the changes of a file become its content in the cluster.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use atoll_client::ClientError;
+use atoll_proto::content::Extent;
+use atoll_proto::namespace::{NamespaceOp, NamespaceReply};
+use atoll_proto::receipt::Receipt;
+use atoll_proto::{ChunkId, Code, Content};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::file::{File, Opened, Plan};
+use super::segments::{PartData, Upload, extents};
+use super::snapshot::Snapshot;
+use super::{FileSystem, FsError, Handle, Store, lock};
+use crate::errno;
+
+/// Chunks that one flush sends at a time.
+const PARALLEL: usize = 16;
+/// How often a commit is tried when chunks turn out to be missing.
+const ATTEMPTS: u32 = 4;
+
+impl<S: Store> FileSystem<S> {
+    /// Commits the changes of an open file: what close(2) and fsync(2) wait for.
+    ///
+    /// # Errors
+    /// Why the cluster does not have the changes. They are kept, and the next flush tries again.
+    pub async fn flush(self: &Arc<Self>, handle: u64) -> Result<(), FsError> {
+        match self.handle(handle)? {
+            Handle::File(open) => self.flush_file(&open.file).await,
+            Handle::Deployed(_) | Handle::Dir(_) => Ok(()),
+        }
+    }
+
+    /// Commits the changes of all files. Returns how many could not be committed.
+    pub async fn flush_all(self: &Arc<Self>) -> usize {
+        let mut failed = 0;
+        for file in self.changed_files() {
+            if let Err(error) = self.flush_file(&file).await {
+                tracing::error!(%error, inode = %file.inode, "changes are not in the cluster");
+                failed += 1;
+            }
+        }
+        failed
+    }
+
+    /// Tries again to commit files that nobody has open any more.
+    pub async fn retry_closed(self: &Arc<Self>) {
+        for file in self.changed_files() {
+            if file.lock().handles.is_empty() {
+                self.settle(&file).await;
+            }
+        }
+    }
+
+    fn changed_files(&self) -> Vec<Arc<File>> {
+        let files = lock(&self.files);
+        files.values().filter(|file| file.lock().is_changed()).cloned().collect()
+    }
+
+    /// Commits a file that nobody has open, and forgets it when that is done or hopeless.
+    pub(super) async fn settle(self: &Arc<Self>, file: &Arc<File>) {
+        let outcome = self.flush_file(file).await;
+        let mut files = lock(&self.files);
+        let mut state = file.lock();
+        match outcome {
+            Err(error) if errno::may_pass(&error) => {
+                tracing::warn!(%error, inode = %file.inode, "a closed file is not in the cluster");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, inode = %file.inode, "the changes of a file are lost");
+                state.discard();
+            }
+            Ok(()) => {}
+        }
+        if state.handles.is_empty() && (!state.is_changed() || state.is_unlinked()) {
+            drop(state);
+            files.remove(&file.inode);
+        }
+    }
+
+    /// Commits the changes of a file.
+    pub(super) async fn flush_file(self: &Arc<Self>, file: &Arc<File>) -> Result<(), FsError> {
+        if !file.lock().is_changed() {
+            return Ok(());
+        }
+        let _alone = file.committing.lock().await;
+        let Some(plan) = file.lock().plan() else {
+            return Ok(());
+        };
+        let (extents, receipts) = self.upload(file, &plan).await?;
+        let ids: HashSet<ChunkId> = extents.iter().filter_map(|extent| extent.id).collect();
+        match self.commit(file, &plan, extents.clone(), receipts).await {
+            Ok((attr, content)) => {
+                let content = content.id();
+                let opened = Opened { content, snapshot: Arc::new(Snapshot::new(extents)) };
+                let mut state = file.lock();
+                state.committed(&plan, &attr, opened, &ids);
+                let settled = state.content();
+                drop(state);
+                let mut inodes = lock(&self.inodes);
+                inodes.tell(&attr);
+                // The pages the kernel has went through these changes.
+                inodes.cache(file.inode, settled);
+                Ok(())
+            }
+            Err(error) => self.excuse(file, error),
+        }
+    }
+
+    /// A commit of a file that has no name any more is no failure.
+    fn excuse(&self, file: &File, error: FsError) -> Result<(), FsError> {
+        let gone = matches!(&error, FsError::Client(error) if error.code() == Some(Code::NotFound));
+        if !gone {
+            return Err(error);
+        }
+        if file.lock().is_unlinked() { Ok(()) } else { Err(FsError::Stale) }
+    }
+
+    /// Sends what is unsent of a plan; returns its extents and what covers the new ones.
+    async fn upload(
+        &self,
+        file: &File,
+        plan: &Plan,
+    ) -> Result<(Vec<Extent>, Vec<Receipt>), FsError> {
+        let pending: Vec<Arc<Upload>> = plan
+            .parts
+            .iter()
+            .filter_map(|part| match &part.data {
+                PartData::Pending(upload) => Some(upload.clone()),
+                PartData::Hole | PartData::Stored(..) => None,
+            })
+            .collect();
+        stream::iter(pending.into_iter().map(Ok))
+            .try_for_each_concurrent(
+                PARALLEL,
+                |upload| async move { self.send(file, &upload).await },
+            )
+            .await?;
+        let mut receipts = Receipts::default();
+        let mut parts = Vec::with_capacity(plan.parts.len());
+        for part in &plan.parts {
+            parts.push(match &part.data {
+                PartData::Hole => (part.len, None),
+                PartData::Stored(id, cover) => {
+                    cover.iter().for_each(|cover| receipts.add(cover));
+                    (part.len, Some(*id))
+                }
+                PartData::Pending(upload) => {
+                    // It is sent, so this only looks.
+                    let sent = upload.send(&self.store).await?;
+                    receipts.add(&sent.receipts);
+                    (part.len, Some(sent.id))
+                }
+            });
+        }
+        Ok((extents(parts.into_iter()), receipts.all))
+    }
+
+    /// Makes the extents the file's content. Chunks that the cluster has lost sight of are sent
+    /// again, as long as they can still be read.
+    async fn commit(
+        &self,
+        file: &File,
+        plan: &Plan,
+        extents: Vec<Extent>,
+        mut receipts: Vec<Receipt>,
+    ) -> Result<(atoll_proto::namespace::Attr, Content), FsError> {
+        let mut attempt = 1;
+        loop {
+            match self.commit_once(file, plan, &extents, &receipts).await {
+                Err(FsError::Client(ClientError::Missing { ids })) if attempt < ATTEMPTS => {
+                    receipts.extend(self.send_again(&ids).await?);
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        file: &File,
+        plan: &Plan,
+        extents: &[Extent],
+        receipts: &[Receipt],
+    ) -> Result<(atoll_proto::namespace::Attr, Content), FsError> {
+        let content = self.store.seal(extents.to_vec(), receipts).await?;
+        // List chunks took the receipts of what they list.
+        let listed = matches!(content, Content::Lists { .. });
+        let op = NamespaceOp::Commit {
+            inode: file.inode,
+            content: content.clone(),
+            mtime_ns: Some(plan.mtime_ns),
+            if_version: None,
+            receipts: if listed { Vec::new() } else { receipts.to_vec() },
+        };
+        match self.store.change(op).await? {
+            NamespaceReply::Attr { attr, .. } => Ok((attr, content)),
+            _ => Err(FsError::Unexpected("a commit")),
+        }
+    }
+
+    async fn send_again(&self, ids: &[ChunkId]) -> Result<Vec<Receipt>, FsError> {
+        let again = |id: ChunkId| async move {
+            let bytes = match self.at_hand(id) {
+                Some(bytes) => bytes,
+                None => self.store.read_chunk(id).await?,
+            };
+            Ok::<_, FsError>(self.store.put_chunk(bytes).await?.1)
+        };
+        let receipts: Vec<Vec<Receipt>> =
+            stream::iter(ids.iter().copied()).map(again).buffered(PARALLEL).try_collect().await?;
+        Ok(receipts.into_iter().flatten().collect())
+    }
+}
+
+/// Receipts, each once: a receipt covers a batch of chunks.
+#[derive(Default)]
+struct Receipts {
+    all: Vec<Receipt>,
+    seen: HashSet<[u8; 32]>,
+}
+
+impl Receipts {
+    fn add(&mut self, receipts: &Arc<[Receipt]>) {
+        let new = receipts.iter().filter(|receipt| self.seen.insert(receipt.mac));
+        self.all.extend(new.cloned());
+    }
+}

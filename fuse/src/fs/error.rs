@@ -1,0 +1,59 @@
+//! What can go wrong in the file system, before it becomes an errno.
+
+use atoll_client::ClientError;
+
+/// A request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The cluster refused or could not be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// There is no such file.
+    #[error("no such file or directory")]
+    NotFound,
+    /// There is one already.
+    #[error("it exists already")]
+    Exists,
+    /// Deploys never change.
+    #[error("deploys of sites cannot be changed")]
+    ReadOnly,
+    /// Such a thing cannot be made here.
+    #[error("not permitted in this file system")]
+    NotPermitted,
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// This file system does not do that.
+    #[error("not supported")]
+    Unsupported,
+    /// The handle is unknown or not open for this.
+    #[error("the handle is not open for this")]
+    BadHandle,
+    /// A directory where another kind of file was expected.
+    #[error("is a directory")]
+    IsADirectory,
+    /// A directory was expected.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A name longer than 255 bytes.
+    #[error("the name is longer than 255 bytes")]
+    NameTooLong,
+    /// A file longer than [`super::FILE_BYTES_MAX`].
+    #[error("the file would be too large")]
+    TooLarge,
+    /// `SEEK_DATA` found no data, or the offset is past the end.
+    #[error("no data there")]
+    NoData,
+    /// The file was removed by somebody else while it had changes here.
+    #[error("the file was removed elsewhere; its changes have nowhere to go")]
+    Stale,
+    /// The cluster takes no data, and there is no memory left to hold more.
+    #[error("the cluster takes no data and the memory for unsent data is full: {reason}")]
+    Stalled {
+        /// Why the last upload failed.
+        reason: String,
+    },
+    /// An answer of the wrong kind.
+    #[error("the master answered {0} with the wrong kind of message: versions may differ")]
+    Unexpected(&'static str),
+}

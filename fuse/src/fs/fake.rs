@@ -1,0 +1,561 @@
+//! A cluster in memory, for the tests: the same promises, and faults on request.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use atoll_client::ClientError;
+use atoll_proto::content::{Extent, ExtentList};
+use atoll_proto::namespace::{
+    Attr, Caller, DirEntry, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
+};
+use atoll_proto::publish::{Alias, Deploy, Site};
+use atoll_proto::receipt::{Receipt, ReceiptKey};
+use atoll_proto::{
+    AliasName, ByteName, ChunkId, Code, Content, DeployId, Epoch, InodeId, NodeId, Seq, SessionId,
+    SiteName, WireError,
+};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::Store;
+use super::file::now_ns;
+
+/// The cluster. Several file systems may share one.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    world: Mutex<World>,
+    /// Every put needs a permit for as long as it runs.
+    pub(crate) put_gate: Semaphore,
+    /// Puts fail.
+    pub(crate) refuse_puts: AtomicBool,
+    /// Requests to the master so far.
+    pub(crate) requests: AtomicU64,
+    /// Puts so far.
+    pub(crate) puts: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    nodes: BTreeMap<InodeId, Node>,
+    next_inode: u64,
+    version: u64,
+    chunks: HashMap<ChunkId, Bytes>,
+    /// Chunks some file refers to (or referred to).
+    live: HashSet<ChunkId>,
+    sites: Vec<(Site, Vec<Alias>)>,
+    deploys: Vec<Deploy>,
+}
+
+#[derive(Debug)]
+struct Node {
+    attr: Attr,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    File(Content),
+    Dir { entries: BTreeMap<ByteName, InodeId>, parent: InodeId },
+    Link(ByteName),
+}
+
+type Reply = Result<NamespaceReply, Code>;
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Fake> {
+        let mut world = World { next_inode: 2, ..World::default() };
+        let data = Data::Dir { entries: BTreeMap::new(), parent: InodeId::ROOT };
+        let attr = world.attr(InodeId::ROOT, FileKind::Directory, 0o755, Caller { uid: 0, gid: 0 });
+        world.nodes.insert(InodeId::ROOT, Node { attr, data });
+        Arc::new(Fake {
+            world: Mutex::new(world),
+            put_gate: Semaphore::new(1000),
+            refuse_puts: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            puts: AtomicU64::new(0),
+        })
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the master forget that it knows any chunk; the bytes stay readable.
+    pub(crate) fn forget_live(&self) {
+        self.world().live.clear();
+    }
+
+    /// Puts a chunk there, as a deploy did.
+    pub(crate) fn plant(&self, bytes: Bytes) -> ChunkId {
+        let id = ChunkId::of(&bytes);
+        self.world().chunks.insert(id, bytes);
+        id
+    }
+
+    /// A site with these deploys, whose production alias points at the first.
+    pub(crate) fn publish_site(&self, site: &SiteName, deploys: &[DeployId]) {
+        let alias = |deploy: &DeployId| Alias {
+            site: site.clone(),
+            alias: AliasName::production(),
+            deploy: *deploy,
+            seq: Seq(1),
+            at_ms: 0,
+        };
+        let deploy = |id: &DeployId| Deploy {
+            id: *id,
+            site: site.clone(),
+            created_ms: 0,
+            message: String::new(),
+            files: 0,
+            bytes: 0,
+            seq: Seq(1),
+        };
+        let mut world = self.world();
+        let aliases = deploys.iter().take(1).map(alias).collect();
+        let made = Site { name: site.clone(), domains: vec![], created_ms: 0 };
+        world.sites.push((made, aliases));
+        world.deploys.extend(deploys.iter().map(deploy));
+    }
+
+    /// Points all aliases at a deploy.
+    pub(crate) fn point_alias(&self, deploy: DeployId) {
+        for (_, aliases) in &mut self.world().sites {
+            aliases.iter_mut().for_each(|alias| alias.deploy = deploy);
+        }
+    }
+
+    /// The content of a file by inode, as the cluster has it.
+    pub(crate) fn committed(&self, inode: InodeId) -> Option<Vec<u8>> {
+        let world = self.world();
+        let Data::File(content) = &world.nodes.get(&inode)?.data else {
+            return None;
+        };
+        let mut bytes = Vec::new();
+        for extent in world.extents(content).ok()? {
+            match extent.id {
+                None => bytes.resize(bytes.len() + extent.len as usize, 0),
+                Some(id) => bytes.extend_from_slice(world.chunks.get(&id)?),
+            }
+        }
+        Some(bytes)
+    }
+}
+
+fn refused(code: Code) -> ClientError {
+    ClientError::Refused(WireError::new(code, format!("the fake says {code:?}")))
+}
+
+impl Store for Arc<Fake> {
+    async fn query(&self, query: NamespaceQuery) -> Result<NamespaceReply, ClientError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        // A real request waits, so that callers meet the way they would.
+        tokio::task::yield_now().await;
+        self.world().query(query).map_err(refused)
+    }
+
+    async fn change(&self, op: NamespaceOp) -> Result<NamespaceReply, ClientError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        let mut world = self.world();
+        if let NamespaceOp::Commit { content, receipts, .. } = &op {
+            let covered: HashSet<ChunkId> =
+                receipts.iter().flat_map(|r| r.chunks.iter().map(|(id, _)| *id)).collect();
+            let missing: Vec<ChunkId> = content
+                .direct_chunks()
+                .into_iter()
+                .filter(|id| !world.live.contains(id) && !covered.contains(id))
+                .collect();
+            if !missing.is_empty() {
+                return Err(ClientError::Missing { ids: missing });
+            }
+        }
+        world.change(op).map_err(refused)
+    }
+
+    async fn read_chunk(&self, id: ChunkId) -> Result<Bytes, ClientError> {
+        tokio::task::yield_now().await;
+        let found = self.world().chunks.get(&id).cloned();
+        found.ok_or(ClientError::Lost { id, reason: "the fake has no such chunk".to_owned() })
+    }
+
+    async fn put_chunk(&self, bytes: Bytes) -> Result<(ChunkId, Vec<Receipt>), ClientError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        let _permit = self.put_gate.acquire().await.expect("the gate is never closed");
+        if self.refuse_puts.load(Ordering::Relaxed) {
+            return Err(ClientError::TooFewReplicas { reason: "on request".to_owned() });
+        }
+        let (id, len) = (ChunkId::of(&bytes), bytes.len() as u32);
+        self.world().chunks.insert(id, bytes);
+        let key = ReceiptKey([1; 32]);
+        let (node, session) = (NodeId(1), SessionId(1));
+        Ok((id, vec![Receipt::sign(&key, node, session, Epoch(1), u64::MAX, vec![(id, len)])]))
+    }
+
+    async fn extents(&self, content: &Content) -> Result<Vec<Extent>, ClientError> {
+        self.world().extents(content)
+    }
+
+    async fn seal(
+        &self,
+        extents: Vec<Extent>,
+        receipts: &[Receipt],
+    ) -> Result<Content, ClientError> {
+        if !Content::needs_lists(extents.len()) {
+            return Ok(Content::from_extents(extents));
+        }
+        let mut world = self.world();
+        let covered: HashSet<ChunkId> =
+            receipts.iter().flat_map(|r| r.chunks.iter().map(|(id, _)| *id)).collect();
+        let ids = extents.iter().filter_map(|extent| extent.id);
+        let missing: Vec<ChunkId> =
+            ids.filter(|id| !world.live.contains(id) && !covered.contains(id)).collect();
+        if !missing.is_empty() {
+            return Err(ClientError::Missing { ids: missing });
+        }
+        let size = extents.iter().map(|extent| u64::from(extent.len)).sum();
+        let bytes = Bytes::from(ExtentList::V1(extents).encode());
+        let (id, len) = (ChunkId::of(&bytes), bytes.len() as u32);
+        world.chunks.insert(id, bytes);
+        world.live.insert(id);
+        Ok(Content::Lists { size, lists: vec![(len, id)] })
+    }
+
+    async fn sites(&self) -> Result<Vec<(Site, Vec<Alias>)>, ClientError> {
+        Ok(self.world().sites.clone())
+    }
+
+    async fn deploys(&self, site: SiteName) -> Result<Vec<Deploy>, ClientError> {
+        let world = self.world();
+        Ok(world.deploys.iter().filter(|deploy| deploy.site == site).cloned().collect())
+    }
+}
+
+impl World {
+    fn extents(&self, content: &Content) -> Result<Vec<Extent>, ClientError> {
+        match content {
+            Content::Empty => Ok(Vec::new()),
+            Content::Extents(extents) => Ok(extents.clone()),
+            Content::Lists { lists, .. } => {
+                let mut all = Vec::new();
+                for (_, id) in lists {
+                    let lost = ClientError::Lost { id: *id, reason: "no list".to_owned() };
+                    let bytes = self.chunks.get(id).ok_or(lost)?;
+                    let bad = |error| ClientError::Malformed { what: format!("{error}") };
+                    all.extend(ExtentList::decode(bytes).map_err(bad)?);
+                }
+                Ok(all)
+            }
+        }
+    }
+
+    fn attr(&mut self, inode: InodeId, kind: FileKind, mode: u32, caller: Caller) -> Attr {
+        self.version += 1;
+        let now = now_ns();
+        Attr {
+            inode,
+            kind,
+            mode,
+            uid: caller.uid,
+            gid: caller.gid,
+            nlink: if kind == FileKind::Directory { 2 } else { 1 },
+            size: 0,
+            atime_ns: now,
+            mtime_ns: now,
+            ctime_ns: now,
+            version: self.version,
+        }
+    }
+
+    fn node(&self, inode: InodeId) -> Result<&Node, Code> {
+        self.nodes.get(&inode).ok_or(Code::NotFound)
+    }
+
+    fn dir(&mut self, inode: InodeId) -> Result<&mut BTreeMap<ByteName, InodeId>, Code> {
+        match &mut self.nodes.get_mut(&inode).ok_or(Code::NotFound)?.data {
+            Data::Dir { entries, .. } => Ok(entries),
+            Data::File(_) | Data::Link(_) => Err(Code::NotADirectory),
+        }
+    }
+
+    fn entry(&mut self, parent: InodeId, name: &ByteName) -> Result<InodeId, Code> {
+        self.dir(parent)?.get(name).copied().ok_or(Code::NotFound)
+    }
+
+    fn reply(&self, inode: InodeId, created: bool) -> Reply {
+        Ok(NamespaceReply::Attr { attr: self.node(inode)?.attr.clone(), created })
+    }
+
+    fn touch(&mut self, inode: InodeId) {
+        self.version += 1;
+        let version = self.version;
+        if let Some(node) = self.nodes.get_mut(&inode) {
+            node.attr.version = version;
+            node.attr.ctime_ns = now_ns();
+            if matches!(node.data, Data::Dir { .. }) {
+                node.attr.mtime_ns = node.attr.ctime_ns;
+            }
+        }
+    }
+
+    fn query(&mut self, query: NamespaceQuery) -> Reply {
+        match query {
+            NamespaceQuery::Lookup { parent, name } => {
+                let inode = self.entry(parent, &name)?;
+                self.reply(inode, false)
+            }
+            NamespaceQuery::Attr { inode } => self.reply(inode, false),
+            NamespaceQuery::Resolve { path } => {
+                let mut inode = InodeId::ROOT;
+                for part in path.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty()) {
+                    inode = self.entry(inode, &part.into())?;
+                }
+                self.reply(inode, false)
+            }
+            NamespaceQuery::Open { inode } => match &self.node(inode)?.data {
+                Data::File(content) => Ok(NamespaceReply::File {
+                    attr: self.node(inode)?.attr.clone(),
+                    content: content.clone(),
+                }),
+                Data::Dir { .. } => Err(Code::IsADirectory),
+                Data::Link(_) => Err(Code::Invalid),
+            },
+            NamespaceQuery::ReadLink { inode } => match &self.node(inode)?.data {
+                Data::Link(target) => Ok(NamespaceReply::Target(target.0.clone().into())),
+                Data::File(_) | Data::Dir { .. } => Err(Code::Invalid),
+            },
+            NamespaceQuery::ReadDir { inode, after, limit } => self.read_dir(inode, after, limit),
+            NamespaceQuery::StatFs => Ok(NamespaceReply::StatFs {
+                total_bytes: 1 << 30,
+                free_bytes: 1 << 29,
+                inodes: self.nodes.len() as u64,
+            }),
+        }
+    }
+
+    fn read_dir(&self, inode: InodeId, after: Option<ByteName>, limit: u32) -> Reply {
+        let Data::Dir { entries, parent } = &self.node(inode)?.data else {
+            return Err(Code::NotADirectory);
+        };
+        let rest: Vec<(&ByteName, &InodeId)> =
+            entries.iter().filter(|(name, _)| after.as_ref().is_none_or(|a| *name > a)).collect();
+        let end = rest.len() <= limit as usize;
+        let entry = |(name, inode): &(&ByteName, &InodeId)| {
+            let attr = self.node(**inode)?.attr.clone();
+            Ok(DirEntry { name: (*name).clone(), attr })
+        };
+        let entries: Result<Vec<DirEntry>, Code> =
+            rest.iter().take(limit as usize).map(entry).collect();
+        Ok(NamespaceReply::Entries { entries: entries?, parent: *parent, end })
+    }
+
+    fn add(
+        &mut self,
+        parent: InodeId,
+        name: ByteName,
+        mode: u32,
+        caller: Caller,
+        data: Data,
+    ) -> Reply {
+        if self.dir(parent)?.contains_key(&name) {
+            return Err(Code::Exists);
+        }
+        let inode = InodeId(self.next_inode);
+        self.next_inode += 1;
+        let kind = match &data {
+            Data::File(_) => FileKind::File,
+            Data::Dir { .. } => FileKind::Directory,
+            Data::Link(_) => FileKind::Symlink,
+        };
+        let mut attr = self.attr(inode, kind, mode, caller);
+        if let Data::Link(target) = &data {
+            attr.size = target.0.len() as u64;
+        }
+        self.nodes.insert(inode, Node { attr, data });
+        self.dir(parent)?.insert(name, inode);
+        self.count_dirs(parent);
+        self.touch(parent);
+        self.reply(inode, true)
+    }
+
+    /// Sets the link count of a directory: 2 and one for each subdirectory.
+    fn count_dirs(&mut self, inode: InodeId) {
+        let Ok(node) = self.node(inode) else { return };
+        let Data::Dir { entries, .. } = &node.data else {
+            return;
+        };
+        let is_dir = |id: &&InodeId| {
+            self.nodes.get(id).is_some_and(|node| node.attr.kind == FileKind::Directory)
+        };
+        let count = 2 + entries.values().filter(is_dir).count() as u32;
+        if let Some(node) = self.nodes.get_mut(&inode) {
+            node.attr.nlink = count;
+        }
+    }
+
+    /// Takes a name out of its directory, and the inode away with its last name.
+    fn drop_name(&mut self, parent: InodeId, name: &ByteName) -> Result<(), Code> {
+        let inode = self.dir(parent)?.remove(name).ok_or(Code::NotFound)?;
+        let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
+        node.attr.nlink -= 1;
+        if node.attr.nlink == 0 || node.attr.kind == FileKind::Directory {
+            self.nodes.remove(&inode);
+        } else {
+            self.touch(inode);
+        }
+        self.count_dirs(parent);
+        self.touch(parent);
+        Ok(())
+    }
+
+    fn is_empty(&self, inode: InodeId) -> bool {
+        matches!(self.node(inode), Ok(Node { data: Data::Dir { entries, .. }, .. })
+            if entries.is_empty())
+    }
+
+    fn kind(&self, inode: InodeId) -> Result<FileKind, Code> {
+        Ok(self.node(inode)?.attr.kind)
+    }
+
+    fn change(&mut self, op: NamespaceOp) -> Reply {
+        match op {
+            NamespaceOp::Create { parent, name, mode, caller, exclusive } => {
+                match self.dir(parent)?.get(&name).copied() {
+                    Some(_) if exclusive => Err(Code::Exists),
+                    Some(inode) if self.kind(inode)? == FileKind::Directory => {
+                        Err(Code::IsADirectory)
+                    }
+                    Some(inode) => self.reply(inode, false),
+                    None => self.add(parent, name, mode, caller, Data::File(Content::Empty)),
+                }
+            }
+            NamespaceOp::Mkdir { parent, name, mode, caller } => {
+                let data = Data::Dir { entries: BTreeMap::new(), parent };
+                self.add(parent, name, mode, caller, data)
+            }
+            NamespaceOp::Symlink { parent, name, target, caller } => {
+                self.add(parent, name, 0o777, caller, Data::Link(target))
+            }
+            NamespaceOp::Link { inode, parent, name } => self.link(inode, parent, name),
+            NamespaceOp::Unlink { parent, name } => {
+                let inode = self.entry(parent, &name)?;
+                if self.kind(inode)? == FileKind::Directory {
+                    return Err(Code::IsADirectory);
+                }
+                self.drop_name(parent, &name).map(|()| NamespaceReply::Done)
+            }
+            NamespaceOp::Rmdir { parent, name } => {
+                let inode = self.entry(parent, &name)?;
+                if self.kind(inode)? != FileKind::Directory {
+                    return Err(Code::NotADirectory);
+                }
+                if !self.is_empty(inode) {
+                    return Err(Code::NotEmpty);
+                }
+                self.drop_name(parent, &name).map(|()| NamespaceReply::Done)
+            }
+            NamespaceOp::Rename { parent, name, new_parent, new_name, mode } => {
+                self.rename(parent, name, new_parent, new_name, mode)
+            }
+            NamespaceOp::SetAttr { inode, set } => {
+                let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
+                let attr = &mut node.attr;
+                attr.mode = set.mode.unwrap_or(attr.mode);
+                attr.uid = set.uid.unwrap_or(attr.uid);
+                attr.gid = set.gid.unwrap_or(attr.gid);
+                attr.atime_ns = set.atime_ns.unwrap_or(attr.atime_ns);
+                let mtime = set.mtime_ns.unwrap_or(attr.mtime_ns);
+                self.touch(inode);
+                let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
+                node.attr.mtime_ns = mtime;
+                self.reply(inode, false)
+            }
+            NamespaceOp::Commit { inode, content, mtime_ns, .. } => {
+                self.live.extend(content.direct_chunks());
+                if self.kind(inode)? != FileKind::File {
+                    return Err(Code::IsADirectory);
+                }
+                self.touch(inode);
+                let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
+                node.attr.size = content.size();
+                node.attr.mtime_ns = mtime_ns.unwrap_or_else(now_ns);
+                node.data = Data::File(content);
+                self.reply(inode, false)
+            }
+            NamespaceOp::PutFile { .. } | NamespaceOp::MakeDirs { .. } => Err(Code::Invalid),
+        }
+    }
+
+    fn link(&mut self, inode: InodeId, parent: InodeId, name: ByteName) -> Reply {
+        if self.kind(inode)? == FileKind::Directory {
+            return Err(Code::IsADirectory);
+        }
+        if self.dir(parent)?.contains_key(&name) {
+            return Err(Code::Exists);
+        }
+        self.dir(parent)?.insert(name, inode);
+        self.nodes.get_mut(&inode).ok_or(Code::NotFound)?.attr.nlink += 1;
+        self.touch(inode);
+        self.touch(parent);
+        self.reply(inode, false)
+    }
+
+    fn rename(
+        &mut self,
+        parent: InodeId,
+        name: ByteName,
+        new_parent: InodeId,
+        new_name: ByteName,
+        mode: RenameMode,
+    ) -> Reply {
+        let inode = self.entry(parent, &name)?;
+        let is_dir = self.kind(inode)? == FileKind::Directory;
+        let mut above = new_parent;
+        while above != InodeId::ROOT {
+            if above == inode {
+                return Err(Code::Invalid);
+            }
+            let Data::Dir { parent, .. } = &self.node(above)?.data else {
+                return Err(Code::NotADirectory);
+            };
+            above = *parent;
+        }
+        let target = self.dir(new_parent)?.get(&new_name).copied();
+        if target == Some(inode) {
+            return Ok(NamespaceReply::Done);
+        }
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Code::Exists),
+            (RenameMode::Exchange, None) => return Err(Code::NotFound),
+            (RenameMode::Exchange, Some(target)) => {
+                self.dir(parent)?.insert(name, target);
+                self.set_parent(target, parent);
+            }
+            (_, target) => {
+                if let Some(target) = target {
+                    match (is_dir, self.kind(target)? == FileKind::Directory) {
+                        (true, false) => return Err(Code::NotADirectory),
+                        (false, true) => return Err(Code::IsADirectory),
+                        (true, true) if !self.is_empty(target) => return Err(Code::NotEmpty),
+                        _ => self.drop_name(new_parent, &new_name)?,
+                    }
+                }
+                self.dir(parent)?.remove(&name);
+            }
+        }
+        self.dir(new_parent)?.insert(new_name, inode);
+        self.set_parent(inode, new_parent);
+        for dir in [parent, new_parent] {
+            self.count_dirs(dir);
+            self.touch(dir);
+        }
+        self.touch(inode);
+        Ok(NamespaceReply::Done)
+    }
+
+    fn set_parent(&mut self, inode: InodeId, to: InodeId) {
+        if let Some(Node { data: Data::Dir { parent, .. }, .. }) = self.nodes.get_mut(&inode) {
+            *parent = to;
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The state of a file that is open, or has changes the cluster does not have yet.
+//!
+//! All handles of an inode on this mount share one [`File`]. While nobody changes it, it is the
+//! content the master had at the latest open; a change turns it into [`Segments`] until the next
+//! commit. A reader that opened an older content than a later open found keeps it: its handle is
+//! pinned to the older snapshot until this mount writes the file or opens it for writing.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use atoll_proto::namespace::Attr;
+use atoll_proto::{ChunkId, InodeId};
+
+use super::segments::{Part, Segments};
+use super::snapshot::{Piece, Snapshot};
+
+/// A file with handles or changes.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) inode: InodeId,
+    state: Mutex<State>,
+    /// Held by whoever commits: commits of one file happen one after the other.
+    pub(crate) committing: tokio::sync::Mutex<()>,
+}
+
+/// What the mount knows of the file.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// The master's last word.
+    attr: Attr,
+    /// The name of the snapshot's content.
+    content: Option<ChunkId>,
+    snapshot: Arc<Snapshot>,
+    local: Option<Local>,
+    /// The numbers of the open handles.
+    pub(crate) handles: HashSet<u64>,
+    pins: HashMap<u64, Arc<Snapshot>>,
+    /// No name is left; the master does not know the inode any more.
+    unlinked: bool,
+    chunk_bytes: u64,
+}
+
+/// Changes that are not committed.
+#[derive(Debug)]
+struct Local {
+    segments: Segments,
+    /// Grows with every change.
+    change: u64,
+    mtime_ns: i64,
+}
+
+/// A content to commit.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) mtime_ns: i64,
+    change: u64,
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl File {
+    pub(crate) fn new(attr: Attr, opened: Opened, chunk_bytes: u64) -> File {
+        File {
+            inode: attr.inode,
+            state: Mutex::new(State {
+                attr,
+                content: Some(opened.content),
+                snapshot: opened.snapshot,
+                local: None,
+                handles: HashSet::new(),
+                pins: HashMap::new(),
+                unlinked: false,
+                chunk_bytes,
+            }),
+            committing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A content as the master answered an open.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    pub(crate) content: ChunkId,
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+impl State {
+    /// Whether there are changes that are not committed.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// Whether this mount's word on the file counts, not the master's.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.local.is_some() || self.unlinked
+    }
+
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.unlinked
+    }
+
+    pub(crate) fn has_pins(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
+    /// The attributes with the changes made here.
+    pub(crate) fn attr(&self) -> Attr {
+        let mut attr = self.attr.clone();
+        attr.size = self.size();
+        if let Some(local) = &self.local {
+            attr.mtime_ns = local.mtime_ns;
+            attr.ctime_ns = attr.ctime_ns.max(local.mtime_ns);
+        }
+        if self.unlinked {
+            attr.nlink = 0;
+        }
+        attr
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.local.as_ref().map_or(self.snapshot.size(), |local| local.segments.size())
+    }
+
+    /// The master's attributes as they are shown here. The length stays that of the content that
+    /// is open: the kernel lets nobody read past the length it was told.
+    pub(crate) fn show(&self, mut attr: Attr) -> Attr {
+        if self.is_ours() {
+            return self.attr();
+        }
+        if !self.handles.is_empty() {
+            attr.size = self.snapshot.size();
+        }
+        attr
+    }
+
+    /// The name of the content, when it has one.
+    pub(crate) fn content(&self) -> Option<ChunkId> {
+        if self.local.is_some() { None } else { self.content }
+    }
+
+    /// The master has newer attributes. The content is left alone: open looks at that.
+    pub(crate) fn set_attr(&mut self, attr: &Attr) {
+        if attr.version >= self.attr.version {
+            self.attr = attr.clone();
+        }
+    }
+
+    /// Takes what the master answered an open, unless changes here or a newer answer forbid it.
+    /// The handles that are open go on with what they opened when `pin` says so.
+    pub(crate) fn adopt(&mut self, attr: &Attr, opened: Opened, pin: bool) {
+        if self.is_ours() || attr.version < self.attr.version {
+            return;
+        }
+        self.attr = attr.clone();
+        if self.content == Some(opened.content) {
+            return;
+        }
+        for handle in self.handles.iter().filter(|_| pin) {
+            self.pins.entry(*handle).or_insert_with(|| self.snapshot.clone());
+        }
+        self.content = Some(opened.content);
+        self.snapshot = opened.snapshot;
+    }
+
+    /// All handles see the same from now on.
+    pub(crate) fn unpin_all(&mut self) {
+        self.pins.clear();
+    }
+
+    pub(crate) fn unpin(&mut self, handle: u64) {
+        self.pins.remove(&handle);
+    }
+
+    /// The parts of a range as this handle sees the file.
+    pub(crate) fn pieces(&self, handle: u64, offset: u64, len: u64) -> Vec<Piece> {
+        match (self.pins.get(&handle), &self.local) {
+            (Some(snapshot), _) => snapshot.pieces(offset, len),
+            (None, Some(local)) => local.segments.pieces(offset, len),
+            (None, None) => self.snapshot.pieces(offset, len),
+        }
+    }
+
+    /// The next data or hole as this handle sees the file.
+    pub(crate) fn seek(&self, handle: u64, offset: u64, hole: bool) -> Option<u64> {
+        match (self.pins.get(&handle), &self.local) {
+            (Some(snapshot), _) => snapshot.seek(offset, hole),
+            (None, Some(local)) => local.segments.seek(offset, hole),
+            (None, None) => self.snapshot.seek(offset, hole),
+        }
+    }
+
+    /// The segments, to change them.
+    pub(crate) fn change(&mut self) -> &mut Segments {
+        self.pins.clear();
+        let (snapshot, chunk_bytes) = (&self.snapshot, self.chunk_bytes);
+        let local = self.local.get_or_insert_with(|| Local {
+            segments: Segments::new(snapshot, chunk_bytes),
+            change: 0,
+            mtime_ns: 0,
+        });
+        local.change += 1;
+        local.mtime_ns = now_ns();
+        &mut local.segments
+    }
+
+    /// Forgets the content without reading it: what O_TRUNC does.
+    pub(crate) fn clear(&mut self) {
+        self.pins.clear();
+        let change = self.local.as_ref().map_or(0, |local| local.change) + 1;
+        let segments = Segments::new(&Snapshot::default(), self.chunk_bytes);
+        self.local = Some(Local { segments, change, mtime_ns: now_ns() });
+    }
+
+    /// Sets the modification time of changes that are not committed; tells whether there are any.
+    pub(crate) fn set_mtime(&mut self, mtime_ns: i64) -> bool {
+        match &mut self.local {
+            Some(local) => {
+                local.mtime_ns = mtime_ns;
+                local.change += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// One name less.
+    pub(crate) fn unlink_one(&mut self) {
+        self.attr.nlink = self.attr.nlink.saturating_sub(1);
+        if self.attr.nlink == 0 {
+            self.unlinked = true;
+        }
+    }
+
+    /// The master does not know the inode any more.
+    pub(crate) fn mark_unlinked(&mut self) {
+        self.unlinked = true;
+    }
+
+    /// What there is to commit. Changes of a file without a name are kept and go nowhere.
+    pub(crate) fn plan(&mut self) -> Option<Plan> {
+        if self.unlinked {
+            return None;
+        }
+        let local = self.local.as_mut()?;
+        let (change, mtime_ns) = (local.change, local.mtime_ns);
+        Some(Plan { parts: local.segments.plan(), mtime_ns, change })
+    }
+
+    /// The segments, if there are changes.
+    pub(crate) fn segments(&mut self) -> Option<&mut Segments> {
+        self.local.as_mut().map(|local| &mut local.segments)
+    }
+
+    /// A plan was committed as this content.
+    pub(crate) fn committed(
+        &mut self,
+        plan: &Plan,
+        attr: &Attr,
+        opened: Opened,
+        ids: &HashSet<ChunkId>,
+    ) {
+        self.set_attr(attr);
+        let Some(local) = &mut self.local else { return };
+        self.content = Some(opened.content);
+        self.snapshot = opened.snapshot;
+        if local.change == plan.change {
+            self.local = None;
+        } else {
+            local.segments.committed(ids);
+        }
+    }
+
+    /// Gives up changes that can never be committed.
+    pub(crate) fn discard(&mut self) {
+        self.local = None;
+    }
+}

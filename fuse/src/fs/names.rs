@@ -1,0 +1,284 @@
+//! Names: finding, making, moving and removing them.
+
+use std::sync::Arc;
+
+use atoll_proto::namespace::{
+    Attr, Caller, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
+};
+use atoll_proto::{ByteName, ChunkId, InodeId, limits};
+
+use super::attr::{attr_of, is_dir, is_not_found};
+use super::file::{File, Opened};
+use super::sites::SITES_NAME;
+use super::snapshot::Snapshot;
+use super::{FileSystem, FsError, OpenHow, OpenedFile, Store, lock, sites};
+
+impl<S: Store> FileSystem<S> {
+    /// The entry of this name. The kernel holds the inode from then on, until it forgets it.
+    ///
+    /// # Errors
+    /// `NotFound`, or the master cannot be asked.
+    pub async fn lookup(&self, parent: InodeId, name: ByteName) -> Result<Attr, FsError> {
+        check_length(&name)?;
+        if self.options.sites && parent == self.root() && name.as_bytes() == SITES_NAME {
+            return Ok(self.sites.give_root());
+        }
+        if sites::is_virtual(parent) {
+            return self.deployed_lookup(parent, &name).await;
+        }
+        let query = NamespaceQuery::Lookup { parent, name: name.clone() };
+        let attr = attr_of(self.store.query(query).await?, "a lookup")?;
+        let attr = self.overlay(attr);
+        self.give_entry(parent, &name, &attr);
+        Ok(attr)
+    }
+
+    /// Makes a regular file and opens it.
+    ///
+    /// # Errors
+    /// `Exists` with `exclusive`; else as [`FileSystem::open`].
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: InodeId,
+        name: ByteName,
+        mode: u32,
+        caller: Caller,
+        exclusive: bool,
+        how: OpenHow,
+    ) -> Result<(Attr, OpenedFile), FsError> {
+        let (attr, created) = self.make_file(parent, &name, mode, caller, exclusive).await?;
+        let number = self.new_handle_number();
+        let file = if created {
+            self.begin_empty(&attr, number)
+        } else {
+            self.acquire(attr.inode, how, number).await?
+        };
+        let attr = file.lock().attr();
+        self.give_entry(parent, &name, &attr);
+        let opened = self.opened(&file, number, how);
+        self.keep(number, file, how.write);
+        Ok((attr, opened))
+    }
+
+    /// Makes a regular file without opening it.
+    ///
+    /// # Errors
+    /// `Exists`, or the master's refusal.
+    pub async fn mknod(
+        &self,
+        parent: InodeId,
+        name: ByteName,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<Attr, FsError> {
+        let (attr, _) = self.make_file(parent, &name, mode, caller, true).await?;
+        self.give_entry(parent, &name, &attr);
+        Ok(attr)
+    }
+
+    async fn make_file(
+        &self,
+        parent: InodeId,
+        name: &ByteName,
+        mode: u32,
+        caller: Caller,
+        exclusive: bool,
+    ) -> Result<(Attr, bool), FsError> {
+        self.check_new(parent, name)?;
+        let name = name.clone();
+        let op = NamespaceOp::Create { parent, name, mode: mode & 0o7777, caller, exclusive };
+        match self.store.change(op).await? {
+            NamespaceReply::Attr { attr, created } => Ok((attr, created)),
+            _ => Err(FsError::Unexpected("a create")),
+        }
+    }
+
+    /// The state of a file that was made this moment: nobody needs to be asked for its content.
+    fn begin_empty(&self, attr: &Attr, number: u64) -> Arc<File> {
+        let opened = Opened { content: ChunkId::of(b""), snapshot: Arc::new(Snapshot::default()) };
+        let mut files = lock(&self.files);
+        let fresh = || Arc::new(File::new(attr.clone(), opened, self.chunk_bytes()));
+        let file = files.entry(attr.inode).or_insert_with(fresh).clone();
+        file.lock().handles.insert(number);
+        file
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// `Exists`, or the master's refusal.
+    pub async fn mkdir(
+        &self,
+        parent: InodeId,
+        name: ByteName,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<Attr, FsError> {
+        self.check_new(parent, &name)?;
+        let op = NamespaceOp::Mkdir { parent, name: name.clone(), mode: mode & 0o7777, caller };
+        let attr = attr_of(self.store.change(op).await?, "a mkdir")?;
+        self.give_entry(parent, &name, &attr);
+        Ok(attr)
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// `Exists`, or the master's refusal.
+    pub async fn symlink(
+        &self,
+        parent: InodeId,
+        name: ByteName,
+        target: ByteName,
+        caller: Caller,
+    ) -> Result<Attr, FsError> {
+        self.check_new(parent, &name)?;
+        if target.as_bytes().len() > limits::SYMLINK_BYTES_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        let op = NamespaceOp::Symlink { parent, name: name.clone(), target, caller };
+        let attr = attr_of(self.store.change(op).await?, "a symlink")?;
+        self.give_entry(parent, &name, &attr);
+        Ok(attr)
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    /// `Exists`, or the master's refusal.
+    pub async fn link(
+        &self,
+        inode: InodeId,
+        parent: InodeId,
+        name: ByteName,
+    ) -> Result<Attr, FsError> {
+        self.check_new(parent, &name)?;
+        if sites::is_virtual(inode) {
+            return Err(FsError::ReadOnly);
+        }
+        let op = NamespaceOp::Link { inode, parent, name: name.clone() };
+        let attr = attr_of(self.store.change(op).await?, "a link")?;
+        if let Some(file) = self.open_file(inode) {
+            file.lock().set_attr(&attr);
+        }
+        let attr = self.overlay(attr);
+        self.give_entry(parent, &name, &attr);
+        Ok(attr)
+    }
+
+    /// Removes a name of a file. The file lives on as long as it is open.
+    ///
+    /// # Errors
+    /// The master's refusal.
+    pub async fn unlink(&self, parent: InodeId, name: ByteName) -> Result<(), FsError> {
+        self.check_old(parent, &name)?;
+        self.store.change(NamespaceOp::Unlink { parent, name: name.clone() }).await?;
+        self.name_is_gone(parent, &name);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotEmpty`, or the master's refusal.
+    pub async fn rmdir(&self, parent: InodeId, name: ByteName) -> Result<(), FsError> {
+        self.check_old(parent, &name)?;
+        self.store.change(NamespaceOp::Rmdir { parent, name: name.clone() }).await?;
+        lock(&self.inodes).removed(parent, &name);
+        Ok(())
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// The master's refusal.
+    pub async fn rename(
+        &self,
+        parent: InodeId,
+        name: ByteName,
+        new_parent: InodeId,
+        new_name: ByteName,
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        self.check_old(parent, &name)?;
+        self.check_old(new_parent, &new_name)?;
+        let op = NamespaceOp::Rename {
+            parent,
+            name: name.clone(),
+            new_parent,
+            new_name: new_name.clone(),
+            mode,
+        };
+        self.store.change(op).await?;
+        let (moved, target) = {
+            let inodes = lock(&self.inodes);
+            (inodes.find(parent, &name), inodes.find(new_parent, &new_name))
+        };
+        if moved.is_some() && moved == target {
+            // Two names of one file: rename(2) leaves both.
+            return Ok(());
+        }
+        if mode != RenameMode::Exchange {
+            self.name_is_gone(new_parent, &new_name);
+        }
+        let mut inodes = lock(&self.inodes);
+        inodes.removed(parent, &name);
+        inodes.removed(new_parent, &new_name);
+        if let Some(moved) = moved {
+            inodes.named(new_parent, &new_name, moved);
+        }
+        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
+            inodes.named(parent, &name, target);
+        }
+        Ok(())
+    }
+
+    /// Tells the state of an open file that it has a name less.
+    fn name_is_gone(&self, parent: InodeId, name: &ByteName) {
+        let inode = lock(&self.inodes).removed(parent, name);
+        if let Some(file) = inode.and_then(|inode| self.open_file(inode)) {
+            let mut state = file.lock();
+            state.unlink_one();
+            if state.is_unlinked() && state.handles.is_empty() {
+                state.discard();
+            }
+        }
+    }
+
+    fn check_new(&self, parent: InodeId, name: &ByteName) -> Result<(), FsError> {
+        self.check_parent(parent)?;
+        check_length(name)?;
+        if self.is_sites(parent, name) { Err(FsError::Exists) } else { Ok(()) }
+    }
+
+    fn check_old(&self, parent: InodeId, name: &ByteName) -> Result<(), FsError> {
+        self.check_parent(parent)?;
+        check_length(name)?;
+        if self.is_sites(parent, name) { Err(FsError::ReadOnly) } else { Ok(()) }
+    }
+
+    fn is_sites(&self, parent: InodeId, name: &ByteName) -> bool {
+        self.options.sites && parent == self.root() && name.as_bytes() == SITES_NAME
+    }
+
+    /// The directory at a path of the namespace, for mounting a part of it.
+    ///
+    /// # Errors
+    /// `NotFound` or `NotADirectory`, or the master cannot be asked.
+    pub async fn resolve_dir(store: &S, path: &ByteName) -> Result<InodeId, FsError> {
+        let query = NamespaceQuery::Resolve { path: path.clone() };
+        let reply = store.query(query).await.map_err(FsError::from);
+        let attr = match reply {
+            Err(error) if is_not_found(&error) => return Err(FsError::NotFound),
+            reply => attr_of(reply?, "a question for a path")?,
+        };
+        if is_dir(&attr) { Ok(attr.inode) } else { Err(FsError::NotADirectory) }
+    }
+}
+
+fn check_length(name: &ByteName) -> Result<(), FsError> {
+    if name.as_bytes().len() > limits::NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    Ok(())
+}

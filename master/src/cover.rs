@@ -1,0 +1,119 @@
+//! Which chunks do receipts cover? A plain function of receipts, key, time and table.
+//!
+//! A receipt that is forged, expired, of another session or of a server that is no member of the
+//! chunk's placement group counts for nothing. Placement never takes a member away from a group
+//! that has chunks, so the current table is enough; when the groups of an empty cluster are dealt
+//! out anew, receipts of the moment before may count for nothing too, and the client uploads
+//! again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use atoll_proto::cluster::PgTable;
+use atoll_proto::receipt::{Receipt, ReceiptKey};
+use atoll_proto::{ChunkId, NodeId, SessionId};
+
+use crate::operation::Covered;
+
+/// Everything a receipt is checked against.
+#[derive(Debug, Clone)]
+pub(crate) struct Checker {
+    /// The cluster's key.
+    pub(crate) key: ReceiptKey,
+    /// The session that wants to use the receipts.
+    pub(crate) session: SessionId,
+    /// The leader's clock.
+    pub(crate) now_ms: u64,
+    /// Who must have the chunks.
+    pub(crate) table: Arc<PgTable>,
+}
+
+impl Checker {
+    /// The chunks among those `wanted` that enough members have on disk, by id.
+    pub(crate) fn covered(
+        &self,
+        receipts: &[Receipt],
+        wanted: impl Fn(&ChunkId) -> bool,
+    ) -> Vec<Covered> {
+        let mut holders: HashMap<(ChunkId, u32), HashSet<NodeId>> = HashMap::new();
+        for receipt in receipts {
+            if !receipt.verify(&self.key, self.session, self.now_ms) {
+                continue;
+            }
+            for (id, len) in &receipt.chunks {
+                if wanted(id) && self.table.of(id.pg()).contains(&receipt.node) {
+                    holders.entry((*id, *len)).or_default().insert(receipt.node);
+                }
+            }
+        }
+        let enough = |id: &ChunkId, nodes: &HashSet<NodeId>| {
+            nodes.len() >= self.table.durable_quorum(id.pg())
+        };
+        let covered: BTreeMap<ChunkId, u32> = holders
+            .into_iter()
+            .filter(|((id, _), nodes)| enough(id, nodes))
+            .map(|((id, len), _)| (id, len))
+            .collect();
+        covered.into_iter().map(|(id, len)| Covered { id, len }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use atoll_proto::Epoch;
+
+    const KEY: ReceiptKey = ReceiptKey([3; 32]);
+    const SESSION: SessionId = SessionId(7);
+
+    fn checker(members: &[u64]) -> Checker {
+        let mut table = PgTable::empty();
+        for group in &mut table.members {
+            *group = members.iter().copied().map(NodeId).collect();
+        }
+        Checker { key: KEY, session: SESSION, now_ms: 100, table: Arc::new(table) }
+    }
+
+    fn receipt(node: u64, session: SessionId, expires_ms: u64, key: &ReceiptKey) -> Receipt {
+        let chunks = vec![(ChunkId::of(b"a"), 1), (ChunkId::of(b"b"), 1)];
+        Receipt::sign(key, NodeId(node), session, Epoch(1), expires_ms, chunks)
+    }
+
+    fn count(checker: &Checker, receipts: &[Receipt]) -> usize {
+        checker.covered(receipts, |id| *id == ChunkId::of(b"a")).len()
+    }
+
+    #[test]
+    fn two_members_of_three_are_enough_and_one_is_not() {
+        let three = checker(&[1, 2, 3]);
+        let good = |node| receipt(node, SESSION, 200, &KEY);
+        assert_eq!(count(&three, &[good(1), good(2)]), 1);
+        assert_eq!(count(&three, &[good(1)]), 0);
+        assert_eq!(count(&three, &[good(1), good(1)]), 0);
+        assert_eq!(count(&three, &[good(1), good(9)]), 0);
+        assert_eq!(count(&checker(&[1]), &[good(1)]), 1);
+        assert_eq!(count(&checker(&[]), &[good(1)]), 0);
+    }
+
+    #[test]
+    fn what_is_forged_expired_or_foreign_counts_for_nothing() {
+        let three = checker(&[1, 2, 3]);
+        let good = receipt(1, SESSION, 200, &KEY);
+        for bad in [
+            receipt(2, SESSION, 100, &KEY),
+            receipt(2, SessionId(8), 200, &KEY),
+            receipt(2, SESSION, 200, &ReceiptKey([4; 32])),
+            Receipt { node: NodeId(2), ..good.clone() },
+        ] {
+            assert_eq!(count(&three, &[good.clone(), bad]), 0);
+        }
+    }
+
+    #[test]
+    fn servers_must_agree_on_the_length() {
+        let three = checker(&[1, 2, 3]);
+        let chunks = vec![(ChunkId::of(b"a"), 2)];
+        let other = Receipt::sign(&KEY, NodeId(2), SESSION, Epoch(1), 200, chunks);
+        assert_eq!(count(&three, &[receipt(1, SESSION, 200, &KEY), other]), 0);
+    }
+}

@@ -1,0 +1,139 @@
+//! Create, mkdir, symlink, link: operations that make a name.
+
+use atoll_proto::namespace::{Caller, FileKind, NamespaceReply};
+use atoll_proto::{ByteName, Code, Content, InodeId, WireError, limits};
+
+use super::{
+    MODE_BITS, NLINK_MAX, attr_reply, check_name, directory, exists, inode, touch_directory,
+};
+use crate::operation::{Apply, Now};
+use crate::store::Transaction;
+use crate::store::dentries::{self, Dentry};
+use crate::store::inodes::{self, Body, Inode};
+
+pub(super) fn create(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    parent: InodeId,
+    name: &ByteName,
+    mode: u32,
+    caller: Caller,
+    exclusive: bool,
+) -> Apply<NamespaceReply> {
+    check_name(name.as_bytes())?;
+    directory(tx, parent)?;
+    match dentries::get(tx, parent, name.as_bytes())? {
+        Some(found) if !exclusive && found.kind == FileKind::File => {
+            Ok(attr_reply(inode(tx, found.inode)?.attr(found.inode), false))
+        }
+        Some(found) if !exclusive && found.kind == FileKind::Directory => {
+            let message = format!("{name:?} in directory {parent} is a directory");
+            Err(WireError::new(Code::IsADirectory, message).into())
+        }
+        Some(_) => Err(exists(name.as_bytes(), parent).into()),
+        None => {
+            let body = Body::File(Content::Empty);
+            new_entry(tx, now, parent, name, mode, caller, body)
+        }
+    }
+}
+
+pub(super) fn mkdir(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    parent: InodeId,
+    name: &ByteName,
+    mode: u32,
+    caller: Caller,
+) -> Apply<NamespaceReply> {
+    check_free(tx, parent, name)?;
+    new_entry(tx, now, parent, name, mode, caller, Body::Directory { parent })
+}
+
+pub(super) fn symlink(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    parent: InodeId,
+    name: &ByteName,
+    target: ByteName,
+    caller: Caller,
+) -> Apply<NamespaceReply> {
+    let len = target.as_bytes().len();
+    if len == 0 || len > limits::SYMLINK_BYTES_MAX || target.as_bytes().contains(&0) {
+        let message = format!(
+            "the target of a symbolic link must have 1 to {} bytes and no NUL",
+            limits::SYMLINK_BYTES_MAX
+        );
+        return Err(WireError::invalid(message).into());
+    }
+    check_free(tx, parent, name)?;
+    new_entry(tx, now, parent, name, 0o777, caller, Body::Symlink(target))
+}
+
+pub(super) fn link(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    id: InodeId,
+    parent: InodeId,
+    name: &ByteName,
+) -> Apply<NamespaceReply> {
+    let mut target = inode(tx, id)?;
+    if target.is_directory() {
+        let message = "a directory cannot have a second name: make a symbolic link instead";
+        return Err(WireError::new(Code::Denied, message).into());
+    }
+    check_free(tx, parent, name)?;
+    if target.nlink >= NLINK_MAX {
+        let message = format!("inode {id} has {NLINK_MAX} names, which is the most");
+        return Err(WireError::new(Code::Limit, message).into());
+    }
+    target.nlink += 1;
+    target.changed(now);
+    inodes::put(tx, id, &target);
+    dentries::put(tx, parent, name.as_bytes(), Dentry { inode: id, kind: target.kind() });
+    let holder = directory(tx, parent)?;
+    touch_directory(tx, now, parent, holder);
+    Ok(attr_reply(target.attr(id), false))
+}
+
+fn check_free(tx: &Transaction<'_>, parent: InodeId, name: &ByteName) -> Apply<()> {
+    check_name(name.as_bytes())?;
+    directory(tx, parent)?;
+    match dentries::get(tx, parent, name.as_bytes())? {
+        Some(_) => Err(exists(name.as_bytes(), parent).into()),
+        None => Ok(()),
+    }
+}
+
+/// Makes an inode under a name that is free.
+pub(super) fn new_entry(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    parent: InodeId,
+    name: &ByteName,
+    mode: u32,
+    caller: Caller,
+    body: Body,
+) -> Apply<NamespaceReply> {
+    let at = now.file_ns();
+    let is_directory = matches!(body, Body::Directory { .. });
+    let made = Inode {
+        mode: mode & MODE_BITS,
+        uid: caller.uid,
+        gid: caller.gid,
+        nlink: if is_directory { 2 } else { 1 },
+        atime_ns: at,
+        mtime_ns: at,
+        ctime_ns: at,
+        version: now.index,
+        body,
+    };
+    let id = inodes::insert(tx, &made)?;
+    dentries::put(tx, parent, name.as_bytes(), Dentry { inode: id, kind: made.kind() });
+    let mut holder = directory(tx, parent)?;
+    if is_directory {
+        holder.nlink = holder.nlink.saturating_add(1);
+    }
+    touch_directory(tx, now, parent, holder);
+    Ok(attr_reply(made.attr(id), true))
+}

@@ -1,0 +1,100 @@
+//! Status: how the cluster does, as the leader sees it.
+
+use std::collections::HashSet;
+
+use atoll_proto::cluster::{NodeKind, NodeState};
+use atoll_proto::error::WireResult;
+use atoll_proto::master::{ChunkserverStatus, EdgeStatus, MasterResponse, MasterStatus, Status};
+use atoll_proto::{AliasName, NodeId};
+use tokio::time::Instant;
+
+use super::change::store_failed;
+use crate::server::Master;
+use crate::store::counters::{self, Counter};
+use crate::store::{aliases, publish_log, sites};
+
+pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
+    master.consensus.read().await?;
+    let applied = *master.consensus.applied().borrow();
+    let nodes = master.node_views()?;
+    let table = master.table()?;
+    let state = master.consensus.state();
+    let view = state.view();
+    let now = Instant::now();
+
+    let mut chunkservers = Vec::new();
+    let mut edges = Vec::new();
+    {
+        let liveness = master.liveness();
+        for node in &nodes {
+            let up = node.state == NodeState::Up;
+            let info = &node.info;
+            match info.kind {
+                NodeKind::Chunkserver => chunkservers.push(ChunkserverStatus {
+                    id: info.id,
+                    name: info.name.clone(),
+                    zone: info.zone.clone(),
+                    up,
+                    stat: liveness.stat(info.id),
+                }),
+                NodeKind::Edge => {
+                    let serves = info.edge.as_ref().is_some_and(|edge| edge.serves);
+                    edges.push(EdgeStatus {
+                        id: info.id,
+                        name: info.name.clone(),
+                        role: if serves { "edge" } else { "shield" }.to_owned(),
+                        region: info.region.clone(),
+                        seq: liveness.acked(info.id),
+                        lease_ms: liveness.edge_left_ms(info.id, now),
+                        ready: up && node.ready,
+                        up,
+                    });
+                }
+            }
+        }
+    }
+    let up: HashSet<NodeId> =
+        chunkservers.iter().filter(|server| server.up).map(|server| server.id).collect();
+    let (mut clean, mut degraded, mut lost) = (0, 0, 0);
+    for members in &table.members {
+        match members.iter().filter(|member| up.contains(member)).count() {
+            0 => lost += 1,
+            some if some < members.len() => degraded += 1,
+            _ => clean += 1,
+        }
+    }
+    let all = sites::all(&view).map_err(store_failed)?;
+    let production = AliasName::production();
+    let records = aliases::all(&view, None).map_err(store_failed)?;
+    let current = records.into_iter().map(|record| record.alias);
+    let current = current.filter(|alias| alias.alias == production);
+    let status = Status {
+        index: applied.index,
+        masters: masters(master),
+        chunkservers,
+        edges,
+        groups: u32::try_from(table.members.len()).unwrap_or(u32::MAX),
+        groups_clean: clean,
+        groups_degraded: degraded,
+        groups_lost: lost,
+        chunks_live: counters::get(&view, Counter::ChunksLive).map_err(store_failed)?,
+        publish_seq: publish_log::last(&view).map_err(store_failed)?,
+        sites: all.len() as u64,
+        current: current.map(|alias| (alias.site, alias.deploy)).collect(),
+    };
+    Ok(MasterResponse::Status(Box::new(status)))
+}
+
+fn masters(master: &Master) -> Vec<MasterStatus> {
+    let position = master.consensus.position();
+    let role = |id: u64| match position.leader {
+        Some(leader) if leader == id => "leader",
+        _ if id == master.consensus.id() => position.role,
+        _ => "follower",
+    };
+    position
+        .log
+        .iter()
+        .map(|(id, index)| MasterStatus { id: *id, role: role(*id).to_owned(), log_index: *index })
+        .collect()
+}

@@ -1,0 +1,108 @@
+//! Watch: follow the publish log by long polling; for edges also the acknowledgement.
+
+use std::time::Duration;
+
+use atoll_net::Context;
+use atoll_proto::error::WireResult;
+use atoll_proto::master::MasterResponse;
+use atoll_proto::publish::PublishSnapshot;
+use atoll_proto::{Code, NodeId, Seq, WireError, limits};
+use tokio::time::Instant;
+
+use super::change::store_failed;
+use crate::auth::Principal;
+use crate::server::Master;
+use crate::store::rocks::View;
+use crate::store::{aliases, nodes, publish_log, sites};
+
+/// An answer must leave this long before the caller stops waiting.
+const MARGIN: Duration = Duration::from_millis(200);
+/// How often a waiting watch makes sure that its master still leads.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) async fn watch(
+    master: &Master,
+    context: &Context,
+    principal: &Principal,
+    after: Seq,
+    edge: Option<NodeId>,
+    wait_ms: u32,
+) -> WireResult<MasterResponse> {
+    master.consensus.read().await?;
+    if let Some(edge) = edge {
+        acknowledge(master, principal, edge, after)?;
+    }
+    let wait = Duration::from_millis(u64::from(wait_ms)).min(limits::WATCH_WAIT_MAX);
+    let until = (Instant::now() + wait).min(context.deadline - MARGIN);
+    let mut applied = master.consensus.applied();
+    loop {
+        applied.borrow_and_update();
+        if let Some(answer) = entries(master, after)? {
+            return Ok(answer);
+        }
+        let now = Instant::now();
+        if now >= until || master.shutdown.is_triggered() {
+            return Ok(MasterResponse::Log { entries: Vec::new(), upto: after });
+        }
+        tokio::select! {
+            changed = applied.wait_for(|applied| applied.publish_seq > after.0) => {
+                if changed.is_err() {
+                    return Err(WireError::unavailable("the master is stopping"));
+                }
+            }
+            () = tokio::time::sleep_until(until.min(now + CHECK_EVERY)) => {
+                master.consensus.check_leads()?;
+            }
+            () = master.shutdown.wait() => {}
+        }
+    }
+}
+
+/// The edge has applied everything up to `after`.
+fn acknowledge(master: &Master, principal: &Principal, edge: NodeId, after: Seq) -> WireResult<()> {
+    let state = master.consensus.state();
+    let info = nodes::get(&*state, edge).map_err(store_failed)?;
+    let Some(info) = info else {
+        let message = format!("edge {edge} is not registered: register first");
+        return Err(WireError::not_found(message));
+    };
+    if !principal.is_node(&info) {
+        let message = format!("node {edge} is {:?}, which only it may speak for", info.name);
+        return Err(WireError::new(Code::Denied, message));
+    }
+    // Nobody can have applied what was never published.
+    let last = publish_log::last(&*state).map_err(store_failed)?;
+    if after <= last && master.liveness().acknowledged(edge, after, Instant::now()) {
+        master.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
+    }
+    Ok(())
+}
+
+/// What there is after `after`; `None` when there is nothing.
+fn entries(master: &Master, after: Seq) -> WireResult<Option<MasterResponse>> {
+    let state = master.consensus.state();
+    let view = state.view();
+    let last = publish_log::last(&view).map_err(store_failed)?;
+    if after == last {
+        return Ok(None);
+    }
+    let floor = publish_log::floor(&view).map_err(store_failed)?;
+    // Behind the retention, or from a past that is not ours.
+    if after < floor || after > last {
+        return snapshot(&view, last).map(Some);
+    }
+    let limit = limits::WATCH_ENTRIES_MAX;
+    let (entries, end) = publish_log::after(&view, after, limit).map_err(store_failed)?;
+    if after == Seq(0) && !end {
+        return snapshot(&view, last).map(Some);
+    }
+    let upto = entries.last().map_or(last, |entry| entry.seq);
+    Ok(Some(MasterResponse::Log { entries, upto }))
+}
+
+fn snapshot(view: &View<'_>, seq: Seq) -> WireResult<MasterResponse> {
+    let sites = sites::all(view).map_err(store_failed)?;
+    let aliases = aliases::all(view, None).map_err(store_failed)?;
+    let aliases = aliases.into_iter().map(|record| record.alias).collect();
+    Ok(MasterResponse::Snapshot(Box::new(PublishSnapshot { seq, sites, aliases })))
+}

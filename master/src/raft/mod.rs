@@ -1,0 +1,306 @@
+//! Consensus: the only users of openraft. [`Consensus::start`] makes a running Raft node out of a
+//! data directory; the rest of the master proposes operations, passes the read gate and looks at
+//! the state.
+
+mod log;
+mod machine;
+mod network;
+mod propose;
+mod read;
+mod snapshot;
+pub(crate) mod state;
+#[cfg(test)]
+mod tests;
+pub(crate) mod types;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_net::Endpoint;
+use atoll_proto::{Code, WireError};
+use bytes::Bytes;
+use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::operation::{OpReply, Operation};
+use crate::store::StoreError;
+use crate::store::rocks::{Rocks, Tuning};
+use log::LogStore;
+pub(crate) use machine::Applied;
+use machine::StateMachine;
+#[cfg(test)]
+pub(crate) use machine::apply;
+use network::Network;
+use propose::Proposer;
+use read::ReadGate;
+use state::StateDb;
+use types::Raft;
+
+/// Entries between two snapshots.
+const SNAPSHOT_ENTRIES: u64 = 10_000;
+/// Bytes of entries after which a snapshot is made even when they are few.
+const SNAPSHOT_BYTES: u64 = 256 << 20;
+/// Entries kept after a snapshot, so that a follower that lags a little needs no snapshot.
+const KEPT_ENTRIES: u64 = 2_000;
+/// Length of the parts in which a snapshot travels.
+const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
+
+/// The databases of one master, opened but not yet running.
+pub(crate) struct Storage {
+    log: LogStore,
+    state: Arc<StateDb>,
+    machine: StateMachine,
+}
+
+impl Storage {
+    /// Opens the databases in a data directory.
+    pub(crate) fn open(data: &Path) -> Result<Storage, StoreError> {
+        let log = LogStore::new(Rocks::open(&data.join("log"), Tuning::Log)?);
+        let state = Arc::new(StateDb::open(data)?);
+        let machine = StateMachine::new(state.clone())?;
+        Ok(Storage { log, state, machine })
+    }
+
+    /// Whether this master never took part in consensus.
+    pub(crate) fn log_is_empty(&self) -> Result<bool, StoreError> {
+        self.log.is_empty()
+    }
+
+    /// The state as it was left.
+    pub(crate) fn state(&self) -> Arc<Rocks> {
+        self.state.rocks()
+    }
+}
+
+/// A running Raft node. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Consensus {
+    id: u64,
+    raft: Raft,
+    log: LogStore,
+    state: Arc<StateDb>,
+    applied: watch::Receiver<Applied>,
+    proposer: Proposer,
+    gate: ReadGate,
+}
+
+/// Which role a master has in consensus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The current leader, as far as known.
+    pub(crate) leader: Option<u64>,
+    /// The current term.
+    pub(crate) term: u64,
+    /// Last log index of each voter as far as known.
+    pub(crate) log: BTreeMap<u64, u64>,
+    /// This master's own role in words.
+    pub(crate) role: &'static str,
+}
+
+impl Consensus {
+    /// Starts the Raft node. `peers` are the addresses of the other masters.
+    pub(crate) async fn start(
+        id: u64,
+        storage: Storage,
+        endpoint: Endpoint,
+        peers: BTreeMap<u64, SocketAddr>,
+    ) -> Result<Consensus, StoreError> {
+        let Storage { log, state, machine } = storage;
+        let floor = log.position()?;
+        let applied = machine.applied();
+        let network = Network::new(endpoint, peers);
+        let config = Arc::new(config()?);
+        let raft = Raft::new(id, config, network, log.clone(), machine)
+            .await
+            .map_err(|error| StoreError::io("start consensus", &error))?;
+        let proposer = Proposer::start(raft.clone());
+        let gate = ReadGate::start(raft.clone(), floor);
+        Ok(Consensus { id, raft, log, state, applied, proposer, gate })
+    }
+
+    /// Forms a new cluster of these masters. Harmless when it is formed already.
+    pub(crate) async fn bootstrap(
+        &self,
+        masters: BTreeMap<u64, SocketAddr>,
+    ) -> Result<(), StoreError> {
+        let nodes: BTreeMap<u64, BasicNode> =
+            masters.into_iter().map(|(id, addr)| (id, BasicNode::new(addr))).collect();
+        match self.raft.initialize(nodes).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(StoreError::io("form a cluster", &error)),
+        }
+    }
+
+    /// A lone voter need not wait for an election timeout: nobody else could lead.
+    pub(crate) async fn elect_if_alone(&self) {
+        let alone = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let mut voters = metrics.membership_config.membership().voter_ids();
+            let alone = voters.next() == Some(self.id) && voters.next().is_none();
+            alone && metrics.current_leader.is_none()
+        };
+        if alone && let Err(error) = self.raft.trigger().elect().await {
+            tracing::warn!(%error, "cannot start an election; it starts by itself later");
+        }
+    }
+
+    /// This master's id.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The state as of now.
+    pub(crate) fn state(&self) -> Arc<Rocks> {
+        self.state.rocks()
+    }
+
+    /// How far the state is.
+    pub(crate) fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
+    /// Proposes an operation and waits until it is applied.
+    pub(crate) async fn propose(&self, operation: &Operation, deadline: Instant) -> OpReply {
+        self.proposer.propose(operation, deadline).await
+    }
+
+    /// Waits until a read of [`Consensus::state`] is linearizable.
+    pub(crate) async fn read(&self) -> Result<(), WireError> {
+        self.gate.pass().await
+    }
+
+    /// Whether this master leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.metrics().borrow().current_leader == Some(self.id)
+    }
+
+    /// Refuses unless this master leads, as far as it knows.
+    pub(crate) fn check_leads(&self) -> Result<(), WireError> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        match metrics.current_leader {
+            Some(leader) if leader == self.id => Ok(()),
+            leader => {
+                let node = leader.and_then(|id| {
+                    metrics.membership_config.nodes().find(|(node, _)| **node == id)
+                });
+                Err(not_leader(leader, node.map(|(_, node)| node)))
+            }
+        }
+    }
+
+    /// The highest term this master has seen.
+    pub(crate) fn term(&self) -> u64 {
+        self.raft.metrics().borrow().current_term
+    }
+
+    /// Roles and progress of the masters.
+    pub(crate) fn position(&self) -> Position {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let mut log: BTreeMap<u64, u64> =
+            metrics.membership_config.membership().voter_ids().map(|id| (id, 0)).collect();
+        if let Some(replication) = &metrics.replication {
+            for (id, log_id) in replication {
+                log.insert(*id, log_id.map_or(0, |log_id| log_id.index));
+            }
+        }
+        log.insert(self.id, metrics.last_log_index.unwrap_or(0));
+        let role = match metrics.state {
+            openraft::ServerState::Leader => "leader",
+            openraft::ServerState::Follower => "follower",
+            openraft::ServerState::Candidate => "candidate",
+            openraft::ServerState::Learner | openraft::ServerState::Shutdown => "learner",
+        };
+        Position { leader: metrics.current_leader, term: metrics.current_term, log, role }
+    }
+
+    /// Waits until leadership, as this master sees it, is other than `leads`. `false` when Raft
+    /// has stopped.
+    pub(crate) async fn leadership_changed(&self, leads: bool) -> bool {
+        let id = self.id;
+        let mut metrics = self.raft.server_metrics();
+        metrics.wait_for(|metrics| (metrics.current_leader == Some(id)) != leads).await.is_ok()
+    }
+
+    /// Resolves with a reason when consensus stopped because of an error: the process must end.
+    pub(crate) async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
+        match failed {
+            Ok(metrics) => match &metrics.running_state {
+                Err(error) => error.to_string(),
+                Ok(()) => String::from("unknown"),
+            },
+            Err(_) => String::from("consensus ended"),
+        }
+    }
+
+    /// Makes a snapshot when much was appended since the last call that did.
+    pub(crate) async fn compact(&self, appended: &mut u64) {
+        *appended += self.log.take_appended_bytes();
+        if *appended >= SNAPSHOT_BYTES {
+            *appended = 0;
+            self.snapshot().await;
+        }
+    }
+
+    /// Starts making a snapshot.
+    pub(crate) async fn snapshot(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::warn!(%error, "cannot make a snapshot; the log grows until it works");
+        }
+    }
+
+    /// Answers a message of another master.
+    pub(crate) async fn answer(&self, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
+        network::answer(&self.raft, message, body).await
+    }
+
+    /// Stops the node.
+    pub(crate) async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop in order");
+        }
+    }
+}
+
+fn config() -> Result<openraft::Config, StoreError> {
+    let config = openraft::Config {
+        cluster_name: "atoll".to_owned(),
+        heartbeat_interval: 100,
+        election_timeout_min: 500,
+        election_timeout_max: 1000,
+        install_snapshot_timeout: 5000,
+        max_payload_entries: 64,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
+        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        replication_lag_threshold: SNAPSHOT_ENTRIES * 2,
+        ..openraft::Config::default()
+    };
+    config.validate().map_err(|error| StoreError::io("start consensus", &error))
+}
+
+/// The error of a master that does not lead.
+pub(crate) fn not_leader(leader: Option<u64>, node: Option<&BasicNode>) -> WireError {
+    let message = match (leader, node) {
+        (Some(id), Some(node)) => {
+            format!("this master is not the leader: ask master {id} at {}", node.addr)
+        }
+        (Some(id), None) => format!("this master is not the leader: ask master {id}"),
+        (None, _) => "the masters have no leader at the moment: ask again shortly, and check \
+                      that most of them are running if this persists"
+            .to_owned(),
+    };
+    WireError::new(Code::NotLeader, message)
+}
+
+/// How long internal proposals (of tasks, not of requests) may take.
+pub(crate) const TASK_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,0 +1,160 @@
+//! Raft messages between masters, carried by `MasterRequest::Raft`.
+//!
+//! The leader's side implements openraft's network traits; the other side is [`answer`]. Large
+//! messages travel as the body of the frame, because heads are bounded more tightly.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_net::{CallError, CallOptions, Endpoint, Role};
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::{WireError, limits};
+use bytes::Bytes;
+use openraft::error::{
+    InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
+};
+use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, BasicNode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::types::{Raft, TypeConfig};
+
+/// Messages up to this length travel in the head.
+const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// What one master asks of another. Variant numbers are stable: only append.
+#[derive(Serialize, Deserialize)]
+enum RaftMessage {
+    Append(AppendEntriesRequest<TypeConfig>),
+    Vote(VoteRequest<u64>),
+    Snapshot(InstallSnapshotRequest<TypeConfig>),
+}
+
+type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
+
+/// Answers a message of another master.
+///
+/// # Errors
+/// When it does not decode.
+pub(crate) async fn answer(raft: &Raft, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
+    let bytes = if message.is_empty() { body } else { message };
+    let message = atoll_proto::decode(bytes)
+        .map_err(|error| WireError::invalid(format!("Raft message: {error}")))?;
+    let answer = match message {
+        RaftMessage::Append(request) => atoll_proto::encode(&raft.append_entries(request).await),
+        RaftMessage::Vote(request) => atoll_proto::encode(&raft.vote(request).await),
+        RaftMessage::Snapshot(request) => {
+            atoll_proto::encode(&raft.install_snapshot(request).await)
+        }
+    };
+    Ok(answer.into())
+}
+
+/// Knows how to reach the other masters.
+#[derive(Clone)]
+pub(crate) struct Network {
+    endpoint: Endpoint,
+    /// Addresses of the configuration; they win over those in the log, so that a master may move.
+    peers: Arc<BTreeMap<u64, SocketAddr>>,
+}
+
+impl Network {
+    /// A network over this endpoint.
+    pub(crate) fn new(endpoint: Endpoint, peers: BTreeMap<u64, SocketAddr>) -> Network {
+        Network { endpoint, peers: Arc::new(peers) }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Link {
+        let addr = self.peers.get(&target).copied().or_else(|| node.addr.parse().ok());
+        Link { endpoint: self.endpoint.clone(), target, addr }
+    }
+}
+
+/// The way to one other master.
+pub(crate) struct Link {
+    endpoint: Endpoint,
+    target: u64,
+    addr: Option<SocketAddr>,
+}
+
+impl Link {
+    async fn send<R, E>(&self, message: RaftMessage, ttl: Duration) -> Result<R, Failure<E>>
+    where
+        R: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let unreachable = |reason: String| Unreachable::from(AnyError::error(reason));
+        let Some(addr) = self.addr else {
+            let reason = format!("master {} has no address in `peers`", self.target);
+            return Err(unreachable(reason).into());
+        };
+        let message = Bytes::from(atoll_proto::encode(&message));
+        if message.len() > limits::BODY_BYTES_MAX {
+            let reason = format!("a log entry of {} bytes cannot be sent", message.len());
+            return Err(unreachable(reason).into());
+        }
+        let (head, body) = if message.len() <= HEAD_MESSAGE_BYTES_MAX {
+            (MasterRequest::Raft { message }, Vec::new())
+        } else {
+            (MasterRequest::Raft { message: Bytes::new() }, vec![message])
+        };
+        let options = CallOptions::within(ttl);
+        let called = self.endpoint.call(addr, Role::Master, &head, body, options).await;
+        let answer = match called {
+            Ok((MasterResponse::Raft { message }, _)) => message,
+            Ok(_) => return Err(network(&"an answer of another kind").into()),
+            Err(error @ CallError::Unreachable { .. }) => {
+                return Err(unreachable(error.to_string()).into());
+            }
+            Err(error) => return Err(network(&error).into()),
+        };
+        let answer: Result<R, RaftError<u64, E>> =
+            atoll_proto::decode(&answer).map_err(|error| network(&error))?;
+        answer.map_err(|error| RemoteError::new(self.target, error).into())
+    }
+}
+
+fn network(reason: &impl ToString) -> NetworkError {
+    NetworkError::from(AnyError::error(reason.to_string()))
+}
+
+impl RaftNetwork<TypeConfig> for Link {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, Failure<openraft::error::Infallible>> {
+        self.send(RaftMessage::Append(request), option.hard_ttl()).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, Failure<InstallSnapshotError>> {
+        self.send(RaftMessage::Snapshot(request), option.hard_ttl()).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<u64>, Failure<openraft::error::Infallible>> {
+        self.send(RaftMessage::Vote(request), option.hard_ttl()).await
+    }
+
+    fn backoff(&self) -> openraft::network::Backoff {
+        openraft::network::Backoff::new(std::iter::repeat(Duration::from_millis(100)))
+    }
+}

@@ -1,0 +1,224 @@
+//! A running master: opens its data, joins consensus, serves until shutdown.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_net::admin::{self, Readiness};
+use atoll_net::task::Tasks;
+use atoll_net::{Endpoint, Identity, NetError, Role, ServeLimits, Shutdown};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::identity::{self, DataError};
+use crate::raft::state::write_durably;
+use crate::raft::{Consensus, Storage};
+use crate::server::{Master, MasterService, Settings};
+use crate::tasks;
+
+/// How long running requests may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Why a master did not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Certificates or sockets.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The data directory must not be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The configuration does not fit together.
+    #[error("cannot start the master: {0}")]
+    Config(String),
+    /// The database or consensus failed.
+    #[error("the master stopped: {0}")]
+    Failed(String),
+}
+
+/// Runs a master until shutdown is triggered.
+///
+/// # Errors
+/// When it cannot start, or its disk fails while it runs.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+    config.check().map_err(RunError::Config)?;
+    describe_metrics();
+    let identity = Identity::load(&config.identity)?;
+    let peer = identity.peer()?;
+    if peer.role != Role::Master || peer.cluster != config.cluster {
+        let message = format!(
+            "its certificate in {} is for a {} of cluster {}, not for a master of {}",
+            config.identity.display(),
+            peer.role,
+            peer.cluster,
+            config.cluster
+        );
+        return Err(RunError::Config(message));
+    }
+    let used_before = identity::check(&config)?;
+    let (readiness, ready) = watch::channel(Readiness::not("starting"));
+    let storage = open(&config).await?;
+    let fresh = storage.log_is_empty().map_err(|error| DataError::new(&config.data, error))?;
+    identity::check_log(&config, used_before, fresh)?;
+    check_cluster(&config, &storage)?;
+
+    let endpoint = Endpoint::bind(config.listen, &identity)?;
+    let admin = admin::serve(config.admin, ready, shutdown.clone())?;
+    let served = serve(&config, storage, fresh, endpoint.clone(), admin, readiness, shutdown);
+    let served = Box::pin(served).await;
+    endpoint.close().await;
+    served
+}
+
+fn describe_metrics() {
+    use metrics::{describe_gauge, describe_histogram};
+    describe_gauge!("atoll_master_applied_index", "Log index of the last applied entry.");
+    describe_gauge!("atoll_master_publish_seq", "Latest entry of the publish log.");
+    describe_gauge!("atoll_master_epoch", "Epoch of the placement table.");
+    describe_gauge!("atoll_master_term", "Raft term.");
+    describe_gauge!("atoll_master_leader", "1 while this master leads.");
+    describe_gauge!("atoll_master_queue_length", "Changes waiting to be proposed.");
+    describe_gauge!("atoll_master_disk_used_percent", "How full the master's disk is.");
+    describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
+    describe_histogram!(
+        "atoll_master_commit_seconds",
+        metrics::Unit::Seconds,
+        "Time from proposing an entry until it is applied."
+    );
+}
+
+/// Opens the databases, which may have to replay their logs.
+async fn open(config: &Config) -> Result<Storage, RunError> {
+    let data = config.data.clone();
+    let opened = atoll_net::task::spawn_blocking("open-storage", move || Storage::open(&data));
+    let opened = opened.await.map_err(|error| RunError::Failed(error.to_string()))?;
+    opened.map_err(|error| DataError::new(&config.data, error).into())
+}
+
+/// The state itself says of which cluster it is, too.
+fn check_cluster(config: &Config, storage: &Storage) -> Result<(), DataError> {
+    let record = crate::store::meta::cluster(&*storage.state());
+    let record = record.map_err(|error| DataError::new(&config.data, error))?;
+    match record {
+        Some(record) if record.cluster != config.cluster => {
+            let reason = format!(
+                "its state belongs to cluster {}, not to {}",
+                record.cluster, config.cluster
+            );
+            Err(DataError::new(&config.data, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn serve(
+    config: &Config,
+    storage: Storage,
+    fresh: bool,
+    endpoint: Endpoint,
+    admin: SocketAddr,
+    readiness: watch::Sender<Readiness>,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let failed = |error: crate::store::StoreError| RunError::Failed(error.to_string());
+    let masters = config.masters(endpoint.local_addr());
+    let others: BTreeMap<u64, SocketAddr> =
+        masters.iter().filter(|(id, _)| **id != config.id).map(|(id, addr)| (*id, *addr)).collect();
+    let consensus =
+        Consensus::start(config.id, storage, endpoint.clone(), others).await.map_err(failed)?;
+    if fresh && config.bootstrap {
+        consensus.bootstrap(masters).await.map_err(failed)?;
+    }
+    if !fresh || config.bootstrap {
+        identity::claim(config)?;
+    }
+    consensus.elect_if_alone().await;
+
+    let settings = Settings {
+        cluster: config.cluster,
+        zone: config.zone.clone(),
+        url_template: config.url_template.clone(),
+        chunk_bytes: config.chunk_bytes,
+        bootstrap_token: config.bootstrap_token_hash,
+        placement_settle_ms: config.placement_settle_ms,
+    };
+    let master =
+        Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));
+    master.disk.measure(&config.data);
+    let running = Tasks::new();
+    running.spawn("leadership", tasks::leadership::run(master.clone()));
+    running.spawn("placement", tasks::placement::run(master.clone()));
+    running.spawn("sessions", tasks::sessions::run(master.clone()));
+    running.spawn("upkeep", tasks::upkeep::run(master.clone(), config.data.clone()));
+    let started = Start { config: config.clone(), fresh, admin };
+    running.spawn("readiness", report_ready(master.clone(), started, readiness));
+
+    let limits = ServeLimits { drain: DRAIN, ..ServeLimits::default() };
+    let service = Arc::new(MasterService(master.clone()));
+    let serving = endpoint.serve(service, limits, shutdown.clone());
+    let outcome = tokio::select! {
+        () = serving => Ok(()),
+        reason = consensus.failed() => {
+            tracing::error!(reason, "consensus failed; this master stops");
+            Err(RunError::Failed(reason))
+        }
+    };
+    drop(running);
+    consensus.stop().await;
+    outcome
+}
+
+/// What is told once the master serves.
+struct Start {
+    config: Config,
+    fresh: bool,
+    admin: SocketAddr,
+}
+
+/// Says that the master is ready as soon as it knows a leader and the cluster is made.
+async fn report_ready(master: Arc<Master>, start: Start, readiness: watch::Sender<Readiness>) {
+    let mut announced = false;
+    loop {
+        let led = master.consensus.position().leader.is_some();
+        let made = master.cluster_record().is_ok();
+        let state = match (led, made) {
+            (true, true) => Readiness::ready(),
+            (false, _) => Readiness::not("the masters have no leader"),
+            (true, false) => Readiness::not("the cluster is not made yet"),
+        };
+        if state.ready && !announced {
+            announced = true;
+            if let Err(error) = announce(&master, &start) {
+                tracing::error!(%error, "cannot write the ready file");
+            }
+        }
+        readiness.send_if_modified(|before| {
+            let changed = *before != state;
+            *before = state;
+            changed
+        });
+        let mut applied = master.consensus.applied();
+        let pause = if announced { Duration::from_millis(500) } else { Duration::from_millis(20) };
+        tokio::select! {
+            _ = applied.changed(), if !announced => {}
+            () = tokio::time::sleep(pause) => {}
+            () = master.shutdown.wait() => return,
+        }
+    }
+}
+
+fn announce(master: &Master, start: &Start) -> Result<(), String> {
+    let config = &start.config;
+    // A master that joined a cluster has a log by now.
+    if start.fresh && !config.bootstrap {
+        identity::claim(config).map_err(|error| error.to_string())?;
+    }
+    tracing::info!(addr = %master.addr(), admin = %start.admin, id = config.id, "serving");
+    let Some(file) = &config.ready_file else { return Ok(()) };
+    let addresses = serde_json::json!({
+        "addr": master.addr().to_string(),
+        "admin": start.admin.to_string(),
+    });
+    write_durably(file, addresses.to_string().as_bytes()).map_err(|error| error.to_string())
+}

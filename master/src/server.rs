@@ -1,0 +1,217 @@
+//! The master as a service: what every operation shares, and the way from a request to its file
+//! in [`crate::ops`].
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use atoll_net::{Answer, Context, Endpoint, Service, Shutdown};
+use atoll_proto::cluster::{NodeView, PgTable};
+use atoll_proto::error::WireResult;
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::receipt::ReceiptKey;
+use atoll_proto::{ChunkId, ClusterId, WireError};
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::auth::{self, Principal};
+use crate::disk::DiskGuard;
+use crate::liveness::Liveness;
+use crate::ops::change::{Numbers, store_failed};
+use crate::ops::{
+    change, cluster, deploys, heartbeat, known, open_session, query, register, sites, status,
+    tokens, wait_applied, watch as follow,
+};
+use crate::raft::Consensus;
+use crate::store::meta::ClusterRecord;
+use crate::store::{groups, meta, nodes};
+
+/// What the configuration says and operations need.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Which cluster this is.
+    pub(crate) cluster: ClusterId,
+    /// The DNS zone of the sites.
+    pub(crate) zone: Option<String>,
+    /// What a site's URL looks like.
+    pub(crate) url_template: Option<String>,
+    /// Chunk size for new files, when the cluster is made.
+    pub(crate) chunk_bytes: u32,
+    /// Hash of the first token, when the cluster is made.
+    pub(crate) bootstrap_token: Option<ChunkId>,
+    /// How long the set of chunkservers must be quiet before placement, in milliseconds.
+    pub(crate) placement_settle_ms: u64,
+}
+
+/// One master.
+pub(crate) struct Master {
+    pub(crate) consensus: Consensus,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) settings: Settings,
+    pub(crate) disk: DiskGuard,
+    /// Counts acknowledgements by edges, to wake who waits for them.
+    pub(crate) acknowledged: watch::Sender<u64>,
+    pub(crate) shutdown: Shutdown,
+    liveness: Mutex<Liveness>,
+    /// The placement table of the latest epoch that was asked for.
+    table: Mutex<Arc<PgTable>>,
+}
+
+impl Master {
+    pub(crate) fn new(
+        consensus: Consensus,
+        endpoint: Endpoint,
+        settings: Settings,
+        shutdown: Shutdown,
+    ) -> Master {
+        Master {
+            consensus,
+            endpoint,
+            settings,
+            disk: DiskGuard::default(),
+            acknowledged: watch::Sender::new(0),
+            shutdown,
+            liveness: Mutex::new(Liveness::new(Instant::now())),
+            table: Mutex::new(Arc::new(PgTable::empty())),
+        }
+    }
+
+    /// What is heard of the nodes. Never held across an await.
+    pub(crate) fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All nodes with how they do.
+    pub(crate) fn node_views(&self) -> WireResult<Vec<NodeView>> {
+        let nodes = nodes::all(&*self.consensus.state()).map_err(store_failed)?;
+        Ok(self.liveness().views(nodes, Instant::now()))
+    }
+
+    /// The placement table. Cached by epoch: it has thousands of rows and rarely changes.
+    pub(crate) fn table(&self) -> WireResult<Arc<PgTable>> {
+        let state = self.consensus.state();
+        let epoch = groups::epoch(&*state).map_err(store_failed)?;
+        let mut cached = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.epoch != epoch {
+            *cached = Arc::new(groups::table(&state.view()).map_err(store_failed)?);
+        }
+        Ok(cached.clone())
+    }
+
+    /// What was decided when the cluster was made.
+    pub(crate) fn cluster_record(&self) -> WireResult<ClusterRecord> {
+        let record = meta::cluster(&*self.consensus.state()).map_err(store_failed)?;
+        record.ok_or_else(|| WireError::unavailable("the master is starting: try again shortly"))
+    }
+
+    pub(crate) fn receipt_key(&self) -> WireResult<ReceiptKey> {
+        Ok(self.cluster_record()?.receipt_key)
+    }
+
+    /// The address of the socket.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.endpoint.local_addr()
+    }
+
+    async fn answer(
+        &self,
+        context: Context,
+        request: MasterRequest,
+        body: Bytes,
+    ) -> WireResult<MasterResponse> {
+        if let MasterRequest::Raft { message } = &request {
+            auth::authorise(self, &context, &request).await?;
+            let message = self.consensus.answer(message, &body).await?;
+            return Ok(MasterResponse::Raft { message });
+        }
+        self.consensus.check_leads()?;
+        self.cluster_record()?;
+        let principal = auth::authorise(self, &context, &request).await?;
+        Box::pin(self.dispatch(&context, &principal, request)).await
+    }
+
+    async fn dispatch(
+        &self,
+        context: &Context,
+        principal: &Principal,
+        request: MasterRequest,
+    ) -> WireResult<MasterResponse> {
+        match request {
+            MasterRequest::OpenSession { name } => {
+                open_session::open_session(self, context, principal, name).await
+            }
+            MasterRequest::Change { session, number, acked_below, change } => {
+                let numbers = Numbers { session, number, acked_below };
+                change::change(self, context, principal, numbers, change).await
+            }
+            MasterRequest::Namespace(question) => query::query(self, question).await,
+            MasterRequest::Cluster { known_index } => cluster::cluster(self, known_index).await,
+            MasterRequest::Known { ids } => known::known(self, ids).await,
+            MasterRequest::Sites => sites::sites(self, principal).await,
+            MasterRequest::Site { site } => sites::site(self, &site).await,
+            MasterRequest::Deploys { site, before, limit } => {
+                deploys::deploys(self, &site, before, limit).await
+            }
+            MasterRequest::Watch { after, edge, wait_ms } => {
+                follow::watch(self, context, principal, after, edge, wait_ms).await
+            }
+            MasterRequest::WaitApplied { seq, wait_ms } => {
+                wait_applied::wait_applied(self, context, seq, wait_ms).await
+            }
+            MasterRequest::Register { info } => register::register(self, context, info).await,
+            MasterRequest::Heartbeat { node, ready, stat } => {
+                heartbeat::heartbeat(self, context, node, ready, stat)
+            }
+            MasterRequest::Status => status::status(self).await,
+            MasterRequest::Tokens => {
+                self.consensus.read().await?;
+                tokens::list(self)
+            }
+            MasterRequest::Raft { .. } => Err(WireError::internal("answered elsewhere")),
+        }
+    }
+}
+
+/// The service that the endpoint serves.
+pub(crate) struct MasterService(pub(crate) Arc<Master>);
+
+impl Service for MasterService {
+    type Request = MasterRequest;
+    type Response = MasterResponse;
+
+    fn operation(request: &MasterRequest) -> &'static str {
+        match request {
+            MasterRequest::OpenSession { .. } => "open_session",
+            MasterRequest::Change { .. } => "change",
+            MasterRequest::Namespace(_) => "query",
+            MasterRequest::Cluster { .. } => "cluster",
+            MasterRequest::Known { .. } => "known",
+            MasterRequest::Sites => "sites",
+            MasterRequest::Site { .. } => "site",
+            MasterRequest::Deploys { .. } => "deploys",
+            MasterRequest::Watch { .. } => "watch",
+            MasterRequest::WaitApplied { .. } => "wait_applied",
+            MasterRequest::Register { .. } => "register",
+            MasterRequest::Heartbeat { .. } => "heartbeat",
+            MasterRequest::Status => "status",
+            MasterRequest::Tokens => "tokens",
+            MasterRequest::Raft { .. } => "raft",
+        }
+    }
+
+    async fn call(
+        &self,
+        context: Context,
+        request: MasterRequest,
+        body: Bytes,
+    ) -> WireResult<Answer<MasterResponse>> {
+        self.0.answer(context, request, body).await.map(Answer::head)
+    }
+}
+
+/// The leader's clock, milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,128 @@
+//! `atoll-bench`: what a cluster on this machine does per second, and whether it stays right for
+//! minutes under faults.
+//!
+//! `make bench` runs the workloads and writes the table; `make soak` runs random operations and
+//! faults with checkers. Both drive the binary they are given, from outside. Nothing here decides
+//! whether a figure is good.
+
+mod deploys;
+mod machine;
+mod model;
+mod mounts;
+mod requests;
+mod soak;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use atoll_testbed::DevCluster;
+use clap::{Args, Parser, Subcommand};
+
+use crate::table::Report;
+
+/// Measures a cluster on this machine, or keeps one under faults.
+#[derive(Debug, Parser)]
+#[command(name = "atoll-bench", version)]
+struct Cli {
+    /// The `atoll` binary
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "target/release/atoll",
+        global = true
+    )]
+    atoll: PathBuf,
+    #[command(flatten)]
+    bench: BenchArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Which measurements.
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// A tenth of everything: whether it works, not how fast; only printed, unless --out is given
+    #[arg(long)]
+    quick: bool,
+    /// Where the table is written [default: docs/BENCHMARKS.md]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Only these: deploy, requests, mount
+    #[arg(long, value_name = "WORKLOAD")]
+    only: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Random operations and faults from a seed, with checkers
+    Soak(soak::SoakArgs),
+}
+
+/// How much of each workload.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    quick: bool,
+}
+
+impl Scale {
+    /// This many, or a tenth.
+    fn of(self, count: usize) -> usize {
+        if self.quick {
+            count.div_ceil(10)
+        } else {
+            count
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
+        None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
+    }
+}
+
+async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
+    let scale = Scale { quick: args.quick };
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let mut report = Report::default();
+    if wanted("deploy") || wanted("requests") {
+        let cluster = DevCluster::builder().binary(atoll).start()?;
+        if wanted("deploy") {
+            note("deploys");
+            deploys::measure(&cluster, scale, &mut report)?;
+        }
+        if wanted("requests") {
+            note("requests");
+            Box::pin(requests::measure(&cluster, scale, &mut report)).await?;
+        }
+        cluster.finish()?;
+    }
+    if wanted("mount") {
+        note("the mount");
+        let cluster = DevCluster::builder()
+            .binary(atoll)
+            .edges(1)
+            .mounted()
+            .start()?;
+        mounts::measure(&cluster, scale, &mut report)?;
+        cluster.finish()?;
+    }
+    let text = report.markdown(&machine::facts(atoll)?, args.quick);
+    println!("{text}");
+    let out = match (&args.out, args.quick) {
+        (Some(out), _) => out.clone(),
+        (None, false) => PathBuf::from("docs/BENCHMARKS.md"),
+        (None, true) => return Ok(()),
+    };
+    std::fs::write(&out, text).with_context(|| format!("write {}", out.display()))?;
+    eprintln!("written to {}", out.display());
+    Ok(())
+}
+
+fn note(what: &str) {
+    eprintln!("measuring {what} …");
+}

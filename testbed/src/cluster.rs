@@ -1,0 +1,725 @@
+//! A cluster on this machine, as its users start it: `atoll dev` as a child process.
+//!
+//! A test ends with [`DevCluster::finish`], which stops the cluster, checks that nothing of it is
+//! left running, and removes its data. A cluster that is dropped without it belongs to a failed
+//! test: everything is killed, the data stays, and its path is printed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{Connection, Trust, Version};
+use crate::metrics::Scrape;
+use crate::process::{self, Outcome, Process, Running};
+use crate::ready::{EdgeReady, Node, NodeRole, Ready};
+use crate::{seed, wait};
+
+/// The variable that names the binary under test.
+pub const BINARY_VARIABLE: &str = "ATOLL_BIN";
+/// Until a cluster must serve.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Within which the contract promises a stop.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until one node must be up, or gone.
+const NODE_TIMEOUT: Duration = Duration::from_secs(40);
+/// For one command, unless said otherwise.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The binary under test: what [`BINARY_VARIABLE`] names, or the one in the folder this
+/// executable was built into.
+///
+/// # Errors
+/// When there is none; says how to build it.
+pub fn find_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
+        let path = PathBuf::from(path);
+        ensure!(
+            path.is_file(),
+            "{BINARY_VARIABLE}={}: no such file",
+            path.display()
+        );
+        return Ok(std::path::absolute(path)?);
+    }
+    let own = std::env::current_exe()?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("atoll"));
+    found
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no `atoll` beside {}: `cargo build --release --workspace --bins`, or set \
+             {BINARY_VARIABLE}",
+                own.display()
+            )
+        })
+}
+
+/// How a cluster is made.
+#[derive(Debug, Clone)]
+pub struct DevBuilder {
+    atoll: Option<PathBuf>,
+    counts: Vec<(&'static str, usize)>,
+    mount: bool,
+    seed: u64,
+    environment: Vec<(String, String)>,
+}
+
+impl DevBuilder {
+    /// How many masters.
+    pub fn masters(self, count: usize) -> Self {
+        self.count("--masters", count)
+    }
+
+    /// How many chunkservers.
+    pub fn chunkservers(self, count: usize) -> Self {
+        self.count("--chunkservers", count)
+    }
+
+    /// How many edges.
+    pub fn edges(self, count: usize) -> Self {
+        self.count("--edges", count)
+    }
+
+    /// How many shields.
+    pub fn shields(self, count: usize) -> Self {
+        self.count("--shields", count)
+    }
+
+    fn count(mut self, flag: &'static str, count: usize) -> Self {
+        self.counts.push((flag, count));
+        self
+    }
+
+    /// With the cluster mounted.
+    pub fn mounted(mut self) -> Self {
+        self.mount = true;
+        self
+    }
+
+    /// Another binary than the one that [`find_binary`] finds.
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.atoll = Some(path.to_owned());
+        self
+    }
+
+    /// The seed of what is done to it, to be told on failure.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn start(self) -> Result<DevCluster> {
+        let atoll = match &self.atoll {
+            Some(path) => std::path::absolute(path)?,
+            None => find_binary()?,
+        };
+        if self.mount {
+            ensure!(
+                Path::new("/dev/fuse").exists(),
+                "/dev/fuse is missing: the mount cannot be tested on this machine"
+            );
+        }
+        let root = tempfile::Builder::new().prefix("atoll-test-").tempdir()?;
+        let path = root.path().canonicalize()?;
+        for folder in ["home", "mnt", "work"] {
+            std::fs::create_dir(path.join(folder))?;
+        }
+        let cluster = DevCluster {
+            atoll,
+            root: path,
+            keeper: Mutex::new(Some(root)),
+            dev: Mutex::new(None),
+            options: self,
+        };
+        cluster.start_dev()?;
+        Ok(cluster)
+    }
+}
+
+/// A running cluster.
+pub struct DevCluster {
+    atoll: PathBuf,
+    root: PathBuf,
+    /// Removes the data when dropped; taken when it must stay.
+    keeper: Mutex<Option<TempDir>>,
+    dev: Mutex<Option<Child>>,
+    options: DevBuilder,
+}
+
+impl DevCluster {
+    /// A cluster with the defaults of `atoll dev`.
+    pub fn builder() -> DevBuilder {
+        DevBuilder {
+            atoll: None,
+            counts: Vec::new(),
+            mount: false,
+            seed: 0,
+            environment: Vec::new(),
+        }
+    }
+
+    // ---- where things are
+
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.atoll
+    }
+
+    /// The cluster's `--data`.
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// A folder for the test's own files, removed with the rest.
+    pub fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    /// Where it is mounted, if it is.
+    pub fn mount(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// What `atoll dev` and its children wrote to the terminal.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.root.join("dev.log")).unwrap_or_default()
+    }
+
+    fn ready_path(&self) -> PathBuf {
+        self.root.join("ready.json")
+    }
+
+    /// The ready file, as it is now.
+    ///
+    /// # Panics
+    /// When it is not there: a cluster that was started has one.
+    pub fn ready(&self) -> Ready {
+        Ready::load(&self.ready_path()).expect("a started cluster has a ready file")
+    }
+
+    /// The edges that answer visitors: name and address of HTTPS.
+    pub fn edges(&self) -> Vec<(String, SocketAddr)> {
+        self.ready()
+            .visitor_edges()
+            .map(|edge| (edge.name.clone(), edge.https))
+            .collect()
+    }
+
+    // ---- the life of the whole
+
+    /// The process of `atoll dev`.
+    pub fn dev_pid(&self) -> Option<u32> {
+        self.dev
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(Child::id)
+    }
+
+    /// Starts `atoll dev` (again) and waits until it serves.
+    ///
+    /// # Errors
+    /// When it stops, or is not ready in time; with the end of its log.
+    pub fn start_dev(&self) -> Result<()> {
+        let ready = self.ready_path();
+        if ready.exists() {
+            std::fs::remove_file(&ready)?;
+        }
+        let log = process::log_file(&self.root.join("dev.log"))?;
+        let mut command = self.command();
+        command
+            .arg("dev")
+            .arg("--data")
+            .arg(self.data())
+            .arg("--ready")
+            .arg(&ready);
+        for (flag, count) in &self.options.counts {
+            command.arg(flag).arg(count.to_string());
+        }
+        if self.options.mount {
+            command.arg("--mount").arg(self.mount());
+        }
+        command.envs(self.options.environment.iter().cloned());
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{}", self.atoll.display()))?;
+        let waited = wait::until("ready file", START_TIMEOUT, || {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(Err(status)));
+            }
+            Ok(ready.exists().then_some(Ok(())))
+        });
+        *self.dev.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        match waited {
+            Ok(Ok(())) => {
+                Ready::load(&ready)?;
+                Ok(())
+            }
+            Ok(Err(status)) => bail!("`atoll dev` ended with {status}:\n{}", self.log_end()),
+            Err(error) => bail!("{error:#}:\n{}", self.log_end()),
+        }
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Stops the cluster with SIGTERM, within the promised time, and checks that nothing is left.
+    ///
+    /// # Errors
+    /// When it takes longer, exits with another code than 0, or leaves processes.
+    pub fn stop_dev(&self) -> Result<()> {
+        let Some(mut child) = self
+            .dev
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
+            return Ok(());
+        };
+        process::signal(child.id(), Signal::SIGTERM)?;
+        let ended = process::wait_child(&mut child, STOP_TIMEOUT);
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let left = self.processes();
+        self.kill_rest()?;
+        let status = ended.with_context(|| format!("SIGTERM:\n{}", self.log_end()))?;
+        ensure!(left.is_empty(), "left running after the stop: {left:?}");
+        ensure!(
+            status.success(),
+            "after SIGTERM: {status}\n{}",
+            self.log_end()
+        );
+        Ok(())
+    }
+
+    /// kill -9 of `atoll dev` itself. Its children must then stop by themselves.
+    ///
+    /// # Errors
+    /// When one goes on running.
+    pub fn kill9_dev(&self) -> Result<()> {
+        let child = self
+            .dev
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let mut child = child.context("`atoll dev` does not run")?;
+        child.kill()?;
+        child.wait()?;
+        let gone = wait::holds("children stop by themselves", STOP_TIMEOUT, || {
+            self.processes().is_empty()
+        });
+        let left = self.processes();
+        self.kill_rest()?;
+        gone.with_context(|| format!("left running: {left:?}"))
+    }
+
+    /// The end of a test that passed: stops, checks, removes.
+    ///
+    /// # Errors
+    /// As [`DevCluster::stop_dev`].
+    pub fn finish(self) -> Result<()> {
+        self.stop_dev()?;
+        self.detach_mount();
+        let keeper = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeper) = keeper {
+            keeper.close().context("remove the cluster's data")?;
+        }
+        Ok(())
+    }
+
+    /// Processes of this cluster, other than the caller.
+    pub fn processes(&self) -> Vec<Process> {
+        let own = std::process::id();
+        process::naming(&self.data())
+            .into_iter()
+            .filter(|found| found.pid != own)
+            .collect()
+    }
+
+    fn kill_rest(&self) -> Result<()> {
+        wait::holds("end of the rest", NODE_TIMEOUT, || {
+            let rest = self.processes();
+            for found in &rest {
+                drop(process::signal(found.pid, Signal::SIGKILL));
+            }
+            rest.is_empty()
+        })
+    }
+
+    fn detach_mount(&self) {
+        let mount = self.mount();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        if mounts.contains(&format!(" {} ", mount.display())) {
+            // Gone meanwhile is as good.
+            nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+
+    // ---- the life of one node
+
+    /// The process of a node; `None` when it does not run.
+    pub fn pid(&self, node: Node) -> Option<u32> {
+        let running = self.processes();
+        let written = self.ready().pid(node);
+        if let Some(found) = running.iter().find(|process| Some(process.pid) == written) {
+            return Some(found.pid);
+        }
+        // Started again since: found by its name on the command line.
+        let name = node.to_string();
+        let role = match node.role {
+            NodeRole::Shield => "edge",
+            _ => node.role_word(),
+        };
+        running
+            .iter()
+            .find(|process| {
+                let arguments = &process.arguments;
+                arguments.get(1).is_some_and(|verb| verb == role)
+                    && arguments.iter().any(|word| names(word, &name))
+            })
+            .map(|process| process.pid)
+    }
+
+    fn running(&self, node: Node) -> Result<u32> {
+        self.pid(node)
+            .with_context(|| format!("{node} does not run"))
+    }
+
+    fn wait_gone(&self, node: Node, pid: u32) -> Result<()> {
+        let what = format!("end of {node}");
+        wait::holds(&what, NODE_TIMEOUT, || !process::alive(pid))
+    }
+
+    /// SIGKILL; waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill9(&self, node: Node) -> Result<()> {
+        let pid = self.running(node)?;
+        process::signal(pid, Signal::SIGKILL)?;
+        self.wait_gone(node, pid)
+    }
+
+    /// `atoll dev stop`; waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop_node(&self, node: Node) -> Result<()> {
+        let pid = self.running(node)?;
+        self.dev_verb("stop", node)?;
+        self.wait_gone(node, pid)
+    }
+
+    /// `atoll dev start`; waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_node(&self, node: Node) -> Result<()> {
+        self.dev_verb("start", node)?;
+        let what = format!("{node} ready");
+        wait::until(&what, NODE_TIMEOUT, || {
+            if self.pid(node).is_none() {
+                return Ok(None);
+            }
+            match self.ready().edge(node) {
+                Some(edge) => {
+                    let (status, _) = crate::metrics::plain_get(edge.admin, "/readyz")?;
+                    Ok((status == 200).then_some(()))
+                }
+                None => Ok(Some(())),
+            }
+        })
+    }
+
+    /// kill -9 and start.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn restart(&self, node: Node) -> Result<()> {
+        self.kill9(node)?;
+        self.start_node(node)
+    }
+
+    /// SIGSTOP.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self, node: Node) -> Result<()> {
+        process::signal(self.running(node)?, Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self, node: Node) -> Result<()> {
+        process::signal(self.running(node)?, Signal::SIGCONT)
+    }
+
+    fn dev_verb(&self, verb: &str, node: Node) -> Result<()> {
+        let mut command = self.command();
+        command.args([
+            "dev",
+            verb,
+            node.role_word(),
+            &node.id.to_string(),
+            "--data",
+        ]);
+        command.arg(self.data());
+        process::run(command, NODE_TIMEOUT)?.ok()?;
+        Ok(())
+    }
+
+    // ---- as a user
+
+    /// The binary with the environment of this cluster.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.atoll);
+        let home = self.root.join("home");
+        command
+            .env("HOME", &home)
+            .env("XDG_CACHE_HOME", home.join("cache"));
+        command.env("XDG_CONFIG_HOME", home.join("config"));
+        command.current_dir(self.work());
+        if let Ok(ready) = Ready::load(&self.ready_path()) {
+            command.env("ATOLL_CONFIG", ready.config);
+        }
+        command
+    }
+
+    /// Runs a verb to its end, whatever that is.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn atoll<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Outcome> {
+        let mut command = self.command();
+        command.args(arguments);
+        process::run(command, COMMAND_TIMEOUT)
+    }
+
+    /// Starts a verb.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_atoll<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Running> {
+        let mut command = self.command();
+        command.args(arguments);
+        Running::start(command)
+    }
+
+    /// Runs a verb with `--json` and returns its last object.
+    ///
+    /// # Errors
+    /// When it does not exit with 0.
+    pub fn json<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Value> {
+        let mut command = self.command();
+        command.args(arguments).arg("--json");
+        process::run(command, COMMAND_TIMEOUT)?.ok()?.last()
+    }
+
+    /// Deploys a folder and returns the final object.
+    ///
+    /// # Errors
+    /// When it does not exit with 0.
+    pub fn deploy(&self, folder: &Path, site: &str) -> Result<Value> {
+        let folder = folder.to_str().context("a folder with a plain name")?;
+        self.json(&["deploy", folder, "--site", site, "--create"])
+    }
+
+    /// The client library, connected.
+    ///
+    /// # Errors
+    /// When there is no master.
+    pub async fn client(&self) -> Result<atoll_client::Cluster> {
+        let config = atoll_client::ClientConfig::load(&self.ready().config)?;
+        Ok(Box::pin(atoll_client::Cluster::connect(&config, "testbed")).await?)
+    }
+
+    /// The authority of the edges' certificates.
+    ///
+    /// # Errors
+    /// When the file is not as it should be.
+    pub fn trust(&self) -> Result<Trust> {
+        Trust::load(&self.ready().ca)
+    }
+
+    /// A visitor's connection to an edge.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    pub async fn visit(
+        &self,
+        version: Version,
+        edge: SocketAddr,
+        site: &str,
+    ) -> Result<Connection> {
+        Connection::open(version, edge, &host(site), &self.trust()?).await
+    }
+
+    /// Metrics of an edge or shield.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn scrape(&self, node: Node) -> Result<Scrape> {
+        let ready = self.ready();
+        let edge = ready
+            .edge(node)
+            .with_context(|| format!("there is no {node}"))?;
+        Scrape::of(edge.admin)
+    }
+
+    /// A metric of an edge or shield, summed over its labels.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metric(&self, node: Node, name: &str) -> Result<f64> {
+        Ok(self.scrape(node)?.sum(name))
+    }
+
+    /// Waits until `atoll status` says that all is well.
+    ///
+    /// # Errors
+    /// When it does not in time, with what it says instead.
+    pub fn wait_healthy(&self) -> Result<()> {
+        wait::until("a healthy cluster", NODE_TIMEOUT, || {
+            let outcome = self.atoll(&["status", "--json"])?;
+            if outcome.code == Some(0) {
+                Ok(Some(()))
+            } else {
+                bail!("{outcome}")
+            }
+        })
+    }
+
+    /// Checks that every node and `atoll dev` run and every edge is ready.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn ensure_all_run(&self) -> Result<()> {
+        let ready = self.ready();
+        for node in ready.nodes() {
+            ensure!(
+                self.pid(node).is_some(),
+                "{node} has died:\n{}",
+                self.node_log(node)
+            );
+        }
+        for EdgeReady { name, admin, .. } in &ready.edges {
+            let (status, body) = crate::metrics::plain_get(*admin, "/readyz")?;
+            ensure!(status == 200, "{name} is not ready: {status} {body}");
+        }
+        Ok(())
+    }
+
+    /// The last lines of a node's log file.
+    pub fn node_log(&self, node: Node) -> String {
+        let name = node.to_string();
+        let mut found = String::new();
+        let folders = [
+            self.data(),
+            self.data().join("logs"),
+            self.data().join(&name),
+        ];
+        for folder in folders {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let file = entry.file_name().to_string_lossy().into_owned();
+                if file.ends_with(".log") && (names(&file, &name) || file == "log") {
+                    let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                    let lines: Vec<&str> = text.lines().collect();
+                    let end = &lines[lines.len().saturating_sub(30)..];
+                    found.push_str(&format!("--- {file}\n{}\n", end.join("\n")));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Whether a word holds the name of a node and not that of a longer number.
+fn names(word: &str, name: &str) -> bool {
+    word.match_indices(name)
+        .any(|(at, _)| !word[at + name.len()..].starts_with(|next: char| next.is_ascii_digit()))
+}
+
+/// The host name of a site on a development cluster.
+pub fn host(site: &str) -> String {
+    format!("{site}.localhost")
+}
+
+impl Drop for DevCluster {
+    fn drop(&mut self) {
+        let Some(keeper) = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
+            return; // finished
+        };
+        let path = keeper.keep();
+        eprintln!("the cluster's data and logs stay in {}", path.display());
+        eprintln!("to repeat: {}", seed::command_to_repeat(self.options.seed));
+        let child = self
+            .dev
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut child) = child {
+            drop(process::signal(child.id(), Signal::SIGTERM));
+            if process::wait_child(&mut child, STOP_TIMEOUT).is_err() {
+                drop(child.kill());
+                drop(child.wait());
+            }
+        }
+        if let Err(error) = self.kill_rest() {
+            eprintln!("{error:#}: {:?}", self.processes());
+        }
+        self.detach_mount();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_not_the_start_of_another() {
+        assert!(names("/data/edge-1/config.toml", "edge-1"));
+        assert!(!names("/data/edge-10/config.toml", "edge-1"));
+        assert!(names("edge-10 edge-1.toml", "edge-1"));
+    }
+}

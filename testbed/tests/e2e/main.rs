@@ -1,0 +1,106 @@
+//! End-to-end tests: the real binary, whole clusters, the contract of the outside.
+//!
+//! One promise or topic per file. Each test starts its own cluster through
+//! [`atoll_testbed::DevCluster`]; `.config/nextest.toml` runs them one at a time. No test asserts
+//! speed, none sleeps to wait, and a failure prints the seed, the command that repeats it and
+//! where the cluster's data and logs are.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod dev;
+mod dns;
+mod durable;
+mod files;
+mod full_disk;
+mod garbage;
+mod mount;
+mod online;
+mod publish;
+mod redeploy;
+mod resume;
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use atoll_testbed::http::{Connection, Version};
+use atoll_testbed::tree::url_path;
+use atoll_testbed::{DevCluster, Tree};
+use serde_json::Value;
+
+/// A field of a JSON object as a number.
+fn number(object: &Value, field: &str) -> u64 {
+    object[field]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{field} is no number in {object}"))
+}
+
+/// A field of a JSON object as text.
+fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{field} is no text in {object}"))
+}
+
+/// A path as an argument.
+fn word(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are plain text")
+}
+
+/// Bytes on disk of a folder.
+fn disk_bytes(folder: &Path) -> u64 {
+    let mut sum = 0;
+    let mut queue = vec![folder.to_owned()];
+    while let Some(folder) = queue.pop() {
+        // Files come and go under a running process.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => queue.push(entry.path()),
+                Ok(meta) => sum += meta.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    sum
+}
+
+/// Fetches every file of a tree over one connection and compares.
+async fn ensure_served(connection: &mut Connection, tree: &Tree, what: &str) -> Result<()> {
+    for (path, content) in &tree.files {
+        let url = url_path(path);
+        let answer = connection
+            .get(&url)
+            .await
+            .with_context(|| what.to_owned())?;
+        ensure!(
+            answer.status == 200,
+            "{what}: {url}: status {}",
+            answer.status
+        );
+        ensure!(
+            answer.body == *content,
+            "{what}: {url}: {} bytes expected, {} received, first difference at {:?}",
+            content.len(),
+            answer.body.len(),
+            content.iter().zip(&answer.body).position(|(a, b)| a != b)
+        );
+    }
+    Ok(())
+}
+
+/// The same from every edge, over these versions.
+async fn ensure_served_everywhere(
+    cluster: &DevCluster,
+    site: &str,
+    tree: &Tree,
+    versions: &[Version],
+) -> Result<()> {
+    for (name, addr) in cluster.edges() {
+        for version in versions {
+            let mut connection = cluster.visit(*version, addr, site).await?;
+            let what = format!("{site} from {name} over {version:?}");
+            ensure_served(&mut connection, tree, &what).await?;
+        }
+    }
+    Ok(())
+}
