@@ -7,16 +7,16 @@ use atoll_proto::Epoch;
 
 /// The highest epoch and term ever heard. Kept on disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fence {
+pub(crate) struct Fence {
     /// Of the placement table.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// Of the masters' consensus.
-    pub term: u64,
+    pub(crate) term: u64,
 }
 
 /// A master that knows less than was heard before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Outdated {
+pub(crate) enum Outdated {
     /// Its placement table is older.
     #[error(
         "the master is at placement epoch {heard}, but epoch {known} was heard before: it was \
@@ -43,7 +43,7 @@ impl Fence {
     ///
     /// # Errors
     /// When either is less than what was heard before.
-    pub fn admit(self, epoch: Epoch, term: u64) -> Result<Self, Outdated> {
+    pub(crate) fn admit(self, epoch: Epoch, term: u64) -> Result<Self, Outdated> {
         if term < self.term {
             return Err(Outdated::Term { heard: term, known: self.term });
         }
@@ -54,12 +54,12 @@ impl Fence {
     }
 
     /// As it is kept on disk.
-    pub fn encode(self) -> Vec<u8> {
+    pub(crate) fn encode(self) -> Vec<u8> {
         [self.epoch.0, self.term].map(u64::to_be_bytes).concat()
     }
 
     /// Reads what [`Fence::encode`] wrote.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (words, []) = bytes.as_chunks::<8>() else { return None };
         let [epoch, term] = *words else { return None };
         Some(Self { epoch: Epoch(u64::from_be_bytes(epoch)), term: u64::from_be_bytes(term) })

@@ -38,7 +38,7 @@ struct Marker {
 ///
 /// # Errors
 /// When the directory is another node's, has lost its chunks, or cannot be used.
-pub fn open(
+pub(crate) fn open(
     dir: &Path,
     cluster: ClusterId,
     node: NodeId,
@@ -72,12 +72,10 @@ fn set_up(
     node: NodeId,
     reserve: Option<u64>,
 ) -> Result<RocksStore, RunError> {
-    let marker = |ready| Marker { format: FORMAT, cluster: cluster.to_string(), node: node.0, ready };
+    let marker =
+        |ready| Marker { format: FORMAT, cluster: cluster.to_string(), node: node.0, ready };
     write(dir, &marker(false))?;
-    let owner = [
-        (Meta::Cluster, cluster.0.to_vec()),
-        (Meta::Node, node.0.to_be_bytes().to_vec()),
-    ];
+    let owner = [(Meta::Cluster, cluster.0.to_vec()), (Meta::Node, node.0.to_be_bytes().to_vec())];
     let store = RocksStore::create(&dir.join(STORE), reserve)
         .and_then(|store| store.save(&owner).map(|()| store))
         .map_err(|source| RunError::Store { dir: dir.to_owned(), source })?;
@@ -88,13 +86,12 @@ fn set_up(
 impl Marker {
     fn check(&self, dir: &Path, cluster: ClusterId, node: NodeId) -> Result<(), RunError> {
         check_format(dir, self.format)?;
-        let found_cluster: ClusterId = self.cluster.parse().map_err(|_malformed| {
-            RunError::Format {
+        let found_cluster: ClusterId =
+            self.cluster.parse().map_err(|_malformed| RunError::Format {
                 dir: dir.to_owned(),
                 found: format!("{:?} (not a cluster id)", self.cluster),
                 known: FORMAT,
-            }
-        })?;
+            })?;
         check_owner(dir, (found_cluster, NodeId(self.node)), (cluster, node))
     }
 }
@@ -105,7 +102,8 @@ fn check_store(
     cluster: ClusterId,
     node: NodeId,
 ) -> Result<(), RunError> {
-    let load = |key| store.load(key).map_err(|source| RunError::Store { dir: dir.to_owned(), source });
+    let load =
+        |key| store.load(key).map_err(|source| RunError::Store { dir: dir.to_owned(), source });
     let nothing = |what: &'static str| RunError::Store {
         dir: dir.to_owned(),
         source: StoreError::Disk {
@@ -235,12 +233,8 @@ mod tests {
     fn an_unknown_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path(), CLUSTER, NODE, None).unwrap());
-        let newer = Marker {
-            format: FORMAT + 1,
-            cluster: CLUSTER.to_string(),
-            node: NODE.0,
-            ready: true,
-        };
+        let newer =
+            Marker { format: FORMAT + 1, cluster: CLUSTER.to_string(), node: NODE.0, ready: true };
         write(dir.path(), &newer).unwrap();
         let refused = open(dir.path(), CLUSTER, NODE, None).unwrap_err();
         assert!(matches!(refused, RunError::Format { .. }), "{refused}");

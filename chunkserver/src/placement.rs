@@ -38,10 +38,7 @@ pub(crate) struct Placement {
 
 impl Placement {
     /// What is known from before. Blocks.
-    pub(crate) fn load(
-        cluster: ClusterId,
-        store: Arc<dyn ChunkStore>,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn load(cluster: ClusterId, store: Arc<dyn ChunkStore>) -> Result<Self, StoreError> {
         let nonsense = |what: &str| StoreError::Disk {
             verb: "read what the masters said before",
             reason: format!("{what} makes no sense"),
@@ -53,7 +50,9 @@ impl Placement {
         // A view is only a cache: one that cannot be read is fetched again.
         let view = store.load(Meta::View)?.and_then(|bytes| {
             atoll_proto::decode::<ClusterView>(&bytes)
-                .inspect_err(|error| tracing::warn!(%error, "the stored cluster view is unreadable"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "the stored cluster view is unreadable"),
+                )
                 .ok()
         });
         Ok(Self {
@@ -116,8 +115,7 @@ impl Placement {
         {
             return Ok(false);
         }
-        let values =
-            vec![(Meta::Fence, after.encode()), (Meta::View, atoll_proto::encode(&view))];
+        let values = vec![(Meta::Fence, after.encode()), (Meta::View, atoll_proto::encode(&view))];
         // Nodes come and go, and are asked for again after a start; only tables must be kept.
         if current.is_none_or(|current| current.table.epoch != view.table.epoch) {
             self.save(after, values).await?;

@@ -62,14 +62,8 @@ async fn serve(
     let admin = admin::serve(config.admin, ready.clone(), shutdown.clone())?;
     let writer = Writer::start(Arc::clone(&store)).map_err(|error| system("start", error))?;
     let masters = Masters::new(endpoint.clone(), config.masters.clone());
-    let node = Arc::new(Node::new(
-        config.node(),
-        endpoint.clone(),
-        store,
-        writer,
-        masters,
-        placement,
-    ));
+    let node =
+        Arc::new(Node::new(config.node(), endpoint.clone(), store, writer, masters, placement));
     let addr = config.advertise.unwrap_or_else(|| endpoint.local_addr());
     let touch = heartbeat::keep_in_touch(
         Arc::clone(&node),
@@ -155,7 +149,10 @@ fn system(verb: &'static str, error: impl ToString) -> RunError {
 fn describe() {
     describe_counter!("atoll_chunk_puts_total", "Puts stored, relayed ones included.");
     describe_counter!("atoll_chunk_put_failures_total", "Puts the store refused.");
-    describe_counter!("atoll_chunk_put_corrupt_total", "Puts with bytes that were not their hash's.");
+    describe_counter!(
+        "atoll_chunk_put_corrupt_total",
+        "Puts with bytes that were not their hash's."
+    );
     describe_counter!("atoll_chunk_stored_total", "Chunks written.");
     describe_counter!("atoll_chunk_stored_bytes_total", Unit::Bytes, "Bytes of chunks written.");
     describe_counter!("atoll_chunk_known_total", "Chunks put that were here already.");

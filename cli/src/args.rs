@@ -158,10 +158,7 @@ mod tests {
         if !command.has_subcommands() || own_arguments {
             out.push((name.clone(), command.clone()));
         }
-        for below in command
-            .get_subcommands()
-            .filter(|below| below.get_name() != "help")
-        {
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
             leaves(below, &name, out);
         }
     }
@@ -184,35 +181,16 @@ mod tests {
         let mut verbs = Vec::new();
         leaves(&Cli::command(), "", &mut verbs);
         assert!(verbs.len() > 30, "{}", verbs.len());
-        let abouts: std::collections::BTreeSet<String> = verbs
-            .iter()
-            .map(|(_, verb)| verb.get_about().unwrap().to_string())
-            .collect();
-        assert_eq!(
-            abouts.len(),
-            verbs.len(),
-            "two verbs say the same of themselves: {abouts:#?}"
-        );
+        let abouts: std::collections::BTreeSet<String> =
+            verbs.iter().map(|(_, verb)| verb.get_about().unwrap().to_string()).collect();
+        assert_eq!(abouts.len(), verbs.len(), "two verbs say the same of themselves: {abouts:#?}");
         for (name, verb) in verbs {
-            let help = verb
-                .get_after_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("EXAMPLES\n"), "{name} has no examples");
             let examples = help.split("EXAMPLES\n").nth(1).unwrap();
-            for line in examples
-                .lines()
-                .map(str::trim)
-                .filter(|line| line.starts_with("atoll "))
-            {
+            for line in examples.lines().map(str::trim).filter(|line| line.starts_with("atoll ")) {
                 let command = line.split("  ").next().unwrap();
-                let command = command
-                    .split(" | ")
-                    .next()
-                    .unwrap()
-                    .split(" > ")
-                    .next()
-                    .unwrap();
+                let command = command.split(" | ").next().unwrap().split(" > ").next().unwrap();
                 let parsed = Cli::try_parse_from(words(command));
                 assert!(parsed.is_ok(), "{name}: {command}: {}", parsed.unwrap_err());
             }
@@ -239,10 +217,7 @@ mod tests {
 
     #[test]
     fn global_arguments_may_stand_anywhere() {
-        for line in [
-            "atoll --json --config f status",
-            "atoll status --config f --json",
-        ] {
+        for line in ["atoll --json --config f status", "atoll status --config f --json"] {
             let cli = parse(line).unwrap();
             assert!(cli.global.json);
             assert_eq!(cli.global.config.unwrap(), PathBuf::from("f"));

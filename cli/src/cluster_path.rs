@@ -28,9 +28,7 @@ impl ClusterPath {
         let bytes = typed.as_bytes();
         let shown = text::name(bytes);
         if bytes.first() != Some(&b'/') {
-            return Err(format!(
-                "{shown:?} is no path in the cluster: it must start with '/'"
-            ));
+            return Err(format!("{shown:?} is no path in the cluster: it must start with '/'"));
         }
         let mut parts = Vec::new();
         for part in bytes.split(|byte| *byte == b'/') {
@@ -43,10 +41,7 @@ impl ClusterPath {
                 }
             }
         }
-        Ok(Self {
-            parts,
-            slash: bytes.ends_with(b"/"),
-        })
+        Ok(Self { parts, slash: bytes.ends_with(b"/") })
     }
 
     /// Whether it is the root directory.
@@ -75,28 +70,19 @@ impl ClusterPath {
     /// The directory it is in; the root is in itself.
     pub(crate) fn parent(&self) -> Self {
         let kept = self.parts.len().saturating_sub(1);
-        Self {
-            parts: self.parts[..kept].to_vec(),
-            slash: false,
-        }
+        Self { parts: self.parts[..kept].to_vec(), slash: false }
     }
 
     /// The path of an entry of this directory.
     pub(crate) fn join(&self, name: &[u8]) -> Self {
         let mut parts = self.parts.clone();
         parts.push(name.to_vec());
-        Self {
-            parts,
-            slash: false,
-        }
+        Self { parts, slash: false }
     }
 
     /// The same, not saying that it must be a directory.
     pub(crate) fn without_slash(self) -> Self {
-        Self {
-            slash: false,
-            ..self
-        }
+        Self { slash: false, ..self }
     }
 
     /// Whether `other` is this path or below it.
@@ -106,11 +92,7 @@ impl ClusterPath {
 
     /// What a symbolic link here with this target names.
     fn follow(&self, target: &[u8]) -> Result<Self, String> {
-        let mut parts = if target.starts_with(b"/") {
-            Vec::new()
-        } else {
-            self.parent().parts
-        };
+        let mut parts = if target.starts_with(b"/") { Vec::new() } else { self.parent().parts };
         for part in target.split(|byte| *byte == b'/') {
             match part {
                 b"" | b"." => {}
@@ -121,10 +103,7 @@ impl ClusterPath {
                 }
             }
         }
-        Ok(Self {
-            parts,
-            slash: false,
-        })
+        Ok(Self { parts, slash: false })
     }
 }
 
@@ -172,13 +151,9 @@ pub(crate) async fn resolve_following(
             return Ok((at, attr));
         }
         let target = read_link(cluster, &at, attr.inode).await?;
-        at = at
-            .follow(&target)
-            .map_err(|error| Failure::Failed(format!("{at}: {error}")))?;
+        at = at.follow(&target).map_err(|error| Failure::Failed(format!("{at}: {error}")))?;
     }
-    Err(Failure::Failed(format!(
-        "{path}: too many levels of symbolic links"
-    )))
+    Err(Failure::Failed(format!("{path}: too many levels of symbolic links")))
 }
 
 /// The target of a symbolic link.
@@ -187,11 +162,7 @@ pub(crate) async fn read_link(
     path: &ClusterPath,
     inode: InodeId,
 ) -> Result<Vec<u8>, Failure> {
-    match cluster
-        .query(NamespaceQuery::ReadLink { inode })
-        .await
-        .map_err(Failure::at(path))?
-    {
+    match cluster.query(NamespaceQuery::ReadLink { inode }).await.map_err(Failure::at(path))? {
         NamespaceReply::Target(target) => Ok(target.to_vec()),
         _ => Err(unexpected(path)),
     }
@@ -203,11 +174,7 @@ pub(crate) async fn open(
     path: &ClusterPath,
     inode: InodeId,
 ) -> Result<(Attr, Content), Failure> {
-    match cluster
-        .query(NamespaceQuery::Open { inode })
-        .await
-        .map_err(Failure::at(path))?
-    {
+    match cluster.query(NamespaceQuery::Open { inode }).await.map_err(Failure::at(path))? {
         NamespaceReply::File { attr, content } => Ok((attr, content)),
         _ => Err(unexpected(path)),
     }
@@ -223,11 +190,7 @@ pub(crate) async fn read_dir(
     let mut all: Vec<DirEntry> = Vec::new();
     loop {
         let after = all.last().map(|entry| entry.name.clone());
-        let query = NamespaceQuery::ReadDir {
-            inode,
-            after,
-            limit,
-        };
+        let query = NamespaceQuery::ReadDir { inode, after, limit };
         match cluster.query(query).await.map_err(Failure::at(path))? {
             NamespaceReply::Entries { entries, end, .. } => {
                 let stuck = entries.is_empty();
@@ -293,10 +256,7 @@ mod tests {
 
     #[test]
     fn links_are_followed_from_where_they_are() {
-        assert_eq!(
-            path("/a/b/l").follow(b"../c").unwrap().bytes(),
-            "/a/c".into()
-        );
+        assert_eq!(path("/a/b/l").follow(b"../c").unwrap().bytes(), "/a/c".into());
         assert_eq!(path("/a/l").follow(b"/x/y").unwrap().bytes(), "/x/y".into());
         assert_eq!(path("/l").follow(b"../../z").unwrap().bytes(), "/z".into());
     }

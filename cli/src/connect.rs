@@ -21,20 +21,14 @@ pub(crate) struct Context {
 impl Context {
     /// From the arguments that every verb has.
     pub(crate) fn new(global: GlobalArgs) -> Self {
-        Self {
-            config: global.config,
-            out: Output::new(global.json),
-        }
+        Self { config: global.config, out: Output::new(global.json) }
     }
 
     /// The path of the client configuration, made absolute.
     pub(crate) fn config_path(&self) -> Result<PathBuf, Failure> {
         let found = match &self.config {
             Some(path) => path.clone(),
-            None => discover(
-                std::env::var_os("ATOLL_CONFIG").map(PathBuf::from),
-                &config_home(),
-            )?,
+            None => discover(std::env::var_os("ATOLL_CONFIG").map(PathBuf::from), &config_home())?,
         };
         std::path::absolute(&found).map_err(Failure::file("find", &found))
     }
@@ -58,11 +52,7 @@ pub(crate) async fn connect(config: &ClientConfig) -> Result<Cluster, Failure> {
 }
 
 fn config_home() -> PathBuf {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("XDG_CONFIG_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".config")))
         .unwrap_or_default()
@@ -97,10 +87,7 @@ mod tests {
         let given = discover(Some("/x/client.toml".into()), dir.path()).unwrap();
         assert_eq!(given, Path::new("/x/client.toml"));
         let text = discover(None, dir.path()).unwrap_err().to_string();
-        assert!(
-            text.contains("atoll dev") && text.contains("atoll init"),
-            "{text}"
-        );
+        assert!(text.contains("atoll dev") && text.contains("atoll init"), "{text}");
         std::fs::create_dir(dir.path().join("atoll")).unwrap();
         let file = dir.path().join("atoll/client.toml");
         std::fs::write(&file, "").unwrap();

@@ -16,11 +16,7 @@ pub(crate) fn of(path: &Path) -> String {
         "application/javascript" => "text/javascript",
         essence => essence,
     };
-    if is_text(essence) {
-        format!("{essence}; charset=utf-8")
-    } else {
-        essence.to_owned()
-    }
+    if is_text(essence) { format!("{essence}; charset=utf-8") } else { essence.to_owned() }
 }
 
 fn is_text(essence: &str) -> bool {

@@ -111,10 +111,7 @@ pub(crate) async fn fetch(fetch: &Fetch, receiver: &mut dyn Receiver) -> Result<
 enum Connection {
     H1(hyper::client::conn::http1::SendRequest<Empty<Bytes>>),
     H2(hyper::client::conn::http2::SendRequest<Empty<Bytes>>),
-    H3 {
-        endpoint: quinn::Endpoint,
-        send: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>,
-    },
+    H3 { endpoint: quinn::Endpoint, send: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes> },
 }
 
 async fn exchange(
@@ -122,11 +119,7 @@ async fn exchange(
     connection: Connection,
     receiver: &mut dyn Receiver,
 ) -> Result<Head, Failure> {
-    let mut meter = Meter {
-        receiver,
-        expected: None,
-        received: 0,
-    };
+    let mut meter = Meter { receiver, expected: None, received: 0 };
     let head = match connection {
         Connection::H1(mut send) => {
             let request = request(fetch, Version::HTTP_11, Empty::new())?;
@@ -157,10 +150,7 @@ struct Meter<'a> {
 
 impl Meter<'_> {
     fn head(&mut self, head: &Head) -> Result<(), Failure> {
-        let length = head
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok());
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         self.expected = length.and_then(|length| length.parse().ok());
         self.receiver.head(head)
     }
@@ -185,10 +175,7 @@ fn request<B>(fetch: &Fetch, version: Version, body: B) -> Result<http::Request<
     let path = fetch.url.path_and_query().map_or("/", |path| path.as_str());
     let mut builder = http::Request::builder().method("GET").version(version);
     builder = if version == Version::HTTP_11 {
-        let authority = fetch
-            .url
-            .authority()
-            .map_or("", |authority| authority.as_str());
+        let authority = fetch.url.authority().map_or("", |authority| authority.as_str());
         builder.uri(path).header(HOST, authority)
     } else {
         builder.uri(fetch.url.clone())
@@ -204,15 +191,10 @@ async fn hyper_answer<E: std::error::Error>(
     answer: impl Future<Output = Result<hyper::Response<hyper::body::Incoming>, E>>,
     meter: &mut Meter<'_>,
 ) -> Result<Head, Failure> {
-    let response = within(fetch, SILENCE, answer)
-        .await?
-        .map_err(|error| wrong(fetch, deep(&error)))?;
+    let response =
+        within(fetch, SILENCE, answer).await?.map_err(|error| wrong(fetch, deep(&error)))?;
     let (parts, mut body) = response.into_parts();
-    let head = Head {
-        version: parts.version,
-        status: parts.status,
-        headers: parts.headers,
-    };
+    let head = Head { version: parts.version, status: parts.status, headers: parts.headers };
     meter.head(&head)?;
     while let Some(frame) = within(fetch, SILENCE, body.frame()).await? {
         let frame = frame.map_err(|error| wrong(fetch, deep(&error)))?;
@@ -231,9 +213,7 @@ async fn h3_answer(
     let request = request(fetch, Version::HTTP_3, ())?;
     let sent = within(fetch, CONNECT, send.send_request(request)).await?;
     let mut stream = sent.map_err(|error| wrong(fetch, error))?;
-    within(fetch, CONNECT, stream.finish())
-        .await?
-        .map_err(|error| wrong(fetch, error))?;
+    within(fetch, CONNECT, stream.finish()).await?.map_err(|error| wrong(fetch, error))?;
     let received = within(fetch, SILENCE, stream.recv_response()).await?;
     let response = received.map_err(|error| wrong(fetch, error))?;
     let head = Head {
@@ -259,9 +239,7 @@ async fn h3_answer(
 async fn connect_tcp(fetch: &Fetch, addr: SocketAddr) -> Result<Connection, Failure> {
     let stream = within(fetch, CONNECT, TcpStream::connect(addr)).await?;
     let stream = stream.map_err(|error| wrong(fetch, format_args!("{addr}: {error}")))?;
-    stream
-        .set_nodelay(true)
-        .map_err(|error| wrong(fetch, error))?;
+    stream.set_nodelay(true).map_err(|error| wrong(fetch, error))?;
     if fetch.url.scheme_str() == Some("http") {
         let two = fetch.version == Some(Version::HTTP_2);
         return handshake(fetch, TokioIo::new(stream), two).await;
@@ -291,21 +269,15 @@ where
     // The connection ends with its error; what that means for the answer, the answer says.
     if two {
         let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
-        let (send, connection) = within(fetch, CONNECT, shaken)
-            .await?
-            .map_err(|error| wrong(fetch, deep(&error)))?;
-        drop(atoll_net::task::spawn("h2", async move {
-            drop(connection.await)
-        }));
+        let (send, connection) =
+            within(fetch, CONNECT, shaken).await?.map_err(|error| wrong(fetch, deep(&error)))?;
+        drop(atoll_net::task::spawn("h2", async move { drop(connection.await) }));
         return Ok(Connection::H2(send));
     }
     let shaken = hyper::client::conn::http1::handshake(io);
-    let (send, connection) = within(fetch, CONNECT, shaken)
-        .await?
-        .map_err(|error| wrong(fetch, deep(&error)))?;
-    drop(atoll_net::task::spawn("h1", async move {
-        drop(connection.await)
-    }));
+    let (send, connection) =
+        within(fetch, CONNECT, shaken).await?.map_err(|error| wrong(fetch, deep(&error)))?;
+    drop(atoll_net::task::spawn("h1", async move { drop(connection.await) }));
     Ok(Connection::H1(send))
 }
 
@@ -315,11 +287,8 @@ async fn connect_h3(fetch: &Fetch, addr: SocketAddr) -> Result<Connection, Failu
     }
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls(fetch, &[b"h3"])?)
         .map_err(|error| wrong(fetch, error))?;
-    let any: SocketAddr = if addr.is_ipv4() {
-        ([0, 0, 0, 0], 0).into()
-    } else {
-        ([0_u16; 8], 0).into()
-    };
+    let any: SocketAddr =
+        if addr.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let endpoint = quinn::Endpoint::client(any).map_err(|error| wrong(fetch, error))?;
     let config = quinn::ClientConfig::new(Arc::new(tls));
     let connecting = endpoint
@@ -328,9 +297,8 @@ async fn connect_h3(fetch: &Fetch, addr: SocketAddr) -> Result<Connection, Failu
     let connection = within(fetch, CONNECT, connecting).await?;
     let connection = connection.map_err(|error| wrong(fetch, format_args!("{addr}: {error}")))?;
     let shaken = h3::client::new(h3_quinn::Connection::new(connection));
-    let (mut driver, send) = within(fetch, CONNECT, shaken)
-        .await?
-        .map_err(|error| wrong(fetch, error))?;
+    let (mut driver, send) =
+        within(fetch, CONNECT, shaken).await?.map_err(|error| wrong(fetch, error))?;
     drop(atoll_net::task::spawn("h3", async move {
         drop(std::future::poll_fn(|cx| driver.poll_close(cx)).await);
     }));
@@ -350,10 +318,7 @@ fn tls(fetch: &Fetch, protocols: &[&[u8]]) -> Result<rustls::ClientConfig, Failu
 
 /// The host of a URL, an IPv6 address without its brackets.
 pub(crate) fn host(url: &Uri) -> &str {
-    url.host()
-        .unwrap_or("")
-        .trim_start_matches('[')
-        .trim_end_matches(']')
+    url.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']')
 }
 
 async fn within<F: Future>(
@@ -363,12 +328,7 @@ async fn within<F: Future>(
 ) -> Result<F::Output, Failure> {
     tokio::time::timeout(bound, future)
         .await
-        .map_err(|_elapsed| {
-            wrong(
-                fetch,
-                format_args!("no answer within {} s", bound.as_secs()),
-            )
-        })
+        .map_err(|_elapsed| wrong(fetch, format_args!("no answer within {} s", bound.as_secs())))
 }
 
 fn wrong(fetch: &Fetch, error: impl std::fmt::Display) -> Failure {

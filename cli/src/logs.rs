@@ -21,10 +21,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     let from = all.len().saturating_sub(lines);
-    all[from..]
-        .iter()
-        .map(|line| format!("    {line}\n"))
-        .collect()
+    all[from..].iter().map(|line| format!("    {line}\n")).collect()
 }
 
 #[cfg(test)]

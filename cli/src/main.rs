@@ -41,9 +41,7 @@ fn main() -> ExitCode {
 fn start(context: &Context, command: args::Command) -> Result<(), Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("atoll");
-    let runtime = builder
-        .build()
-        .map_err(|error| Failure::failed("start the runtime", error))?;
+    let runtime = builder.build().map_err(|error| Failure::failed("start the runtime", error))?;
     let result = runtime.block_on(commands::run(context, command));
     // Blocking work (a read of standard input, a lookup) must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));

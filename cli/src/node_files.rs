@@ -173,10 +173,7 @@ mod tests {
             zone: Some("atoll.test".into()),
             url_template: Some("https://{site}.localhost:1/".into()),
             bootstrap_token_hash: Some("00".repeat(32)),
-            peers: vec![PeerLine {
-                id: 1,
-                addr: addr(1),
-            }],
+            peers: vec![PeerLine { id: 1, addr: addr(1) }],
         };
         write_config(&path("master.toml"), &master).unwrap();
         atoll_master::Config::load(&path("master.toml")).unwrap();
@@ -218,10 +215,7 @@ mod tests {
                 key: path("key.pem"),
                 authority: Some(path("ca")),
             },
-            dns: Some(DnsLines {
-                listen: addr(6),
-                zone: "atoll.test".into(),
-            }),
+            dns: Some(DnsLines { listen: addr(6), zone: "atoll.test".into() }),
         };
         write_config(&path("edge.toml"), &edge).unwrap();
         atoll_edge::Config::load(&path("edge.toml")).unwrap();

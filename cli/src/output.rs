@@ -20,10 +20,7 @@ pub(crate) struct Output {
 impl Output {
     /// The process's own output; `json` is what the user asked for.
     pub(crate) fn new(json: bool) -> Self {
-        Self {
-            json,
-            stdout: Mutex::new(BufWriter::new(std::io::stdout())),
-        }
+        Self { json, stdout: Mutex::new(BufWriter::new(std::io::stdout())) }
     }
 
     /// Whether the result is to be JSON.

@@ -36,15 +36,8 @@ struct State {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event {
-    Phase {
-        phase: &'static str,
-    },
-    Progress {
-        phase: &'static str,
-        files: u64,
-        bytes: u64,
-        bytes_total: Option<u64>,
-    },
+    Phase { phase: &'static str },
+    Progress { phase: &'static str, files: u64, bytes: u64, bytes_total: Option<u64> },
 }
 
 impl Progress {
@@ -52,26 +45,17 @@ impl Progress {
     pub(crate) fn new(out: &Output) -> Self {
         let bar = ProgressBar::no_length();
         let shown = !out.json() && out.messages_to_terminal();
-        let target = if shown {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         bar.set_draw_target(target);
         bar.set_style(style("{spinner} {msg}"));
         let events = out.json().then(|| Output::new(true));
-        Self {
-            bar,
-            events,
-            state: Mutex::default(),
-        }
+        Self { bar, events, state: Mutex::default() }
     }
 
     /// So many bytes are to be sent.
     pub(crate) fn expect(&self, bytes: u64) {
-        self.bar.set_style(style(
-            "{msg:10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
-        ));
+        self.bar.set_style(style("{msg:10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}"));
         self.bar.set_length(bytes);
         self.bar.set_position(0);
         self.update(|state| state.total = bytes);
@@ -89,10 +73,7 @@ impl Progress {
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut state);
         if state.told.is_some_and(|told| told.elapsed() < EVERY) {
             return;
@@ -101,18 +82,12 @@ impl Progress {
         let sending = state.total > 0;
         if !sending {
             let (files, bytes) = (text::count(state.files, "file"), text::bytes(state.hashed));
-            self.bar
-                .set_message(format!("{} {files}, {bytes}", state.phase));
+            self.bar.set_message(format!("{} {files}, {bytes}", state.phase));
             self.bar.tick();
         }
         let bytes = if sending { state.sent } else { state.hashed };
         let bytes_total = sending.then_some(state.total);
-        self.event(&Event::Progress {
-            phase: state.phase,
-            files: state.files,
-            bytes,
-            bytes_total,
-        });
+        self.event(&Event::Progress { phase: state.phase, files: state.files, bytes, bytes_total });
     }
 
     fn event(&self, event: &Event) {

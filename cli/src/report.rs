@@ -37,6 +37,22 @@ pub(crate) enum Exit {
     Unreachable = 7,
 }
 
+impl Exit {
+    /// What a child process of this program said by its exit code.
+    pub(crate) fn of_child(code: Option<i32>) -> Self {
+        match code {
+            Some(0) => Self::Done,
+            Some(2) => Self::Usage,
+            Some(3) => Self::Denied,
+            Some(4) => Self::Conflict,
+            Some(5) => Self::Limit,
+            Some(6) => Self::Unconfirmed,
+            Some(7) => Self::Unreachable,
+            _ => Self::Failed,
+        }
+    }
+}
+
 /// Why a verb did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -72,6 +88,13 @@ pub(crate) enum Failure {
         waiting: Vec<String>,
         /// How long they were waited for.
         seconds: u64,
+    },
+    /// A child process of this program failed, and said why.
+    Child {
+        /// What it said.
+        message: String,
+        /// Its exit code.
+        exit: Exit,
     },
     /// Whoever read our output has gone: not an error.
     StdoutClosed,
@@ -117,7 +140,7 @@ impl Failure {
             Self::Deploy(_) => Exit::Failed,
             Self::Unconfirmed { .. } => Exit::Unconfirmed,
             Self::StdoutClosed => Exit::Done,
-            Self::Said(exit) => *exit,
+            Self::Child { exit, .. } | Self::Said(exit) => *exit,
         }
     }
 }
@@ -142,7 +165,9 @@ fn code_exit(code: Code) -> Exit {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
+            Self::Usage(text) | Self::Failed(text) | Self::Child { message: text, .. } => {
+                f.write_str(text)
+            }
             Self::File { verb, path, source } => {
                 write!(f, "cannot {verb} {}: {source}", path.display())
             }
@@ -193,11 +218,7 @@ pub(crate) fn finish(out: &Output, result: Result<(), Failure>) -> ExitCode {
             message.push_str("; use a client configuration with a token that allows it");
         }
         if out.json() {
-            let event = ErrorEvent {
-                event: "error",
-                exit: exit as u8,
-                message: &message,
-            };
+            let event = ErrorEvent { event: "error", exit: exit as u8, message: &message };
             // The exit code tells all the same when nobody reads the output any more.
             drop(out.object(&event));
         }
@@ -227,31 +248,11 @@ mod tests {
         assert_eq!(refused(Code::Conflict) as u8, 4);
         assert_eq!(refused(Code::Limit) as u8, 5);
         assert_eq!(refused(Code::NotFound) as u8, 1);
-        assert_eq!(
-            Failure::Unconfirmed {
-                waiting: vec![],
-                seconds: 1
-            }
-            .exit() as u8,
-            6
-        );
-        let gone = ClientError::Unreachable {
-            what: "a master".into(),
-            reason: "x".into(),
-        };
+        assert_eq!(Failure::Unconfirmed { waiting: vec![], seconds: 1 }.exit() as u8, 6);
+        let gone = ClientError::Unreachable { what: "a master".into(), reason: "x".into() };
         assert_eq!(Failure::Client(gone).exit() as u8, 7);
-        let late = ClientError::Deadline {
-            what: "x".into(),
-            after: Duration::from_secs(1),
-        };
-        assert_eq!(
-            Failure::At {
-                what: "/a".into(),
-                source: late
-            }
-            .exit() as u8,
-            7
-        );
+        let late = ClientError::Deadline { what: "x".into(), after: Duration::from_secs(1) };
+        assert_eq!(Failure::At { what: "/a".into(), source: late }.exit() as u8, 7);
         assert_eq!(Failure::StdoutClosed.exit() as u8, 0);
         let lost = DeployError::Conflict("someone else published".into());
         assert_eq!(Failure::Deploy(lost).exit() as u8, 4);

@@ -88,11 +88,7 @@ pub(crate) fn scan(root: &Path, options: &ScanOptions) -> Result<Scanned, Failur
         root: root.to_owned(),
         canonical,
         follow: options.follow_symlinks,
-        state: Mutex::new(State {
-            queue: vec![first],
-            open: 1,
-            ..State::default()
-        }),
+        state: Mutex::new(State { queue: vec![first], open: 1, ..State::default() }),
         more: Condvar::new(),
     };
     std::thread::scope(|scope| {
@@ -177,10 +173,7 @@ impl Walk {
             if state.open == 0 {
                 return None;
             }
-            state = self
-                .more
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -225,11 +218,7 @@ impl Walk {
         };
         let linked = link_meta.file_type().is_symlink();
         // A link counts as what it points at; one that leads nowhere may still be excluded.
-        let meta = if linked {
-            fs::metadata(&disk)
-        } else {
-            Ok(link_meta)
-        };
+        let meta = if linked { fs::metadata(&disk) } else { Ok(link_meta) };
         let is_dir = meta.as_ref().is_ok_and(Metadata::is_dir);
         if excluded(patterns, &disk, is_dir) {
             return;
@@ -248,23 +237,9 @@ impl Walk {
         }
         let site = join(&directory.site, name);
         if meta.is_dir() {
-            found.descend(
-                directory,
-                patterns,
-                Entry {
-                    disk,
-                    site,
-                    meta,
-                    linked,
-                },
-            );
+            found.descend(directory, patterns, Entry { disk, site, meta, linked });
         } else {
-            found.file(Entry {
-                disk,
-                site,
-                meta,
-                linked,
-            });
+            found.file(Entry { disk, site, meta, linked });
         }
     }
 
@@ -280,10 +255,7 @@ impl Walk {
     }
 
     fn finish(self) -> Result<Scanned, Failure> {
-        let mut state = self
-            .state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(failure) = state.fatal {
             return Err(failure);
         }
@@ -292,10 +264,7 @@ impl Walk {
             return Err(refusal(&self.root, &state.problems, state.problems_more));
         }
         state.files.sort_by(|a, b| a.site_path.cmp(&b.site_path));
-        Ok(Scanned {
-            files: state.files,
-            warnings: state.warnings,
-        })
+        Ok(Scanned { files: state.files, warnings: state.warnings })
     }
 }
 
@@ -320,10 +289,7 @@ struct Entry {
 
 impl Found {
     fn problem(&mut self, path: &Path, reason: String) {
-        self.problems.push(Problem {
-            path: path.to_owned(),
-            reason,
-        });
+        self.problems.push(Problem { path: path.to_owned(), reason });
     }
 
     fn descend(&mut self, above: &Directory, patterns: &[Arc<Gitignore>], entry: Entry) {
@@ -331,9 +297,8 @@ impl Found {
         let links = above.links + usize::from(entry.linked);
         if above.ancestors.contains(&identity) {
             let path = entry.disk.display();
-            self.warnings.push(format!(
-                "{path}: left out, this link leads to a directory above it"
-            ));
+            self.warnings
+                .push(format!("{path}: left out, this link leads to a directory above it"));
             return;
         }
         if links > LINKS_MAX {
@@ -352,9 +317,7 @@ impl Found {
     }
 
     fn file(&mut self, entry: Entry) {
-        let Entry {
-            disk, site, meta, ..
-        } = entry;
+        let Entry { disk, site, meta, .. } = entry;
         if let Some(kind) = special(&meta) {
             return self.problem(&disk, format!("is a {kind}; only files can be served"));
         }
@@ -377,9 +340,7 @@ impl Found {
 
 /// When the content of a local file was last changed, nanoseconds since the Unix epoch.
 pub(crate) fn mtime_ns(meta: &Metadata) -> i64 {
-    meta.mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(meta.mtime_nsec())
+    meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
 }
 
 /// What kind of special file it is, if it is one.
@@ -410,9 +371,7 @@ fn read_patterns(base: &Path, file: &Path) -> Result<Gitignore, Failure> {
     if let Some(error) = builder.add(file) {
         return Err(Failure::Failed(format!("pattern in {error}")));
     }
-    builder
-        .build()
-        .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+    builder.build().map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
 }
 
 /// The deepest file of patterns that says anything decides, as in git.
@@ -464,24 +423,12 @@ mod tests {
 
     fn paths(root: &Path, options: &ScanOptions) -> Vec<String> {
         let scanned = scan(root, options).unwrap();
-        scanned
-            .files
-            .iter()
-            .map(|file| file.site_path.lossy().into_owned())
-            .collect()
+        scanned.files.iter().map(|file| file.site_path.lossy().into_owned()).collect()
     }
 
     #[test]
     fn all_files_in_order_without_what_never_belongs_to_a_site() {
-        let dir = tree(&[
-            "b/c.html",
-            "a.txt",
-            "z",
-            ".git/x",
-            "b/.DS_Store",
-            ".atoll/k",
-            ".hidden",
-        ]);
+        let dir = tree(&["b/c.html", "a.txt", "z", ".git/x", "b/.DS_Store", ".atoll/k", ".hidden"]);
         fs::create_dir(dir.path().join("empty")).unwrap();
         let found = paths(dir.path(), &ScanOptions::default());
         assert_eq!(found, [".hidden", "a.txt", "b/c.html", "z"]);
@@ -492,39 +439,18 @@ mod tests {
 
     #[test]
     fn patterns_exclude_and_deeper_ones_decide() {
-        let dir = tree(&[
-            "x.map",
-            "a/y.map",
-            "a/keep.map",
-            "drafts/1",
-            "b/drafts",
-            "s.txt",
-        ]);
+        let dir = tree(&["x.map", "a/y.map", "a/keep.map", "drafts/1", "b/drafts", "s.txt"]);
         fs::write(dir.path().join(".atollignore"), "*.map\ndrafts/\n").unwrap();
         fs::write(dir.path().join("a/.atollignore"), "!keep.map\n").unwrap();
-        assert_eq!(
-            paths(dir.path(), &ScanOptions::default()),
-            ["a/keep.map", "b/drafts", "s.txt"]
-        );
+        assert_eq!(paths(dir.path(), &ScanOptions::default()), ["a/keep.map", "b/drafts", "s.txt"]);
 
         let extra = tree(&["more"]);
         let file = extra.path().join("more");
         fs::write(&file, "/s.txt\n").unwrap();
-        let options = ScanOptions {
-            exclude_from: Some(file),
-            ..ScanOptions::default()
-        };
+        let options = ScanOptions { exclude_from: Some(file), ..ScanOptions::default() };
         assert_eq!(paths(dir.path(), &options), ["a/keep.map", "b/drafts"]);
-        let absent = ScanOptions {
-            exclude_from: Some("/absent".into()),
-            ..options
-        };
-        assert!(
-            scan(dir.path(), &absent)
-                .unwrap_err()
-                .to_string()
-                .contains("/absent")
-        );
+        let absent = ScanOptions { exclude_from: Some("/absent".into()), ..options };
+        assert!(scan(dir.path(), &absent).unwrap_err().to_string().contains("/absent"));
     }
 
     #[test]
@@ -534,13 +460,7 @@ mod tests {
         symlink("../..", dir.path().join("real/deep/up")).unwrap();
         symlink("real/a", dir.path().join("file-link")).unwrap();
         let found = paths(dir.path(), &ScanOptions::default());
-        let expected = [
-            "alias/a",
-            "alias/deep/b",
-            "file-link",
-            "real/a",
-            "real/deep/b",
-        ];
+        let expected = ["alias/a", "alias/deep/b", "file-link", "real/a", "real/deep/b"];
         assert_eq!(found, expected);
         let scanned = scan(dir.path(), &ScanOptions::default()).unwrap();
         assert_eq!(scanned.warnings.len(), 2, "{:?}", scanned.warnings);
@@ -555,20 +475,13 @@ mod tests {
         nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let error = scan(dir.path(), &ScanOptions::default()).unwrap_err();
         let text = error.to_string();
-        for part in [
-            "3 entries",
-            "leak: symbolic link that leaves",
-            "dangling",
-            "pipe: is a named",
-        ] {
+        for part in ["3 entries", "leak: symbolic link that leaves", "dangling", "pipe: is a named"]
+        {
             assert!(text.contains(part), "{part} in {text}");
         }
         fs::remove_file(dir.path().join("pipe")).unwrap();
         fs::remove_file(dir.path().join("dangling")).unwrap();
-        let follow = ScanOptions {
-            follow_symlinks: true,
-            ..ScanOptions::default()
-        };
+        let follow = ScanOptions { follow_symlinks: true, ..ScanOptions::default() };
         assert_eq!(paths(dir.path(), &follow), ["leak", "ok"]);
     }
 
@@ -578,9 +491,7 @@ mod tests {
         for number in 0..14 {
             symlink("nowhere", dir.path().join(format!("l{number:02}"))).unwrap();
         }
-        let text = scan(dir.path(), &ScanOptions::default())
-            .unwrap_err()
-            .to_string();
+        let text = scan(dir.path(), &ScanOptions::default()).unwrap_err().to_string();
         assert!(text.contains("l09") && !text.contains("l10"), "{text}");
         assert!(text.contains("and 4 more"), "{text}");
     }
@@ -590,11 +501,7 @@ mod tests {
         let dir = tree(&["a#b?c%d e"]);
         fs::write(dir.path().join(OsStr::from_bytes(b"\xff\n.html")), "x").unwrap();
         let scanned = scan(dir.path(), &ScanOptions::default()).unwrap();
-        let names: Vec<&[u8]> = scanned
-            .files
-            .iter()
-            .map(|f| f.site_path.as_bytes())
-            .collect();
+        let names: Vec<&[u8]> = scanned.files.iter().map(|f| f.site_path.as_bytes()).collect();
         assert_eq!(names, [&b"a#b?c%d e"[..], b"\xff\n.html"]);
         assert!(scan(&dir.path().join("a#b?c%d e"), &ScanOptions::default()).is_err());
     }

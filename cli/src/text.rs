@@ -11,11 +11,7 @@ pub(crate) fn bytes(count: u64) -> String {
 
 /// `1 file`, `2 files`.
 pub(crate) fn count(number: u64, one: &str) -> String {
-    if number == 1 {
-        format!("1 {one}")
-    } else {
-        format!("{number} {one}s")
-    }
+    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
 }
 
 /// Milliseconds as a duration a person can read.
@@ -34,9 +30,7 @@ pub(crate) fn short(id: &ChunkId) -> String {
 
 /// Now, in milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -111,10 +105,7 @@ mod tests {
 
     #[test]
     fn names_never_disturb_a_terminal() {
-        assert_eq!(
-            name(b"a b\n\xff\x1b[31m\xc3\xa9"),
-            "a b\\x0a\\xff\\x1b[31m\u{e9}"
-        );
+        assert_eq!(name(b"a b\n\xff\x1b[31m\xc3\xa9"), "a b\\x0a\\xff\\x1b[31m\u{e9}");
     }
 
     #[test]

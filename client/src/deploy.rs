@@ -204,14 +204,28 @@ pub async fn deploy(
     progress.phase("commit");
     let manifest = uploader.manifest(hashed, &previous, &receipts, options.dry_run).await?;
     (report.deploy, report.files, report.bytes) = (manifest.root, manifest.files, manifest.bytes);
-    let (pages, page_bytes) =
-        uploader.send_pages(&manifest, receipts, options.parallel, options.dry_run).await?;
-    report.pages_uploaded = pages;
-    report.bytes_uploaded += page_bytes;
-    if options.dry_run {
-        return Ok(report);
-    }
-    let published = publish(cluster, &options, manifest.root).await?;
+    let mut all = false;
+    let published = loop {
+        let sent = uploader.send_pages(&manifest, receipts.clone(), &options, all).await;
+        if let Ok((pages, bytes)) = &sent {
+            report.pages_uploaded = *pages;
+            report.bytes_uploaded += bytes;
+            if options.dry_run {
+                return Ok(report);
+            }
+        }
+        let published = match sent {
+            Ok(_) => publish(cluster, &options, manifest.root).await,
+            Err(error) => Err(error),
+        };
+        // A page may be known as the bytes of some file and not be admitted as a page.
+        match published {
+            Err(DeployError::Client(error)) if error.code() == Some(Code::Invalid) && !all => {
+                all = true;
+            }
+            other => break other?,
+        }
+    };
     (report.seq, report.previous) = (published.seq, published.previous);
     let committed = start.elapsed();
 
@@ -437,13 +451,14 @@ impl Uploader<'_> {
         Ok(blocking(move || Ok(build(all, None))).await??)
     }
 
-    /// Sends the pages the cluster lacks and admits them, children first.
+    /// Sends the pages the cluster lacks (or all) and admits them, children first. Returns their
+    /// number and bytes.
     async fn send_pages(
         &self,
         manifest: &BuiltManifest,
         mut receipts: Vec<Receipt>,
-        parallel: usize,
-        dry_run: bool,
+        options: &DeployOptions,
+        all: bool,
     ) -> Result<(u64, u64), DeployError> {
         let ids: Vec<ChunkId> = manifest.pages.iter().map(|page| page.id).collect();
         let known = self.cluster.known(&ids).await?;
@@ -451,11 +466,11 @@ impl Uploader<'_> {
             .pages
             .iter()
             .zip(known)
-            .filter(|(_, known)| !known)
+            .filter(|(_, known)| all || !known)
             .map(|(page, _)| page)
             .collect();
         let bytes = new.iter().map(|page| page.bytes.len() as u64).sum();
-        if dry_run {
+        if options.dry_run {
             return Ok((new.len() as u64, bytes));
         }
         let writer = self.cluster.writer();
@@ -472,7 +487,7 @@ impl Uploader<'_> {
             if children.len() >= ADMIT_CHILDREN || at + 1 == new.len() {
                 let batch = std::mem::take(&mut batch);
                 let children = std::mem::take(&mut children);
-                self.admit(batch, &children, &mut receipts, parallel).await?;
+                self.admit(batch, &children, &mut receipts, options.parallel).await?;
             }
         }
         Ok((new.len() as u64, bytes))

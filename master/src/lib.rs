@@ -1,6 +1,6 @@
 //! The master: keeps the metadata of a cluster in a replicated log and the state it makes.
 //!
-//! `cli` starts it with [`run`]. Requests come in through `server` and are answered in `ops`, one
+//! `cli` starts it with [`run()`]. Requests come in through `server` and are answered in `ops`, one
 //! file each; changes become operations of the log (`operation`), are committed by `raft` and
 //! applied to `store`. It knows every chunk by name, length and count of references, but never
 //! touches file bytes; it reads manifest pages only, to admit them.

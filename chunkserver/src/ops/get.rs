@@ -52,10 +52,16 @@ pub(super) fn read_verified(
     };
     metrics::counter!("atoll_chunk_verify_failures_total").increment(1);
     match store.quarantine(id) {
-        Ok(true) => tracing::error!(chunk = %id, reason, "a chunk is corrupt: taken out of service"),
+        Ok(true) => {
+            tracing::error!(chunk = %id, reason, "a chunk is corrupt: taken out of service")
+        }
         // It was replaced by a good copy in between; the caller may ask again.
-        Ok(false) => tracing::warn!(chunk = %id, reason, "a read went wrong, but the chunk is good"),
-        Err(error) => tracing::error!(chunk = %id, reason, %error, "cannot take out a corrupt chunk"),
+        Ok(false) => {
+            tracing::warn!(chunk = %id, reason, "a read went wrong, but the chunk is good")
+        }
+        Err(error) => {
+            tracing::error!(chunk = %id, reason, %error, "cannot take out a corrupt chunk")
+        }
     }
     Err(damaged(&reason))
 }

@@ -12,9 +12,8 @@ use crate::store::{ChunkStore, StoreError};
 
 pub(super) async fn get_many(node: &Node, many: GetMany) -> WireResult<Answer<ChunkResponse>> {
     check_count("chunks", many.ids.len(), MANY_MAX)?;
-    let read = node.at_the_disk("get_many", move |store| {
-        read_many(store, &many.ids, limits::BODY_BYTES_MAX)
-    });
+    let read = node
+        .at_the_disk("get_many", move |store| read_many(store, &many.ids, limits::BODY_BYTES_MAX));
     let Many { lens, complete, body } = read.await?.map_err(to_wire)?;
     Ok(Answer::with_body(ChunkResponse::Many { lens, complete }, body))
 }

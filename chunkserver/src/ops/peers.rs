@@ -13,8 +13,6 @@ use tokio::time::Instant;
 const SUSPECT_FOR: Duration = Duration::from_secs(5);
 /// Bytes that may be on their way to one peer.
 const PEER_BYTES_MAX: u32 = 64 << 20;
-/// How long a put waits for a peer that is behind, before it goes on without.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
 
 /// All peers ever relayed to.
 #[derive(Debug, Default)]
@@ -38,31 +36,23 @@ impl Peers {
 
 impl Peer {
     /// Whether it failed a moment ago. It is still tried, but not waited for as long.
-    pub(crate) fn is_suspect(&self) -> bool {
+    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
         let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+        failed.is_some_and(|at| now.saturating_duration_since(at) < SUSPECT_FOR)
     }
 
     /// Remembers that it failed, or that it works.
-    pub(crate) fn note(&self, works: bool) {
-        let failed = if works { None } else { Some(Instant::now()) };
+    pub(crate) fn note(&self, works: bool, now: Instant) {
+        let failed = if works { None } else { Some(now) };
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 
-    /// Room for this many bytes on their way to the peer. A working peer that is behind slows its
-    /// callers; one that does not catch up within [`ROOM_WAIT`] counts as failed.
-    pub(crate) async fn room(&self, bytes: usize, wait: bool) -> Option<OwnedSemaphorePermit> {
+    /// Room for this many bytes on their way to the peer, if there is some within `wait`. So a
+    /// working peer that is behind slows its callers.
+    pub(crate) async fn room(&self, bytes: usize, wait: Duration) -> Option<OwnedSemaphorePermit> {
         let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, PEER_BYTES_MAX);
-        let room = Arc::clone(&self.room);
-        if !wait {
-            return room.try_acquire_many_owned(wanted).ok();
-        }
-        let got = tokio::time::timeout(ROOM_WAIT, room.acquire_many_owned(wanted)).await;
-        let permit = got.ok().and_then(Result::ok);
-        if permit.is_none() {
-            self.note(false);
-        }
-        permit
+        let room = Arc::clone(&self.room).acquire_many_owned(wanted);
+        tokio::time::timeout(wait, room).await.ok()?.ok()
     }
 }
 
@@ -71,31 +61,27 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_failure_is_forgotten_after_a_while_or_a_success() {
-        let peers = Peers::default();
+    #[test]
+    fn a_failure_is_forgotten_after_a_while_or_a_success() {
+        let (peers, now) = (Peers::default(), Instant::now());
         let peer = peers.of(NodeId(1));
-        assert!(!peer.is_suspect());
-        peer.note(false);
-        assert!(peers.of(NodeId(1)).is_suspect());
-        assert!(!peers.of(NodeId(2)).is_suspect());
-        peer.note(true);
-        assert!(!peer.is_suspect());
-        peer.note(false);
-        tokio::time::advance(SUSPECT_FOR).await;
-        assert!(!peer.is_suspect());
+        assert!(!peer.is_suspect(now));
+        peer.note(false, now);
+        assert!(peers.of(NodeId(1)).is_suspect(now));
+        assert!(!peers.of(NodeId(2)).is_suspect(now));
+        peer.note(true, now);
+        assert!(!peer.is_suspect(now));
+        peer.note(false, now);
+        assert!(!peer.is_suspect(now + SUSPECT_FOR));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_is_behind_is_waited_for_once() {
+    #[tokio::test]
+    async fn bytes_on_their_way_are_bounded() {
         let peers = Peers::default();
         let peer = peers.of(NodeId(1));
-        let held = peer.room(usize::MAX, true).await.unwrap();
-        assert!(peer.room(1, false).await.is_none());
-        assert!(!peer.is_suspect());
-        assert!(peer.room(1, true).await.is_none());
-        assert!(peer.is_suspect());
+        let held = peer.room(usize::MAX, Duration::ZERO).await.unwrap();
+        assert!(peer.room(1, Duration::from_millis(1)).await.is_none());
         drop(held);
-        assert!(peer.room(1, false).await.is_some());
+        assert!(peer.room(1, Duration::ZERO).await.is_some());
     }
 }

@@ -44,7 +44,7 @@ pub(super) async fn put(
         check_peer(&view, &context.peer.name)?;
     }
     check_membership(node, &view, &chunks)?;
-    let chunks = verify(chunks, body.len()).await?.into();
+    let chunks: Arc<[NewChunk]> = verify(chunks, body.len()).await?.into();
     let write = Write { session: put.session, epoch: put.epoch, view, key, chunks };
     if put.relay {
         return relay::relay(node, context, write).await;
@@ -63,9 +63,7 @@ pub(super) async fn commit(node: &Node, write: &Write) -> WireResult<Receipt> {
 }
 
 /// Ids and lengths, as requests and receipts name chunks.
-pub(super) fn manifest<'a>(
-    chunks: impl IntoIterator<Item = &'a NewChunk>,
-) -> Vec<(ChunkId, u32)> {
+pub(super) fn manifest<'a>(chunks: impl IntoIterator<Item = &'a NewChunk>) -> Vec<(ChunkId, u32)> {
     let len = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     chunks.into_iter().map(|chunk| (chunk.id, len(&chunk.bytes))).collect()
 }
@@ -85,9 +83,10 @@ fn check_role(role: Role, relay: bool) -> WireResult<()> {
 
 /// Between servers: only one that the table's epoch knows.
 fn check_peer(view: &ClusterView, name: &str) -> WireResult<()> {
-    let known = view.nodes.iter().any(|node| {
-        node.info.kind == NodeKind::Chunkserver && node.info.name == name
-    });
+    let known = view
+        .nodes
+        .iter()
+        .any(|node| node.info.kind == NodeKind::Chunkserver && node.info.name == name);
     if known {
         return Ok(());
     }

@@ -29,6 +29,9 @@ use crate::tasks::clock;
 const MEMBERS_WAIT_MAX: Duration = Duration::from_secs(8);
 /// Time left to answer the client.
 const ANSWER_MARGIN: Duration = Duration::from_millis(300);
+/// How long a put waits for room on the way to a working peer that is behind, once: then it counts
+/// as failed for a while.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
 /// How long a peer that failed a moment ago may take.
 const SUSPECT_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -100,10 +103,12 @@ async fn start_there(
         return tell(&results, Outcome { member, result });
     };
     let peer = node.peers.of(member);
-    let suspect = down || peer.is_suspect();
+    let suspect = down || peer.is_suspect(Instant::now());
     let chunks: Vec<NewChunk> = share.iter().map(|at| write.chunks[*at].clone()).collect();
     let bytes = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
-    let Some(room) = peer.room(bytes, !suspect).await else {
+    let wait = if suspect { Duration::ZERO } else { ROOM_WAIT };
+    let Some(room) = peer.room(bytes, wait).await else {
+        peer.note(false, Instant::now());
         metrics::counter!("atoll_chunk_relay_skipped_total").increment(1);
         let result = Err(WireError::unavailable("it is behind with what was sent before"));
         return tell(&results, Outcome { member, result });
@@ -141,7 +146,7 @@ fn note(node: &Node, peer: &super::peers::Peer, result: &WireResult<Receipt>) {
         Err(_) => "failed",
     };
     metrics::counter!("atoll_chunk_relays_total", "outcome" => outcome).increment(1);
-    peer.note(outcome != "failed");
+    peer.note(outcome != "failed", Instant::now());
     let stale = result.as_ref().is_err_and(|error| error.code == Code::StaleEpoch);
     if outcome == "failed" || stale {
         node.look_again.notify_one();
@@ -225,11 +230,7 @@ impl Collected {
     }
 }
 
-fn answer(
-    node: &Node,
-    shares: &Shares,
-    collected: Collected,
-) -> WireResult<Answer<ChunkResponse>> {
+fn answer(node: &Node, shares: &Shares, collected: Collected) -> WireResult<Answer<ChunkResponse>> {
     let Collected { met, receipts, failed } = collected;
     if met {
         for (member, error) in &failed {

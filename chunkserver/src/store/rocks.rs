@@ -5,10 +5,11 @@
 //! (the totals are its), and one sync per batch: RocksDB's own group commit does not help large
 //! values. Reads share a lock that is only ever taken exclusively to open the database again.
 //!
-//! **A full disk.** Puts are refused while they would leave less than the reserve free, so that
-//! RocksDB always has room to flush what it has promised. If a write fails all the same, the
-//! library may refuse all further writes; then the database is opened again before the next put,
-//! or for reading only while that is impossible.
+//! **A full disk.** Puts are refused unless, beside the reserve, there is room to write everything
+//! twice that is not in blob files yet: so a flush never fails for lack of room, nor does opening
+//! the database after a crash, which flushes too. If something else fills the disk, RocksDB may
+//! refuse all further writes; then the database is opened again before the next put, or for
+//! reading only while that is impossible.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ use super::{
 const CHUNKS: &str = "chunks";
 const INDEX: &str = "index";
 const META: &str = "meta";
+/// RocksDB's name for the bytes that are in the log but not in blob files or tables.
+const UNFLUSHED: &str = "rocksdb.cur-size-all-mem-tables";
 
 /// Shorter chunks stay in the tree, where compaction may rewrite them.
 const BLOB_BYTES_MIN: u64 = 4 << 10;
@@ -98,8 +101,17 @@ impl RocksStore {
     }
 
     fn open_with(dir: &Path, reserve: Option<u64>, create: bool) -> Result<Self, StoreError> {
-        let db = DB::open_cf_descriptors(&options(create), dir, families())
-            .map_err(|error| disk("open the chunk store", &error))?;
+        let opened = DB::open_cf_descriptors(&options(create), dir, families());
+        // Opening flushes the log. On a disk without room for that, reads still work.
+        let broken = !create && opened.as_ref().is_err_and(is_full);
+        let db = match opened {
+            Err(error) if broken => {
+                tracing::error!(dir = %dir.display(), %error, "no room: serving reads only");
+                open_for_reading(dir)
+            }
+            opened => Some(opened.map_err(|error| disk("open the chunk store", &error))?),
+        };
+        let db = db.ok_or(StoreError::Full { free: 0, reserve: reserve.unwrap_or_default() })?;
         let totals = read_totals(&db)?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -107,7 +119,7 @@ impl RocksStore {
             db: RwLock::new(Some(db)),
             keeper: Mutex::new(Keeper { mended: None, closed: false }),
             totals: Mutex::new(totals),
-            broken: AtomicBool::new(false),
+            broken: AtomicBool::new(broken),
         })
     }
 
@@ -123,10 +135,28 @@ impl RocksStore {
         self.db.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a write for which there is no room.
-    fn check_room(&self, incoming: u64) -> Result<(), StoreError> {
+    /// Refuses a write for which there is no room: for the log now, and for blob files later.
+    fn check_room(&self, db: &DB, incoming: u64) -> Result<(), StoreError> {
+        let wanted = incoming.saturating_mul(2);
+        let unflushed = db
+            .property_int_value_cf(family(db, CHUNKS), UNFLUSHED)
+            .map_err(|error| disk("see what is not flushed", &error))?
+            .unwrap_or(u64::from(u32::MAX));
+        if self.check_free(wanted.saturating_add(unflushed)).is_ok() {
+            return Ok(());
+        }
+        self.check_free(wanted)?;
+        // What is flushed gives back its room in the log.
+        flush(db).map_err(|error| {
+            self.broken.store(true, Ordering::Release);
+            self.failure("flush chunks", &error)
+        })?;
+        self.check_free(wanted)
+    }
+
+    fn check_free(&self, wanted: u64) -> Result<(), StoreError> {
         let Space { free, reserve, .. } = self.space()?;
-        if free < reserve.saturating_add(incoming) {
+        if free < reserve.saturating_add(wanted) {
             return Err(StoreError::Full { free, reserve });
         }
         Ok(())
@@ -144,9 +174,10 @@ impl RocksStore {
     }
 
     fn failure(&self, verb: &'static str, error: &rocksdb::Error) -> StoreError {
-        let full = error.as_ref().contains("No space left");
         match self.space() {
-            Ok(space) if full => StoreError::Full { free: space.free, reserve: space.reserve },
+            Ok(space) if is_full(error) => {
+                StoreError::Full { free: space.free, reserve: space.reserve }
+            }
             _ => disk(verb, error),
         }
     }
@@ -157,7 +188,7 @@ impl RocksStore {
         if !self.broken.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.check_room(0)?;
+        self.check_free(0)?;
         let verb = "write to the chunk store again";
         if keeper.mended.is_some_and(|at| at.elapsed() < MEND_EVERY) {
             return Err(StoreError::Disk { verb, reason: "it failed a moment ago".to_owned() });
@@ -208,7 +239,7 @@ impl ChunkStore for RocksStore {
             done.bytes += u64::from(record.len);
         }
         if done.written > 0 {
-            self.check_room(done.bytes)?;
+            self.check_room(db, done.bytes)?;
             write.put_cf(family(db, META), Meta::Totals.key(), totals.encode());
             self.write(db, write, "store chunks")?;
             *self.shown() = totals;
@@ -320,8 +351,7 @@ impl ChunkStore for RocksStore {
         }
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(db) = slot.take() {
-            let all = [CHUNKS, INDEX, META].map(|name| family(&db, name));
-            if let Err(error) = db.flush_cfs_opt(&all, &FlushOptions::default()) {
+            if let Err(error) = flush(&db) {
                 // What was acknowledged is in the log, and is read from there at the next start.
                 tracing::warn!(%error, "cannot flush the chunk store while closing it");
             }
@@ -383,6 +413,15 @@ fn families() -> Vec<ColumnFamilyDescriptor> {
     ]
 }
 
+fn flush(db: &DB) -> Result<(), rocksdb::Error> {
+    let all = [CHUNKS, INDEX, META].map(|name| family(db, name));
+    db.flush_cfs_opt(&all, &FlushOptions::default())
+}
+
+fn is_full(error: &rocksdb::Error) -> bool {
+    error.as_ref().contains("No space left")
+}
+
 fn open_for_reading(dir: &Path) -> Option<DB> {
     match DB::open_cf_descriptors_read_only(&options(false), dir, families(), false) {
         Ok(db) => Some(db),
@@ -401,9 +440,7 @@ fn read_record(db: &DB, id: &ChunkId) -> Result<Option<Record>, StoreError> {
     let value = db
         .get_pinned_cf(family(db, INDEX), chunk_key(id))
         .map_err(|error| disk("read the index", &error))?;
-    value
-        .map(|value| Record::decode(&value).ok_or_else(|| nonsense("an index entry")))
-        .transpose()
+    value.map(|value| Record::decode(&value).ok_or_else(|| nonsense("an index entry"))).transpose()
 }
 
 fn read_chunk(db: &DB, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
@@ -461,8 +498,15 @@ impl RocksStore {
     /// Writes everything to blob files.
     pub(crate) fn flush(&self) {
         let slot = self.reader();
+        flush(slot.as_ref().expect("open in tests")).expect("the test's disk works");
+    }
+
+    /// Stores a chunk without asking whether there is room.
+    pub(crate) fn put_blindly(&self, chunk: &NewChunk) -> Result<(), StoreError> {
+        let slot = self.reader();
         let db = slot.as_ref().expect("open in tests");
-        let all = [CHUNKS, INDEX, META].map(|name| family(db, name));
-        db.flush_cfs_opt(&all, &FlushOptions::default()).expect("the test's disk works");
+        let mut write = WriteBatch::default();
+        write.put_cf(family(db, CHUNKS), chunk_key(&chunk.id), &chunk.bytes);
+        self.write(db, write, "store chunks")
     }
 }

@@ -247,7 +247,10 @@ fn a_flipped_byte_in_a_blob_file_is_found_and_contained() {
 
     let store = RocksStore::open(dir.path(), Some(0)).unwrap();
     let found = store.get(&chunks[7].id);
-    assert!(matches!(found, Err(StoreError::Corrupt { id, .. }) if id == chunks[7].id), "{found:?}");
+    assert!(
+        matches!(found, Err(StoreError::Corrupt { id, .. }) if id == chunks[7].id),
+        "{found:?}"
+    );
     assert!(store.quarantine(&chunks[7].id).unwrap());
     assert_eq!(store.totals().corrupt_found, 1);
     for (at, chunk) in chunks.iter().enumerate().filter(|(at, _)| *at != 7) {
@@ -299,60 +302,100 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Puts until the disk is full, reads all the while, and goes on once there is room: with and
-/// without a reserve, so that RocksDB itself meets the end of the disk.
-fn runs_full_and_recovers(reserve: u64) {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(dir.path(), 64 << 20) else {
+/// A store on a disk of 64 MiB, of which something else has 24; `None` where mounting is not
+/// permitted.
+fn on_a_small_disk(dir: &Path, reserve: u64) -> Option<(SmallDisk, PathBuf, RocksStore)> {
+    let disk = SmallDisk::mount(dir, 64 << 20);
+    if disk.is_none() {
         eprintln!("SKIPPED: this test needs to be allowed to mount a tmpfs");
-        return;
-    };
-    let ballast = dir.path().join("ballast");
+    }
+    let ballast = dir.join("ballast");
     std::fs::write(&ballast, vec![1; 24 << 20]).unwrap();
-    let store = RocksStore::create(&dir.path().join("store"), Some(reserve)).unwrap();
+    let store = RocksStore::create(&dir.join("store"), Some(reserve)).unwrap();
+    disk.map(|disk| (disk, ballast, store))
+}
+
+/// Puts chunks until one is refused; returns the stored ones and the refused one.
+fn fill(store: &RocksStore) -> (Vec<NewChunk>, NewChunk) {
     let mut stored = Vec::new();
-    let mut refused = None;
     for n in 0..2000 {
         let chunk = numbered(n, 256 << 10);
         match store.put_batch(std::slice::from_ref(&chunk)) {
             Ok(_) => stored.push(chunk),
-            Err(error) => {
-                refused = Some((chunk, error));
-                break;
-            }
+            Err(StoreError::Full { .. }) => return (stored, chunk),
+            Err(error) => panic!("{error}"),
         }
     }
-    let (late, error) = refused.expect("64 MiB do not hold 500 MiB");
-    assert!(matches!(error, StoreError::Full { .. }), "{error}");
-    assert!(stored.len() > 20);
-    assert_eq!(store.totals().chunks, stored.len() as u64);
-    for chunk in &stored {
-        assert_eq!(store.get(&chunk.id).unwrap().unwrap(), chunk.bytes, "reads go on");
-    }
+    panic!("64 MiB do not hold 500 MiB");
+}
 
-    std::fs::remove_file(&ballast).unwrap();
+fn check_all(store: &RocksStore, stored: &[NewChunk]) {
+    assert_eq!(store.totals().chunks, stored.len() as u64);
+    for chunk in stored {
+        assert_eq!(store.get(&chunk.id).unwrap().unwrap(), chunk.bytes);
+    }
+}
+
+fn put_until_it_works(store: &RocksStore, chunk: &NewChunk) {
     let started = std::time::Instant::now();
-    while let Err(error) = store.put_batch(std::slice::from_ref(&late)) {
+    while let Err(error) = store.put_batch(std::slice::from_ref(chunk)) {
         assert!(started.elapsed().as_secs() < 20, "puts do not work again: {error}");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    stored.push(late);
+}
+
+#[test]
+fn a_full_disk_refuses_puts_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((disk, ballast, store)) = on_a_small_disk(dir.path(), 2 << 20) else { return };
+    let (mut stored, late) = fill(&store);
+    assert!(stored.len() > 100, "only {} of about 140 fit", stored.len());
+    check_all(&store, &stored);
+    store.put_batch(&stored[..3]).expect("what is here already needs no room");
     drop(store);
-    let store = RocksStore::open(&dir.path().join("store"), Some(reserve)).unwrap();
-    assert_eq!(store.totals().chunks, stored.len() as u64);
-    for chunk in &stored {
-        assert_eq!(store.get(&chunk.id).unwrap().unwrap(), chunk.bytes);
-    }
+    let store = RocksStore::open(&dir.path().join("store"), Some(2 << 20)).unwrap();
+    check_all(&store, &stored);
+
+    std::fs::remove_file(&ballast).unwrap();
+    store.put_batch(std::slice::from_ref(&late)).unwrap();
+    stored.push(late);
+    check_all(&store, &stored);
     drop(store);
     drop(disk);
 }
 
 #[test]
-fn a_full_disk_refuses_puts_and_recovers() {
-    runs_full_and_recovers(4 << 20);
-}
+fn a_disk_that_something_else_fills_loses_nothing_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((disk, ballast, store)) = on_a_small_disk(dir.path(), 0) else { return };
+    let mut stored: Vec<NewChunk> = (0..60).map(|n| numbered(n, 256 << 10)).collect();
+    store.put_batch(&stored).unwrap();
+    // Up to the last byte, so that RocksDB itself fails to write.
+    let filled = std::fs::write(dir.path().join("more"), vec![2; 64 << 20]);
+    assert!(filled.is_err());
+    let late = numbered(1000, 256 << 10);
+    let error = store.put_blindly(&late).unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    check_all(&store, &stored);
+    let error = store.put_batch(std::slice::from_ref(&late)).unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    check_all(&store, &stored);
 
-#[test]
-fn a_disk_that_is_full_to_the_last_byte_recovers() {
-    runs_full_and_recovers(0);
+    // Opened on a full disk it serves reads, and takes puts once there is room.
+    drop(store);
+    let store = RocksStore::open(&dir.path().join("store"), Some(0)).unwrap();
+    check_all(&store, &stored);
+    let error = store.put_batch(std::slice::from_ref(&late)).unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    check_all(&store, &stored);
+    std::fs::remove_file(&ballast).unwrap();
+    std::fs::remove_file(dir.path().join("more")).unwrap();
+    put_until_it_works(&store, &late);
+    stored.push(late);
+    check_all(&store, &stored);
+    drop(store);
+    let store = RocksStore::open(&dir.path().join("store"), Some(0)).unwrap();
+    check_all(&store, &stored);
+    drop(store);
+    drop(disk);
 }

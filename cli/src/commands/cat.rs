@@ -45,10 +45,7 @@ async fn write_out(
         return Err(Failure::Failed(format!("{path}: is a directory")));
     }
     let (attr, content) = open(cluster, &path, attr.inode).await?;
-    let extents = cluster
-        .extents(&content)
-        .await
-        .map_err(Failure::at(&path))?;
+    let extents = cluster.extents(&content).await.map_err(Failure::at(&path))?;
     let starts = (0..attr.size).step_by(READ_BYTES);
     let mut parts = futures_util::stream::iter(starts)
         .map(|offset| cluster.read_at(&extents, offset, READ_BYTES))

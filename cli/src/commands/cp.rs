@@ -48,14 +48,10 @@ pub(crate) async fn run(context: &Context, args: CpArgs) -> Result<(), Failure> 
         };
         if attr.kind == FileKind::Directory {
             if !args.recursive {
-                return Err(Failure::Failed(format!(
-                    "{source}: is a directory; -r copies it"
-                )));
+                return Err(Failure::Failed(format!("{source}: is a directory; -r copies it")));
             }
             if source.contains(&target) {
-                return Err(Failure::Failed(format!(
-                    "{source}: cannot be copied into itself"
-                )));
+                return Err(Failure::Failed(format!("{source}: cannot be copied into itself")));
             }
         }
         copy(&cluster, source, attr, target).await?;
@@ -74,11 +70,8 @@ fn copy(cluster: &Cluster, from: ClusterPath, attr: Attr, to: ClusterPath) -> Co
                 make_link(cluster, &to, ByteName(target)).await
             }
             FileKind::Directory => {
-                let op = NamespaceOp::MakeDirs {
-                    path: to.bytes(),
-                    mode: attr.mode,
-                    caller: caller(),
-                };
+                let op =
+                    NamespaceOp::MakeDirs { path: to.bytes(), mode: attr.mode, caller: caller() };
                 cluster.namespace(op).await.map_err(Failure::at(&to))?;
                 let entries = read_dir(cluster, &from, attr.inode).await?;
                 let copies: Vec<Copying<'_>> = entries

@@ -42,13 +42,7 @@ pub(crate) struct DeployArgs {
     #[command(flatten)]
     pub(crate) alias: AliasArgs,
     /// What to say about it in the list of deploys
-    #[arg(
-        long,
-        short,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) message: String,
     /// Only if the alias still points at this deploy ('none': at nothing), else exit code 4
     #[arg(long, value_name = "ID|none")]
@@ -82,11 +76,7 @@ impl std::str::FromStr for IfCurrent {
     type Err = String;
 
     fn from_str(typed: &str) -> Result<Self, String> {
-        if typed == "none" {
-            Ok(Self::Nothing)
-        } else {
-            typed.parse().map(Self::Deploy)
-        }
+        if typed == "none" { Ok(Self::Nothing) } else { typed.parse().map(Self::Deploy) }
     }
 }
 
@@ -117,8 +107,6 @@ struct DoneObject {
     edges: usize,
     edges_acked: usize,
     elapsed_ms: ElapsedObject,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    previous: Option<DeployText>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
 }
@@ -151,11 +139,7 @@ pub(crate) async fn run(context: &Context, args: DeployArgs) -> Result<(), Failu
             context.out.line(url)?;
         }
     }
-    if args.dry_run {
-        Ok(())
-    } else {
-        unconfirmed(report.waiting, &args.wait)
-    }
+    if args.dry_run { Ok(()) } else { unconfirmed(report.waiting, &args.wait) }
 }
 
 /// Finds the files.
@@ -210,11 +194,7 @@ pub(crate) async fn publish(
 /// The file that remembers hashes for this directory; none when there is no home for it.
 fn stat_cache(dir: &Path) -> Option<PathBuf> {
     let absolute = std::fs::canonicalize(dir).ok()?;
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     let key = blake3::hash(absolute.as_os_str().as_bytes()).to_hex();
     let cache = home.join("atoll");
@@ -246,7 +226,6 @@ fn done(args: &DeployArgs, report: &DeployReport, url: String) -> DoneObject {
             wait: elapsed.wait,
             total: elapsed.total,
         },
-        previous: report.previous.map(DeployText),
         dry_run: args.dry_run,
     }
 }
@@ -293,12 +272,8 @@ mod tests {
         let args = args("atoll deploy d --site blog");
         let object =
             serde_json::to_value(done(&args, &DeployReport::default(), "u".into())).unwrap();
-        let mut fields: Vec<&str> = object
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(String::as_str)
-            .collect();
+        let mut fields: Vec<&str> =
+            object.as_object().unwrap().keys().map(String::as_str).collect();
         fields.sort_unstable();
         let mut expected = vec![
             "event",

@@ -142,10 +142,8 @@ async fn list(
     let mut all = all_deploys(cluster, &site).await?;
     let left_out = all.len().saturating_sub(limit);
     all.truncate(limit);
-    let deploys: Vec<DeployObject> = all
-        .into_iter()
-        .map(|deploy| object(deploy, &aliases))
-        .collect();
+    let deploys: Vec<DeployObject> =
+        all.into_iter().map(|deploy| object(deploy, &aliases)).collect();
     if context.out.json() {
         return context.out.object(&DeploysObject { site, deploys });
     }
@@ -154,19 +152,10 @@ async fn list(
         return Ok(());
     }
     let rows: Vec<Vec<String>> = deploys.into_iter().map(row).collect();
-    let heading = [
-        "deploy",
-        "published (UTC)",
-        ">files",
-        ">size",
-        "aliases",
-        "message",
-    ];
+    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "message"];
     context.out.line(table::render(&heading, &rows))?;
     if left_out > 0 {
-        context
-            .out
-            .note(format_args!("and {left_out} earlier ones (--limit)"));
+        context.out.note(format_args!("and {left_out} earlier ones (--limit)"));
     }
     Ok(())
 }
@@ -208,20 +197,9 @@ async fn show(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<()
     let deploy = object(deploy, &aliases);
     if context.out.json() {
         let entries = files.iter().map(entry_object).collect();
-        return context.out.object(&ShowObject {
-            site,
-            deploy,
-            entries,
-        });
+        return context.out.object(&ShowObject { site, deploy, entries });
     }
-    let heading = [
-        "deploy",
-        "published (UTC)",
-        ">files",
-        ">size",
-        "aliases",
-        "message",
-    ];
+    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "message"];
     context.out.line(table::render(&heading, &[row(deploy)]))?;
     context.out.line("")?;
     for file in files {
@@ -251,12 +229,7 @@ async fn diff(context: &Context, cluster: &Cluster, two: TwoDeploys) -> Result<(
     let after = entries(cluster, to).await?;
     let changes = compare(&before, &after);
     if context.out.json() {
-        let of = |sign| {
-            changes
-                .iter()
-                .filter(move |c| c.sign == sign)
-                .map(|c| c.path.clone())
-        };
+        let of = |sign| changes.iter().filter(move |c| c.sign == sign).map(|c| c.path.clone());
         return context.out.object(&DiffObject {
             site,
             from: DeployText(from),
@@ -269,11 +242,7 @@ async fn diff(context: &Context, cluster: &Cluster, two: TwoDeploys) -> Result<(
     for change in &changes {
         context.out.line(change.render())?;
     }
-    let tell = if changes.is_empty() {
-        "no difference".to_owned()
-    } else {
-        total(&changes)
-    };
+    let tell = if changes.is_empty() { "no difference".to_owned() } else { total(&changes) };
     context.out.note(tell);
     Ok(())
 }
@@ -296,21 +265,12 @@ struct Difference {
 
 impl Difference {
     fn render(&self) -> String {
-        let Self {
-            path,
-            before,
-            after,
-            ..
-        } = self;
+        let Self { path, before, after, .. } = self;
         match self.sign {
             Sign::Added => format!("+ {path}  ({})", text::bytes(*after)),
             Sign::Removed => format!("- {path}  ({})", text::bytes(*before)),
             Sign::Changed => {
-                format!(
-                    "~ {path}  ({} -> {})",
-                    text::bytes(*before),
-                    text::bytes(*after)
-                )
+                format!("~ {path}  ({} -> {})", text::bytes(*before), text::bytes(*after))
             }
         }
     }
@@ -327,32 +287,17 @@ fn compare(before: &[Entry], after: &[Entry]) -> Vec<Difference> {
             (None, Some(_)) => Ordering::Greater,
             (Some(a), Some(b)) => a.path.cmp(&b.path),
         };
-        let a = if order == Ordering::Greater {
-            None
-        } else {
-            old.next()
-        };
-        let b = if order == Ordering::Less {
-            None
-        } else {
-            new.next()
-        };
+        let a = if order == Ordering::Greater { None } else { old.next() };
+        let b = if order == Ordering::Less { None } else { new.next() };
         let sign = match (a, b) {
             (Some(_), None) => Sign::Removed,
             (None, Some(_)) => Sign::Added,
             (Some(a), Some(b)) if served_alike(a, b) => continue,
             _ => Sign::Changed,
         };
-        let path = a
-            .or(b)
-            .map_or_else(String::new, |entry| text::name(entry.path.as_bytes()));
+        let path = a.or(b).map_or_else(String::new, |entry| text::name(entry.path.as_bytes()));
         let size = |entry: Option<&Entry>| entry.map_or(0, Entry::size);
-        out.push(Difference {
-            sign,
-            path,
-            before: size(a),
-            after: size(b),
-        });
+        out.push(Difference { sign, path, before: size(a), after: size(b) });
     }
 }
 
@@ -373,16 +318,8 @@ fn total(changes: &[Difference]) -> String {
 async fn remove(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<(), Failure> {
     let site = one.site.site;
     let deploy = one.deploy.find(cluster, &site).await?;
-    cluster
-        .site(SiteOp::RemoveDeploy {
-            site: site.clone(),
-            deploy,
-        })
-        .await?;
-    context.out.note(format_args!(
-        "removed deploy {} of {site}",
-        text::short(&deploy)
-    ));
+    cluster.site(SiteOp::RemoveDeploy { site: site.clone(), deploy }).await?;
+    context.out.note(format_args!("removed deploy {} of {site}", text::short(&deploy)));
     Ok(())
 }
 

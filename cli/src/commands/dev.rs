@@ -115,10 +115,7 @@ pub(crate) async fn run(context: &Context, mut args: DevArgs) -> Result<(), Fail
         Some(DevCommand::Start(node)) => (node, None),
         Some(DevCommand::Stop(StopArgs { node, kill })) => (node, Some(kill)),
     };
-    let name = NodeName {
-        kind: node.role,
-        number: node.id,
-    };
+    let name = NodeName { kind: node.role, number: node.id };
     let name = name.to_string();
     let order = match kill {
         None => Order::Start { name },

@@ -93,10 +93,7 @@ fn resolve(typed: &str) -> Result<Resolve, String> {
 
 fn header(typed: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = typed.split_once(':').ok_or("write NAME: VALUE")?;
-    let name = name
-        .trim()
-        .parse::<HeaderName>()
-        .map_err(|error| error.to_string())?;
+    let name = name.trim().parse::<HeaderName>().map_err(|error| error.to_string())?;
     let value = HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?;
     Ok((name, value))
 }
@@ -111,10 +108,7 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Failure>
     };
     // Without a configuration only the machine's own authorities are trusted.
     let of_cluster = || Some(context.config_path().ok()?.parent()?.join("web-ca/ca.pem"));
-    let ca = args
-        .ca
-        .clone()
-        .or_else(|| of_cluster().filter(|path| path.exists()));
+    let ca = args.ca.clone().or_else(|| of_cluster().filter(|path| path.exists()));
     let request = Fetch {
         addrs: addresses(&args).await?,
         url: args.url.clone(),
@@ -126,36 +120,23 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Failure>
         Some(path) => Some(File::create(path).map_err(Failure::file("write", path))?),
         None => None,
     };
-    let mut show = Show {
-        out: &context.out,
-        verbose: args.verbose,
-        file,
-    };
+    let mut show = Show { out: &context.out, verbose: args.verbose, file };
     let head = fetch(&request, &mut show).await?;
     context.out.flush()?;
     if head.status.as_u16() < 400 || args.any_status {
         return Ok(());
     }
     if !args.verbose {
-        context
-            .out
-            .note(format_args!("atoll: {}: {}", args.url, head.status));
+        context.out.note(format_args!("atoll: {}: {}", args.url, head.status));
     }
     Err(Failure::Said(Exit::Failed))
 }
 
 async fn addresses(args: &GetArgs) -> Result<Vec<SocketAddr>, Failure> {
     let name = host(&args.url).to_ascii_lowercase();
-    let default = if args.url.scheme_str() == Some("http") {
-        80
-    } else {
-        443
-    };
+    let default = if args.url.scheme_str() == Some("http") { 80 } else { 443 };
     let port = args.url.port_u16().unwrap_or(default);
-    let told = args
-        .resolve
-        .iter()
-        .find(|told| told.host == name && told.port == port);
+    let told = args.resolve.iter().find(|told| told.host == name && told.port == port);
     if let Some(told) = told {
         return Ok(vec![(told.addr, port).into()]);
     }
@@ -178,8 +159,7 @@ struct Show<'a> {
 impl Receiver for Show<'_> {
     fn head(&mut self, head: &Head) -> Result<(), Failure> {
         if self.verbose {
-            self.out
-                .note(format_args!("{:?} {}", head.version, head.status));
+            self.out.note(format_args!("{:?} {}", head.version, head.status));
             for (name, value) in &head.headers {
                 let value = crate::text::name(value.as_bytes());
                 self.out.note(format_args!("{name}: {value}"));
@@ -191,9 +171,9 @@ impl Receiver for Show<'_> {
 
     fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match &mut self.file {
-            Some(file) => file
-                .write_all(bytes)
-                .map_err(|error| Failure::failed("write the body", error)),
+            Some(file) => {
+                file.write_all(bytes).map_err(|error| Failure::failed("write the body", error))
+            }
             None => self.out.bytes(bytes),
         }
     }

@@ -62,24 +62,15 @@ fn node(typed: &str) -> Result<NodeArg, String> {
     if name.is_empty() || name.contains('/') {
         return Err(wrong());
     }
-    Ok(NodeArg {
-        name: name.to_owned(),
-        addr,
-        place: String::new(),
-    })
+    Ok(NodeArg { name: name.to_owned(), addr, place: String::new() })
 }
 
 fn placed_node(typed: &str) -> Result<NodeArg, String> {
-    let (rest, place) = typed
-        .rsplit_once(',')
-        .ok_or("write NAME=ADDRESS:PORT,PLACE")?;
+    let (rest, place) = typed.rsplit_once(',').ok_or("write NAME=ADDRESS:PORT,PLACE")?;
     if place.is_empty() {
         return Err("the place after the comma is empty".to_owned());
     }
-    Ok(NodeArg {
-        place: place.to_owned(),
-        ..node(rest)?
-    })
+    Ok(NodeArg { place: place.to_owned(), ..node(rest)? })
 }
 
 /// Does it.
@@ -126,13 +117,8 @@ pub(crate) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
 /// Masters, the first token, the client's files.
 fn found(ca: &ClusterCa, args: &InitArgs) -> Result<(), Failure> {
     let secret = new_secret();
-    let peers: Vec<PeerLine> = (1..)
-        .zip(&args.masters)
-        .map(|(id, master)| PeerLine {
-            id,
-            addr: master.addr,
-        })
-        .collect();
+    let peers: Vec<PeerLine> =
+        (1..).zip(&args.masters).map(|(id, master)| PeerLine { id, addr: master.addr }).collect();
     for (id, master) in (1..).zip(&args.masters) {
         let dir = node_dir(&args.dir, &master.name)?;
         ensure_identity(ca, Role::Master, &master.name, &dir.join("identity"))?;
@@ -219,15 +205,8 @@ fn add_edge(
         https: any(443),
         public: vec![node.addr.ip()],
         dns_zone: args.zone.clone(),
-        tls: TlsLines {
-            cert: "web.pem".into(),
-            key: "web.key".into(),
-            authority: None,
-        },
-        dns: Some(DnsLines {
-            listen: any(53),
-            zone: args.zone.clone(),
-        }),
+        tls: TlsLines { cert: "web.pem".into(), key: "web.key".into(), authority: None },
+        dns: Some(DnsLines { listen: any(53), zone: args.zone.clone() }),
     };
     write_config(&dir.join("edge.toml"), &file)
 }
@@ -236,10 +215,7 @@ fn add_edge(
 fn node_dir(dir: &Path, name: &str) -> Result<PathBuf, Failure> {
     let path = dir.join(name);
     if path.exists() {
-        return Err(Failure::Failed(format!(
-            "{} exists already",
-            path.display()
-        )));
+        return Err(Failure::Failed(format!("{} exists already", path.display())));
     }
     std::fs::create_dir(&path).map_err(Failure::file("make", &path))?;
     Ok(path)
@@ -254,10 +230,7 @@ fn taken_ids(dir: &Path) -> Result<Vec<u64>, Failure> {
             let Ok(text) = std::fs::read_to_string(entry.path().join(name)) else {
                 continue;
             };
-            let id = text
-                .parse::<toml::Table>()
-                .ok()
-                .and_then(|t| t.get("id")?.as_integer());
+            let id = text.parse::<toml::Table>().ok().and_then(|t| t.get("id")?.as_integer());
             taken.extend(id.and_then(|id| u64::try_from(id).ok()));
         }
     }
@@ -275,8 +248,7 @@ fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(path).map_err(Failure::file("write", path))?;
-    file.write_all(text.as_bytes())
-        .map_err(Failure::file("write", path))
+    file.write_all(text.as_bytes()).map_err(Failure::file("write", path))
 }
 
 #[cfg(test)]
@@ -290,9 +262,7 @@ mod tests {
     fn init(dir: &Path, more: &[&str]) -> Result<(), Failure> {
         let words = ["atoll", "init", dir.to_str().unwrap()];
         let cli = Cli::parse_from(words.iter().chain(more));
-        let Command::Init(args) = cli.command else {
-            panic!("not init")
-        };
+        let Command::Init(args) = cli.command else { panic!("not init") };
         run(&Context::new(cli.global), &args)
     }
 
@@ -302,12 +272,7 @@ mod tests {
         assert!(matches!(init(dir.path(), &[]), Err(Failure::Usage(_))));
         init(
             dir.path(),
-            &[
-                "--master",
-                "m1=127.0.0.1:7000",
-                "--chunkserver",
-                "c1=127.0.0.1:7010,z1",
-            ],
+            &["--master", "m1=127.0.0.1:7000", "--chunkserver", "c1=127.0.0.1:7010,z1"],
         )
         .unwrap();
         init(dir.path(), &["--edge", "e1=127.0.0.1:7020,eu"]).unwrap();
@@ -327,12 +292,7 @@ mod tests {
     fn nodes_are_typed_as_name_address_and_place() {
         let typed = placed_node("c1=10.0.0.1:7000,z1").unwrap();
         assert_eq!((typed.name.as_str(), typed.place.as_str()), ("c1", "z1"));
-        for bad in [
-            "c1=10.0.0.1:7000",
-            "c1=10.0.0.1,z1",
-            "=10.0.0.1:1,z",
-            "c1=10.0.0.1:7000,",
-        ] {
+        for bad in ["c1=10.0.0.1:7000", "c1=10.0.0.1,z1", "=10.0.0.1:1,z", "c1=10.0.0.1:7000,"] {
             assert!(placed_node(bad).is_err(), "{bad}");
         }
     }

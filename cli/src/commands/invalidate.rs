@@ -57,22 +57,8 @@ pub(crate) async fn run(context: &Context, args: InvalidateArgs) -> Result<(), F
     patterns.extend(args.prefixes.into_iter().map(Pattern::Prefix));
     patterns.extend(args.tags.into_iter().map(Pattern::Tag));
     patterns.extend(args.all.then_some(Pattern::All));
-    let published = cluster
-        .site(SiteOp::Invalidate {
-            site: site.clone(),
-            patterns,
-            soft: args.soft,
-        })
-        .await?;
-    let change = Concluded {
-        site: &site,
-        alias: None,
-        published,
-        wait: &args.wait,
-        started,
-    };
-    conclude(context, &cluster, change, |_, edges| {
-        format!("invalidated {site}{edges}")
-    })
-    .await
+    let published =
+        cluster.site(SiteOp::Invalidate { site: site.clone(), patterns, soft: args.soft }).await?;
+    let change = Concluded { site: &site, alias: None, published, wait: &args.wait, started };
+    conclude(context, &cluster, change, |_, edges| format!("invalidated {site}{edges}")).await
 }

@@ -41,11 +41,8 @@ impl clap::builder::TypedValueParser for PathParser {
         value: &std::ffi::OsStr,
     ) -> Result<ClusterPath, clap::Error> {
         ClusterPath::parse(value).map_err(|error| {
-            clap::Error::raw(
-                clap::error::ErrorKind::ValueValidation,
-                format!("{error}\n"),
-            )
-            .with_cmd(command)
+            clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{error}\n"))
+                .with_cmd(command)
         })
     }
 }
@@ -99,20 +96,13 @@ pub(crate) async fn run(context: &Context, args: LsArgs) -> Result<(), Failure> 
     let (path, attr) = resolve_following(&cluster, &args.path).await?;
     let entries = match attr.kind {
         FileKind::Directory => read_dir(&cluster, &path, attr.inode).await?,
-        _ => vec![DirEntry {
-            name: ByteName(args.path.name().unwrap_or(b"/").to_vec()),
-            attr,
-        }],
+        _ => vec![DirEntry { name: ByteName(args.path.name().unwrap_or(b"/").to_vec()), attr }],
     };
     if context.out.json() {
-        let entries = entries
-            .iter()
-            .map(|entry| EntryObject::new(entry.name.as_bytes(), &entry.attr));
+        let entries =
+            entries.iter().map(|entry| EntryObject::new(entry.name.as_bytes(), &entry.attr));
         let path = args.path.to_string();
-        return context.out.object(&ListObject {
-            path,
-            entries: entries.collect(),
-        });
+        return context.out.object(&ListObject { path, entries: entries.collect() });
     }
     if args.long {
         return long(context, &cluster, &path, entries).await;
@@ -158,15 +148,7 @@ async fn long(
     if rows.is_empty() {
         return Ok(());
     }
-    let heading = [
-        "mode",
-        ">links",
-        ">uid",
-        ">gid",
-        ">size",
-        "modified (UTC)",
-        "name",
-    ];
+    let heading = ["mode", ">links", ">uid", ">gid", ">size", "modified (UTC)", "name"];
     context.out.line(table::render(&heading, &rows))
 }
 

@@ -23,9 +23,6 @@ pub(crate) fn run(context: &Context, args: &ManArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.dir).map_err(Failure::file("make", &args.dir))?;
     clap_mangen::generate_to(Cli::command(), &args.dir)
         .map_err(Failure::file("write the manual pages to", &args.dir))?;
-    context.out.note(format_args!(
-        "wrote the manual pages to {}",
-        args.dir.display()
-    ));
+    context.out.note(format_args!("wrote the manual pages to {}", args.dir.display()));
     Ok(())
 }

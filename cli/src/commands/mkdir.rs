@@ -28,19 +28,12 @@ pub(crate) struct MkdirArgs {
 
 fn octal(typed: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(typed, 8).map_err(|error| error.to_string())?;
-    if mode > 0o7777 {
-        Err("more than 7777".to_owned())
-    } else {
-        Ok(mode)
-    }
+    if mode > 0o7777 { Err("more than 7777".to_owned()) } else { Ok(mode) }
 }
 
 /// Who owns what this process makes.
 pub(crate) fn caller() -> Caller {
-    Caller {
-        uid: nix::unistd::geteuid().as_raw(),
-        gid: nix::unistd::getegid().as_raw(),
-    }
+    Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
 }
 
 /// Does it.
@@ -49,22 +42,13 @@ pub(crate) async fn run(context: &Context, args: MkdirArgs) -> Result<(), Failur
     for path in &args.paths {
         let (mode, caller) = (args.mode, caller());
         let op = if args.parents {
-            NamespaceOp::MakeDirs {
-                path: path.bytes(),
-                mode,
-                caller,
-            }
+            NamespaceOp::MakeDirs { path: path.bytes(), mode, caller }
         } else {
             let Some(name) = path.name() else {
                 return Err(Failure::Failed("/: exists".to_owned()));
             };
             let parent = resolve_following(&cluster, &path.parent()).await?.1.inode;
-            NamespaceOp::Mkdir {
-                parent,
-                name: ByteName(name.to_vec()),
-                mode,
-                caller,
-            }
+            NamespaceOp::Mkdir { parent, name: ByteName(name.to_vec()), mode, caller }
         };
         cluster.namespace(op).await.map_err(Failure::at(path))?;
     }

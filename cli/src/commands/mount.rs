@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::connect::Context;
 use crate::node_files::write_whole;
-use crate::report::Failure;
+use crate::report::{Exit, Failure};
 use crate::{lifeline, logs};
 
 /// The mount in the background has this long to be ready.
@@ -67,12 +67,12 @@ async fn foreground(context: &Context, args: MountArgs) -> Result<(), Failure> {
             tracing::error!("{failure}");
         }
     };
-    Box::pin(atoll_fuse::mount(cluster, options, shutdown, on_ready))
-        .await
-        .map_err(|error| match error {
+    Box::pin(atoll_fuse::mount(cluster, options, shutdown, on_ready)).await.map_err(|error| {
+        match error {
             atoll_fuse::MountError::Client(error) => Failure::Client(error),
             other => Failure::Failed(other.to_string()),
-        })
+        }
+    })
 }
 
 /// Starts this program again in the foreground, detached, and waits until it is ready.
@@ -87,11 +87,7 @@ async fn background(context: &Context, args: &MountArgs) -> Result<(), Failure> 
     let copy = file.try_clone().map_err(Failure::file("write", &log))?;
     let program = std::env::current_exe().map_err(|error| Failure::failed("mount", error))?;
     let mut command = Command::new(program);
-    command
-        .arg("mount")
-        .arg("--config")
-        .arg(config)
-        .args(["--foreground", "--detached"]);
+    command.arg("mount").arg("--config").arg(config).args(["--foreground", "--detached"]);
     command.arg("--ready-file").arg(&ready);
     if let Some(path) = &args.mount.path {
         command.arg("--path").arg(path);
@@ -106,14 +102,8 @@ async fn background(context: &Context, args: &MountArgs) -> Result<(), Failure> 
         command.arg("--memory-limit").arg(bytes.to_string());
     }
     command.arg("--").arg(&dir);
-    command
-        .stdin(Stdio::null())
-        .stdout(file)
-        .stderr(copy)
-        .current_dir("/");
-    let mut child = command
-        .spawn()
-        .map_err(|error| Failure::failed("mount", error))?;
+    command.stdin(Stdio::null()).stdout(file).stderr(copy).current_dir("/");
+    let mut child = command.spawn().map_err(|error| Failure::failed("mount", error))?;
     let since = Instant::now();
     loop {
         if ready.exists() {
@@ -126,30 +116,33 @@ async fn background(context: &Context, args: &MountArgs) -> Result<(), Failure> 
             ));
             return Ok(());
         }
-        let ended = child
-            .try_wait()
-            .map_err(|error| Failure::failed("mount", error))?;
-        if ended.is_some() || since.elapsed() > READY {
-            let tail = logs::tail(&log, LINES_SHOWN);
-            // It has ended already in most cases.
+        let ended = child.try_wait();
+        if let Some(status) = ended.map_err(|error| Failure::failed("mount", error))? {
+            let exit = Exit::of_child(status.code().filter(|code| *code != 0));
+            return Err(Failure::Child { message: last_words(&dir, &log), exit });
+        }
+        if since.elapsed() > READY {
+            // It ended this very moment, if this fails.
             drop(child.kill());
-            return Err(Failure::Failed(format!(
-                "cannot mount on {}; it said:\n{}",
-                dir.display(),
-                tail.trim_end()
-            )));
+            return Err(Failure::Failed(last_words(&dir, &log)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
+/// Why the process in the background did not come up, by its own words.
+fn last_words(dir: &Path, log: &Path) -> String {
+    let tail = logs::tail(log, LINES_SHOWN);
+    let said = tail.lines().rev().find_map(|line| line.trim().strip_prefix("atoll: "));
+    said.map_or_else(
+        || format!("cannot mount on {}; it said:\n{}", dir.display(), tail.trim_end()),
+        str::to_owned,
+    )
+}
+
 /// A log file for a mount on this directory.
 fn log_path(dir: &Path) -> Result<PathBuf, Failure> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("XDG_STATE_HOME")
         .or_else(|| Some(set("HOME")?.join(".local/state")))
         .unwrap_or_else(std::env::temp_dir)

@@ -28,19 +28,13 @@ pub(crate) struct MvArgs {
 /// Does it.
 pub(crate) async fn run(context: &Context, args: MvArgs) -> Result<(), Failure> {
     let cluster = context.cluster().await?;
-    let mode = if args.no_clobber {
-        RenameMode::NoReplace
-    } else {
-        RenameMode::Replace
-    };
+    let mode = if args.no_clobber { RenameMode::NoReplace } else { RenameMode::Replace };
     let (sources, target) = sources_and_target(args.paths);
     let into = into_directory(&cluster, &sources, &target).await?;
     for source in sources {
         let target = target_of(&source, &target, into)?;
         if source.contains(&target) && source != target {
-            return Err(Failure::Failed(format!(
-                "{source}: cannot be moved into itself"
-            )));
+            return Err(Failure::Failed(format!("{source}: cannot be moved into itself")));
         }
         rename(&cluster, &source, &target, mode).await?;
     }
@@ -73,15 +67,9 @@ pub(crate) fn target_of(
     into: bool,
 ) -> Result<ClusterPath, Failure> {
     let Some(name) = source.name() else {
-        return Err(Failure::Failed(
-            "/: the root directory has no other name".to_owned(),
-        ));
+        return Err(Failure::Failed("/: the root directory has no other name".to_owned()));
     };
-    Ok(if into {
-        target.join(name)
-    } else {
-        target.clone()
-    })
+    Ok(if into { target.join(name) } else { target.clone() })
 }
 
 async fn rename(
@@ -104,9 +92,6 @@ async fn rename(
         new_name: ByteName(new_name.to_vec()),
         mode,
     };
-    cluster
-        .namespace(op)
-        .await
-        .map_err(Failure::at(format_args!("{source} to {target}")))?;
+    cluster.namespace(op).await.map_err(Failure::at(format_args!("{source} to {target}")))?;
     Ok(())
 }

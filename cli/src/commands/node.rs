@@ -32,15 +32,10 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
     let cluster = context.cluster().await?;
     let view = cluster.refresh_view().await?;
     if context.out.json() {
-        return context.out.object(&NodesObject {
-            epoch: view.table.epoch.0,
-            nodes: &view.nodes,
-        });
+        return context.out.object(&NodesObject { epoch: view.table.epoch.0, nodes: &view.nodes });
     }
     let rows: Vec<Vec<String>> = view.nodes.iter().map(row).collect();
-    let heading = [
-        ">id", "name", "kind", "state", "address", "zone", "region", ">weight",
-    ];
+    let heading = [">id", "name", "kind", "state", "address", "zone", "region", ">weight"];
     context.out.line(table::render(&heading, &rows))
 }
 

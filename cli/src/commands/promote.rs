@@ -33,26 +33,13 @@ pub(crate) async fn run(context: &Context, args: PromoteArgs) -> Result<(), Fail
     let site = args.site.site;
     let deploy = Some(args.deploy.find(&cluster, &site).await?);
     let alias = args.alias.alias;
-    let op = SiteOp::MoveAlias {
-        site: site.clone(),
-        alias: alias.clone(),
-        deploy,
-        if_current: None,
-    };
+    let op =
+        SiteOp::MoveAlias { site: site.clone(), alias: alias.clone(), deploy, if_current: None };
     let published = cluster.site(op).await?;
-    let change = Concluded {
-        site: &site,
-        alias: Some(&alias),
-        published,
-        wait: &args.wait,
-        started,
-    };
+    let change =
+        Concluded { site: &site, alias: Some(&alias), published, wait: &args.wait, started };
     conclude(context, &cluster, change, |published, edges| {
-        let deploy = published
-            .deploy
-            .as_ref()
-            .map(text::short)
-            .unwrap_or_default();
+        let deploy = published.deploy.as_ref().map(text::short).unwrap_or_default();
         format!("{alias} of {site} is {deploy}{edges}")
     })
     .await

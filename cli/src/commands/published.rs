@@ -93,9 +93,9 @@ impl DeployName {
         let mut fitting = all.filter(|id| id.to_string().starts_with(typed));
         match (fitting.next(), fitting.next()) {
             (Some(id), None) => Ok(id),
-            (Some(_), Some(_)) => Err(Failure::Failed(format!(
-                "several deploys of {site} start with {typed}"
-            ))),
+            (Some(_), Some(_)) => {
+                Err(Failure::Failed(format!("several deploys of {site} start with {typed}")))
+            }
             (None, _) => Err(Failure::Failed(format!(
                 "no deploy of {site} starts with {typed}; `atoll deploys {site}` lists them"
             ))),
@@ -111,11 +111,7 @@ pub(crate) async fn all_deploys(
     let mut all: Vec<Deploy> = Vec::new();
     loop {
         let before = all.last().map(|deploy| deploy.seq);
-        let request = MasterRequest::Deploys {
-            site: site.clone(),
-            before,
-            limit: PAGE,
-        };
+        let request = MasterRequest::Deploys { site: site.clone(), before, limit: PAGE };
         let MasterResponse::Deploys(page) =
             cluster.master(&request, limits::METADATA_DEADLINE).await?
         else {
@@ -162,13 +158,7 @@ pub(crate) async fn conclude(
     change: Concluded<'_>,
     said: impl FnOnce(&Published, &str) -> String,
 ) -> Result<(), Failure> {
-    let Concluded {
-        site,
-        alias,
-        published,
-        wait,
-        started,
-    } = change;
+    let Concluded { site, alias, published, wait, started } = change;
     let committed = started.elapsed();
     let waited = wait_applied(cluster, published.seq, wait.wait(), wait.timeout()).await?;
     let total = started.elapsed();
@@ -192,9 +182,7 @@ pub(crate) async fn conclude(
             },
         })?;
     } else {
-        context
-            .out
-            .note(said(&published, &edges_said(waited.acked.len(), wait)));
+        context.out.note(said(&published, &edges_said(waited.acked.len(), wait)));
         context.out.line(url)?;
     }
     unconfirmed(waited.waiting, wait)
@@ -223,10 +211,7 @@ pub(crate) fn unconfirmed(waiting: Vec<String>, wait: &WaitArgs) -> Result<(), F
     if waiting.is_empty() || wait.wait != WaitFor::All {
         return Ok(());
     }
-    Err(Failure::Unconfirmed {
-        waiting,
-        seconds: wait.timeout,
-    })
+    Err(Failure::Unconfirmed { waiting, seconds: wait.timeout })
 }
 
 pub(crate) fn millis(duration: std::time::Duration) -> u64 {
@@ -258,14 +243,8 @@ mod tests {
         let (site, production) = ("blog".parse().unwrap(), AliasName::production());
         let preview: AliasName = "pr-7".parse().unwrap();
         let local = view(Some("atoll.test"), Some("https://{site}.localhost:8443/"));
-        assert_eq!(
-            url(&local, &site, &production),
-            "https://blog.localhost:8443/"
-        );
-        assert_eq!(
-            url(&local, &site, &preview),
-            "https://pr-7--blog.localhost:8443/"
-        );
+        assert_eq!(url(&local, &site, &production), "https://blog.localhost:8443/");
+        assert_eq!(url(&local, &site, &preview), "https://pr-7--blog.localhost:8443/");
         let zone = view(Some("atoll.test"), None);
         assert_eq!(url(&zone, &site, &production), "https://blog.atoll.test/");
     }
@@ -276,12 +255,7 @@ mod tests {
         let (one, two) = (ChunkId([0x11; 32]), ChunkId([0x22; 32]));
         let name: DeployName = "111111".parse().unwrap();
         assert_eq!(name.pick(&site, [one, two].into_iter()).unwrap(), one);
-        assert!(
-            name.pick(&site, [two].into_iter())
-                .unwrap_err()
-                .to_string()
-                .contains("no deploy")
-        );
+        assert!(name.pick(&site, [two].into_iter()).unwrap_err().to_string().contains("no deploy"));
         assert!(name.pick(&site, [one, one].into_iter()).is_err());
         for bad in ["", "1111", "xyzxyz", "11111A", &"1".repeat(65)] {
             assert!(bad.parse::<DeployName>().is_err(), "{bad}");

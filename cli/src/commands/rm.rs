@@ -39,17 +39,13 @@ pub(crate) async fn run(context: &Context, args: RmArgs) -> Result<(), Failure> 
     let cluster = context.cluster().await?;
     for path in &args.paths {
         let Some(name) = path.name() else {
-            return Err(Failure::Failed(
-                "/: the root directory cannot be removed".to_owned(),
-            ));
+            return Err(Failure::Failed("/: the root directory cannot be removed".to_owned()));
         };
         let Some(attr) = resolve_maybe(&cluster, path).await? else {
             if args.force {
                 continue;
             }
-            return Err(Failure::Failed(format!(
-                "{path}: there is no such file or directory"
-            )));
+            return Err(Failure::Failed(format!("{path}: there is no such file or directory")));
         };
         let parent = resolve(&cluster, &path.parent()).await?.inode;
         let name = ByteName(name.to_vec());
@@ -58,9 +54,7 @@ pub(crate) async fn run(context: &Context, args: RmArgs) -> Result<(), Failure> 
         } else if args.recursive {
             remove_tree(&cluster, path.clone(), parent, name, attr.inode).await?;
         } else {
-            return Err(Failure::Failed(format!(
-                "{path}: is a directory; -r removes it"
-            )));
+            return Err(Failure::Failed(format!("{path}: is a directory; -r removes it")));
         }
     }
     Ok(())
@@ -90,10 +84,7 @@ fn remove_tree(
             let below = path.join(entry.name.as_bytes());
             remove_tree(cluster, below, inode, entry.name, entry.attr.inode).await?;
         }
-        gone(
-            cluster.namespace(NamespaceOp::Rmdir { parent, name }).await,
-            &path,
-        )
+        gone(cluster.namespace(NamespaceOp::Rmdir { parent, name }).await, &path)
     })
 }
 
@@ -103,12 +94,7 @@ async fn unlink(
     parent: InodeId,
     name: ByteName,
 ) -> Result<(), Failure> {
-    gone(
-        cluster
-            .namespace(NamespaceOp::Unlink { parent, name })
-            .await,
-        path,
-    )
+    gone(cluster.namespace(NamespaceOp::Unlink { parent, name }).await, path)
 }
 
 /// Somebody else may have removed it meanwhile: then it is gone all the same.

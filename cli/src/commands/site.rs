@@ -91,21 +91,11 @@ pub(crate) async fn run(context: &Context, command: SiteCommand) -> Result<(), F
     let cluster = context.cluster().await?;
     match command {
         SiteCommand::Create(SiteDomains { site, domains }) => {
-            cluster
-                .site(SiteOp::Create {
-                    site: site.clone(),
-                    domains,
-                })
-                .await?;
+            cluster.site(SiteOp::Create { site: site.clone(), domains }).await?;
             shown(context, &cluster, &site).await
         }
         SiteCommand::Set(SiteDomains { site, domains }) => {
-            cluster
-                .site(SiteOp::SetDomains {
-                    site: site.clone(),
-                    domains,
-                })
-                .await?;
+            cluster.site(SiteOp::SetDomains { site: site.clone(), domains }).await?;
             shown(context, &cluster, &site).await
         }
         SiteCommand::Show(SiteArg { site }) => shown(context, &cluster, &site).await,
@@ -120,45 +110,28 @@ pub(crate) async fn run(context: &Context, command: SiteCommand) -> Result<(), F
 
 async fn list(context: &Context, cluster: &atoll_client::Cluster) -> Result<(), Failure> {
     let view = cluster.view().await?;
-    let answer = cluster
-        .master(&MasterRequest::Sites, limits::METADATA_DEADLINE)
-        .await?;
+    let answer = cluster.master(&MasterRequest::Sites, limits::METADATA_DEADLINE).await?;
     let MasterResponse::Sites(sites) = answer else {
         return Err(unexpected("sites"));
     };
-    let sites: Vec<SiteObject> = sites
-        .into_iter()
-        .map(|(site, aliases)| object(&view, site, aliases))
-        .collect();
+    let sites: Vec<SiteObject> =
+        sites.into_iter().map(|(site, aliases)| object(&view, site, aliases)).collect();
     if context.out.json() {
         return context.out.object(&SitesObject { sites });
     }
     if sites.is_empty() {
-        context
-            .out
-            .note("there are no sites yet; `atoll site create NAME` makes one");
+        context.out.note("there are no sites yet; `atoll site create NAME` makes one");
         return Ok(());
     }
     let rows: Vec<Vec<String>> = sites
         .into_iter()
         .map(|site| {
-            let current = site
-                .aliases
-                .iter()
-                .find(|a| a.alias == AliasName::production());
+            let current = site.aliases.iter().find(|a| a.alias == AliasName::production());
             let current = current.map_or("-".to_owned(), |alias| text::short(&alias.deploy.0));
-            vec![
-                site.site.to_string(),
-                current,
-                site.url,
-                site.domains.join(" "),
-            ]
+            vec![site.site.to_string(), current, site.url, site.domains.join(" ")]
         })
         .collect();
-    context.out.line(table::render(
-        &["site", "production", "url", "domains"],
-        &rows,
-    ))
+    context.out.line(table::render(&["site", "production", "url", "domains"], &rows))
 }
 
 async fn shown(
@@ -175,10 +148,7 @@ async fn shown(
     let out = &context.out;
     out.line(format_args!("site     {}", site.site))?;
     out.line(format_args!("url      {}", site.url))?;
-    out.line(format_args!(
-        "created  {}",
-        text::utc(i64::try_from(site.created_ms).unwrap_or(0))
-    ))?;
+    out.line(format_args!("created  {}", text::utc(i64::try_from(site.created_ms).unwrap_or(0))))?;
     if !site.domains.is_empty() {
         out.line(format_args!("domains  {}", site.domains.join(" ")))?;
     }
@@ -187,12 +157,7 @@ async fn shown(
         .into_iter()
         .map(|alias| {
             let at = text::utc(i64::try_from(alias.at_ms).unwrap_or(0));
-            vec![
-                alias.alias.to_string(),
-                text::short(&alias.deploy.0),
-                at,
-                alias.url,
-            ]
+            vec![alias.alias.to_string(), text::short(&alias.deploy.0), at, alias.url]
         })
         .collect();
     if rows.is_empty() {
@@ -200,10 +165,7 @@ async fn shown(
         return Ok(());
     }
     out.line("")?;
-    out.line(table::render(
-        &["alias", "deploy", "since (UTC)", "url"],
-        &rows,
-    ))
+    out.line(table::render(&["alias", "deploy", "since (UTC)", "url"], &rows))
 }
 
 fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Alias>) -> SiteObject {

@@ -71,36 +71,17 @@ pub(crate) async fn run(context: &Context, args: StatArgs) -> Result<(), Failure
 
 fn show(context: &Context, attr: &Attr, stat: &StatObject) -> Result<(), Failure> {
     let out = &context.out;
-    let arrow = stat
-        .target
-        .as_ref()
-        .map(|target| format!(" -> {target}"))
-        .unwrap_or_default();
+    let arrow = stat.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
     out.line(format_args!("path      {}{arrow}", stat.path))?;
-    out.line(format_args!(
-        "mode      {}",
-        text::mode(letter(attr.kind), attr.mode)
-    ))?;
+    out.line(format_args!("mode      {}", text::mode(letter(attr.kind), attr.mode)))?;
     out.line(format_args!("size      {} bytes", attr.size))?;
     out.line(format_args!("owner     {}:{}", attr.uid, attr.gid))?;
     out.line(format_args!("links     {}", attr.nlink))?;
-    out.line(format_args!(
-        "modified  {} UTC",
-        text::utc(attr.mtime_ns.div_euclid(1_000_000))
-    ))?;
-    out.line(format_args!(
-        "changed   {} UTC",
-        text::utc(attr.ctime_ns.div_euclid(1_000_000))
-    ))?;
-    out.line(format_args!(
-        "inode     {} at version {}",
-        attr.inode, attr.version
-    ))?;
+    out.line(format_args!("modified  {} UTC", text::utc(attr.mtime_ns.div_euclid(1_000_000))))?;
+    out.line(format_args!("changed   {} UTC", text::utc(attr.ctime_ns.div_euclid(1_000_000))))?;
+    out.line(format_args!("inode     {} at version {}", attr.inode, attr.version))?;
     if let (Some(content), Some(chunks)) = (&stat.content, stat.chunks) {
-        out.line(format_args!(
-            "content   {content} in {}",
-            text::count(chunks as u64, "chunk")
-        ))?;
+        out.line(format_args!("content   {content} in {}", text::count(chunks as u64, "chunk")))?;
     }
     Ok(())
 }

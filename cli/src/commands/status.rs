@@ -106,19 +106,12 @@ pub(crate) async fn run(context: &Context, _args: StatusArgs) -> Result<(), Fail
             context.out.line(part)?;
         }
     }
-    if healthy {
-        Ok(())
-    } else {
-        Err(Failure::Said(Exit::Failed))
-    }
+    if healthy { Ok(()) } else { Err(Failure::Said(Exit::Failed)) }
 }
 
 /// Asks the leader.
 pub(crate) async fn ask(cluster: &Cluster) -> Result<Status, Failure> {
-    match cluster
-        .master(&MasterRequest::Status, limits::METADATA_DEADLINE)
-        .await?
-    {
+    match cluster.master(&MasterRequest::Status, limits::METADATA_DEADLINE).await? {
         MasterResponse::Status(status) => Ok(*status),
         _ => Err(unexpected("status")),
     }
@@ -128,10 +121,7 @@ pub(crate) async fn ask(cluster: &Cluster) -> Result<Status, Failure> {
 async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
     let mut status = ask(cluster).await?;
     for _ in 0..CATCH_UP_TRIES {
-        let behind = status
-            .edges
-            .iter()
-            .any(|edge| edge.up && edge.seq < status.publish_seq);
+        let behind = status.edges.iter().any(|edge| edge.up && edge.seq < status.publish_seq);
         if !behind {
             break;
         }
@@ -157,16 +147,10 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
         reasons.extend(edge_reason(edge, status.publish_seq));
     }
     if status.groups_lost > 0 {
-        reasons.push(format!(
-            "{} placement groups have no member up",
-            status.groups_lost
-        ));
+        reasons.push(format!("{} placement groups have no member up", status.groups_lost));
     }
     if status.groups_degraded > 0 {
-        reasons.push(format!(
-            "{} placement groups have members down",
-            status.groups_degraded
-        ));
+        reasons.push(format!("{} placement groups have members down", status.groups_degraded));
     }
     if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
         reasons.push("some placement groups have no members yet".to_owned());
@@ -180,10 +164,7 @@ fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
     } else if !edge.ready {
         Some(format!("{} is not ready", edge.name))
     } else if edge.seq < latest {
-        Some(format!(
-            "{} is at publish {} of {latest}",
-            edge.name, edge.seq
-        ))
+        Some(format!("{} is at publish {} of {latest}", edge.name, edge.seq))
     } else {
         None
     }
@@ -203,11 +184,7 @@ fn verdict(status: &Status, reasons: &[String]) -> String {
 }
 
 fn object(status: Status, reasons: Vec<String>) -> StatusObject {
-    let corrupt_found = status
-        .chunkservers
-        .iter()
-        .map(|server| server.stat.corrupt_found)
-        .sum();
+    let corrupt_found = status.chunkservers.iter().map(|server| server.stat.corrupt_found).sum();
     StatusObject {
         healthy: reasons.is_empty(),
         reasons,
@@ -228,11 +205,7 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
         masters: status
             .masters
             .into_iter()
-            .map(|m| MasterObject {
-                id: m.id,
-                role: m.role,
-                log_index: m.log_index,
-            })
+            .map(|m| MasterObject { id: m.id, role: m.role, log_index: m.log_index })
             .collect(),
         chunkservers: status
             .chunkservers
@@ -302,10 +275,7 @@ fn tables(status: &Status) -> Vec<String> {
         .collect();
     vec![
         table::render(&[">master", "role", ">log index"], &masters),
-        table::render(
-            &["chunkserver", "zone", "state", ">chunks", ">used", ">free"],
-            &servers,
-        ),
+        table::render(&["chunkserver", "zone", "state", ">chunks", ">used", ">free"], &servers),
         table::render(&["edge", "role", "region", "state", ">publish seq"], &edges),
         format!(
             "placement groups: {} clean, {} degraded, {} lost of {}; {} live chunks; publish seq {}",
@@ -331,22 +301,13 @@ mod tests {
     fn healthy() -> Status {
         Status {
             index: 9,
-            masters: vec![MasterStatus {
-                id: 1,
-                role: "leader".into(),
-                log_index: 9,
-            }],
+            masters: vec![MasterStatus { id: 1, role: "leader".into(), log_index: 9 }],
             chunkservers: vec![ChunkserverStatus {
                 id: NodeId(1),
                 name: "chunkserver-1".into(),
                 zone: "z1".into(),
                 up: true,
-                stat: ChunkStat {
-                    chunks: 3,
-                    bytes: 30,
-                    corrupt_found: 1,
-                    ..ChunkStat::default()
-                },
+                stat: ChunkStat { chunks: 3, bytes: 30, corrupt_found: 1, ..ChunkStat::default() },
             }],
             edges: vec![EdgeStatus {
                 id: NodeId(101),
@@ -377,27 +338,15 @@ mod tests {
             let mut status = healthy();
             spoil(&mut status);
             let text = verdict(&status, &reasons(&status));
-            assert!(
-                text.starts_with("not healthy: ") && text.contains(reason),
-                "{text}"
-            );
+            assert!(text.starts_with("not healthy: ") && text.contains(reason), "{text}");
         };
-        check(
-            |s| s.masters[0].role = "candidate".into(),
-            "no master leads",
-        );
+        check(|s| s.masters[0].role = "candidate".into(), "no master leads");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");
         check(|s| s.edges[0].ready = false, "edge-1 is not ready");
         check(|s| s.publish_seq = Seq(8), "edge-1 is at publish 7 of 8");
-        check(
-            |s| (s.groups_lost, s.groups_clean) = (1, 4095),
-            "no member up",
-        );
-        check(
-            |s| (s.groups_degraded, s.groups_clean) = (2, 4094),
-            "2 placement groups",
-        );
+        check(|s| (s.groups_lost, s.groups_clean) = (1, 4095), "no member up");
+        check(|s| (s.groups_degraded, s.groups_clean) = (2, 4094), "2 placement groups");
         check(|s| s.groups_clean = 0, "no members yet");
     }
 
@@ -433,19 +382,9 @@ mod tests {
         same(&value["masters"][0], &["id", "role", "log_index"]);
         same(
             &value["chunkservers"][0],
-            &[
-                "id",
-                "zone",
-                "state",
-                "chunks",
-                "bytes",
-                "oldest_unverified_s",
-            ],
+            &["id", "zone", "state", "chunks", "bytes", "oldest_unverified_s"],
         );
-        same(
-            &value["placement_groups"],
-            &["total", "clean", "degraded", "lost"],
-        );
+        same(&value["placement_groups"], &["total", "clean", "degraded", "lost"]);
         same(
             &value["chunks"],
             &[
@@ -457,14 +396,8 @@ mod tests {
                 "dead_letters",
             ],
         );
-        same(
-            &value["edges"][0],
-            &["name", "role", "region", "seq", "lease_ms", "ready"],
-        );
-        same(
-            &value["reconcile"],
-            &["bytes_sent", "roots_compared", "mismatches"],
-        );
+        same(&value["edges"][0], &["name", "role", "region", "seq", "lease_ms", "ready"]);
+        same(&value["reconcile"], &["bytes_sent", "roots_compared", "mismatches"]);
         assert_eq!(value["chunks"]["corrupt_found"], 1);
     }
 }

@@ -93,10 +93,7 @@ fn lifetime_ms(typed: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let number: u64 = typed[..typed.len() - 1].parse().map_err(|_| wrong())?;
-    number
-        .checked_mul(seconds * 1000)
-        .filter(|ms| *ms > 0)
-        .ok_or_else(wrong)
+    number.checked_mul(seconds * 1000).filter(|ms| *ms > 0).ok_or_else(wrong)
 }
 
 #[derive(Serialize)]
@@ -147,34 +144,22 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         site: args.site,
         expires_ms: args.expires.map(|ms| text::now_ms().saturating_add(ms)),
     };
-    let (_, made) = cluster
-        .change(Change::TokenCreate {
-            hash: hash_of(&secret),
-            grant,
-        })
-        .await?;
+    let (_, made) = cluster.change(Change::TokenCreate { hash: hash_of(&secret), grant }).await?;
     let Changed::TokenMade { id } = made else {
         return Err(unexpected("token"));
     };
     if context.out.json() {
-        return context.out.object(&MadeObject {
-            id,
-            name: &args.name,
-            secret: &secret,
-        });
+        return context.out.object(&MadeObject { id, name: &args.name, secret: &secret });
     }
-    context.out.note(format_args!(
-        "token {id} for {}; this is the only time it is shown:",
-        args.name
-    ));
+    context
+        .out
+        .note(format_args!("token {id} for {}; this is the only time it is shown:", args.name));
     context.out.line(secret)
 }
 
 async fn list(context: &Context) -> Result<(), Failure> {
     let cluster = context.cluster().await?;
-    let answer = cluster
-        .master(&MasterRequest::Tokens, limits::METADATA_DEADLINE)
-        .await?;
+    let answer = cluster.master(&MasterRequest::Tokens, limits::METADATA_DEADLINE).await?;
     let MasterResponse::Tokens(tokens) = answer else {
         return Err(unexpected("tokens"));
     };
@@ -182,33 +167,20 @@ async fn list(context: &Context) -> Result<(), Failure> {
         return context.out.object(&TokensObject { tokens });
     }
     let rows: Vec<Vec<String>> = tokens.iter().map(row).collect();
-    let heading = [
-        ">id",
-        "name",
-        "verbs",
-        "site",
-        "expires (UTC)",
-        "created (UTC)",
-    ];
+    let heading = [">id", "name", "verbs", "site", "expires (UTC)", "created (UTC)"];
     context.out.line(table::render(&heading, &rows))
 }
 
 fn row(token: &TokenView) -> Vec<String> {
     let moment = |ms: u64| text::utc(i64::try_from(ms).unwrap_or(i64::MAX));
     let grant = &token.grant;
-    let verbs: Vec<String> = grant
-        .verbs
-        .iter()
-        .map(|verb| format!("{verb:?}").to_lowercase())
-        .collect();
+    let verbs: Vec<String> =
+        grant.verbs.iter().map(|verb| format!("{verb:?}").to_lowercase()).collect();
     vec![
         token.id.to_string(),
         text::name(grant.name.as_bytes()),
         verbs.join(" "),
-        grant
-            .site
-            .as_ref()
-            .map_or("all".to_owned(), SiteName::to_string),
+        grant.site.as_ref().map_or("all".to_owned(), SiteName::to_string),
         grant.expires_ms.map_or("never".to_owned(), moment),
         moment(token.created_ms),
     ]
@@ -222,16 +194,8 @@ mod tests {
     fn lifetimes() {
         assert_eq!(lifetime_ms("90d"), Ok(90 * 86_400_000));
         assert_eq!(lifetime_ms("1s"), Ok(1000));
-        for bad in [
-            "",
-            "d",
-            "90",
-            "0d",
-            "-1d",
-            "1w",
-            "99999999999999999999d",
-            "9999999999999999d",
-        ] {
+        for bad in ["", "d", "90", "0d", "-1d", "1w", "99999999999999999999d", "9999999999999999d"]
+        {
             assert!(lifetime_ms(bad).is_err(), "{bad}");
         }
     }

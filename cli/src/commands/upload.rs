@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atoll_client::{ChunkWriter, Cluster, UploadedFile, upload_file};
+use atoll_client::{ChunkWriter, Cluster, DeployProgress, UploadedFile, upload_file};
 use atoll_proto::ByteName;
 use atoll_proto::namespace::{FileKind, NamespaceOp, SetAttr};
 use clap::Args;
@@ -125,11 +125,7 @@ impl Plan {
             }
         };
         let inside = into || (target.slash && !meta.is_dir());
-        let to = if contents || !inside {
-            target.clone()
-        } else {
-            target.join(name.as_bytes())
-        };
+        let to = if contents || !inside { target.clone() } else { target.join(name.as_bytes()) };
         let to = to.without_slash();
         if to.is_root() && !meta.is_dir() {
             return Err(Failure::Failed("/: is a directory".to_owned()));
@@ -140,14 +136,11 @@ impl Plan {
     fn add(&mut self, disk: &Path, to: ClusterPath, meta: Metadata) -> Result<(), Failure> {
         if let Some(kind) = special(&meta) {
             let shown = text::name(disk.as_os_str().as_bytes());
-            return Err(Failure::Failed(format!(
-                "{shown}: is a {kind}; nothing was uploaded"
-            )));
+            return Err(Failure::Failed(format!("{shown}: is a {kind}; nothing was uploaded")));
         }
         if meta.file_type().is_symlink() {
             let target = fs::read_link(disk).map_err(Failure::file("read", disk))?;
-            self.links
-                .push((to, target.as_os_str().as_bytes().to_vec()));
+            self.links.push((to, target.as_os_str().as_bytes().to_vec()));
             return Ok(());
         }
         if meta.is_file() {
@@ -175,11 +168,7 @@ async fn carry_out(
 ) -> Result<DoneObject, Failure> {
     for (path, meta) in plan.directories.iter().filter(|(path, _)| !path.is_root()) {
         let mode = meta.permissions().mode() & 0o7777;
-        let op = NamespaceOp::MakeDirs {
-            path: path.bytes(),
-            mode,
-            caller: caller(),
-        };
+        let op = NamespaceOp::MakeDirs { path: path.bytes(), mode, caller: caller() };
         cluster.namespace(op).await.map_err(Failure::at(path))?;
     }
     let mut done = DoneObject {
@@ -189,6 +178,7 @@ async fn carry_out(
         ..DoneObject::default()
     };
     let progress = Progress::new(&context.out);
+    progress.phase("upload");
     progress.expect(plan.bytes);
     let progress = Arc::new(progress);
     let writer = cluster.writer();
@@ -209,22 +199,14 @@ async fn carry_out(
         make_link(cluster, &path, ByteName(target)).await?;
     }
     // Last, because making entries changes it. Children before parents for the same reason.
-    for (path, meta) in plan
-        .directories
-        .iter()
-        .rev()
-        .filter(|(path, _)| !path.is_root())
-    {
+    for (path, meta) in plan.directories.iter().rev().filter(|(path, _)| !path.is_root()) {
         let inode = resolve(cluster, path).await?.inode;
         let set = SetAttr {
             mode: Some(meta.permissions().mode() & 0o7777),
             mtime_ns: Some(mtime_ns(meta)),
             ..SetAttr::default()
         };
-        cluster
-            .namespace(NamespaceOp::SetAttr { inode, set })
-            .await
-            .map_err(Failure::at(path))?;
+        cluster.namespace(NamespaceOp::SetAttr { inode, set }).await.map_err(Failure::at(path))?;
     }
     Ok(done)
 }
@@ -239,20 +221,10 @@ async fn upload_one(
 ) -> Result<UploadedFile, Failure> {
     let mode = meta.permissions().mode() & 0o7777;
     let sent = |bytes| progress.sent(bytes);
-    let uploading = upload_file(
-        cluster,
-        writer,
-        &disk,
-        to.bytes(),
-        mode,
-        caller(),
-        mtime_ns(&meta),
-        &sent,
-    );
+    let uploading =
+        upload_file(cluster, writer, &disk, to.bytes(), mode, caller(), mtime_ns(&meta), &sent);
     let shown = text::name(disk.as_os_str().as_bytes());
-    uploading
-        .await
-        .map_err(Failure::at(format_args!("{shown} to {to}")))
+    uploading.await.map_err(Failure::at(format_args!("{shown} to {to}")))
 }
 
 /// Makes a symbolic link, in the place of another one or of a file.
@@ -265,11 +237,7 @@ pub(crate) async fn make_link(
         return Err(Failure::Failed("/: is a directory".to_owned()));
     };
     let above = path.parent();
-    let op = NamespaceOp::MakeDirs {
-        path: above.bytes(),
-        mode: 0o755,
-        caller: caller(),
-    };
+    let op = NamespaceOp::MakeDirs { path: above.bytes(), mode: 0o755, caller: caller() };
     if !above.is_root() {
         cluster.namespace(op).await.map_err(Failure::at(&above))?;
     }
@@ -278,18 +246,10 @@ pub(crate) async fn make_link(
     if let Some(there) = resolve_maybe(cluster, path).await?
         && there.kind != FileKind::Directory
     {
-        let op = NamespaceOp::Unlink {
-            parent,
-            name: name.clone(),
-        };
+        let op = NamespaceOp::Unlink { parent, name: name.clone() };
         cluster.namespace(op).await.map_err(Failure::at(path))?;
     }
-    let op = NamespaceOp::Symlink {
-        parent,
-        name,
-        target,
-        caller: caller(),
-    };
+    let op = NamespaceOp::Symlink { parent, name, target, caller: caller() };
     cluster.namespace(op).await.map_err(Failure::at(path))?;
     Ok(())
 }
@@ -301,17 +261,10 @@ mod tests {
 
     fn planned(source: &str, target: &str, into: bool) -> Vec<String> {
         let mut plan = Plan::default();
-        plan.add_source(
-            Path::new(source),
-            &ClusterPath::parse(OsStr::new(target)).unwrap(),
-            into,
-        )
-        .unwrap();
-        let mut all: Vec<String> = plan
-            .directories
-            .iter()
-            .map(|(to, _)| format!("{to}/"))
-            .collect();
+        plan.add_source(Path::new(source), &ClusterPath::parse(OsStr::new(target)).unwrap(), into)
+            .unwrap();
+        let mut all: Vec<String> =
+            plan.directories.iter().map(|(to, _)| format!("{to}/")).collect();
         all.extend(plan.files.iter().map(|(_, to, _)| to.to_string()));
         all.extend(plan.links.iter().map(|(to, _)| format!("{to}@")));
         all.sort();
@@ -330,10 +283,7 @@ mod tests {
         assert_eq!(planned(src, "/d", true), whole);
         assert_eq!(planned(&format!("{src}/"), "/d/", true), whole);
         assert_eq!(planned(src, "/d", false), ["/d/", "/d/f", "/d/l@"]);
-        assert_eq!(
-            planned(&format!("{src}/."), "/d", true),
-            ["/d/", "/d/f", "/d/l@"]
-        );
+        assert_eq!(planned(&format!("{src}/."), "/d", true), ["/d/", "/d/f", "/d/l@"]);
         assert_eq!(planned(&format!("{src}/f"), "/d/", false), ["/d/f"]);
         assert_eq!(planned(&format!("{src}/f"), "/d", false), ["/d"]);
         assert_eq!(planned(&format!("{src}/f"), "/", true), ["/f"]);

@@ -68,9 +68,7 @@ pub(crate) fn start(spec: &ChildSpec, exits: mpsc::Sender<Exit>) -> Result<Runni
     let doing = format!("start {}", spec.name);
     remove(&spec.ready)?;
     let log = open_log(spec)?;
-    let copy = log
-        .try_clone()
-        .map_err(|error| Failure::failed(&doing, error))?;
+    let copy = log.try_clone().map_err(|error| Failure::failed(&doing, error))?;
     let program = std::env::current_exe().map_err(|error| Failure::failed(&doing, error))?;
     let mut child = Command::new(program)
         .args(&spec.args)
@@ -82,9 +80,7 @@ pub(crate) fn start(spec: &ChildSpec, exits: mpsc::Sender<Exit>) -> Result<Runni
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| Failure::failed(&doing, error))?;
-    let pid = child
-        .id()
-        .ok_or_else(|| Failure::failed(&doing, "it ended at once"))?;
+    let pid = child.id().ok_or_else(|| Failure::failed(&doing, "it ended at once"))?;
     fs::write(&spec.pid_file, format!("{pid}\n"))
         .map_err(Failure::file("write", &spec.pid_file))?;
     let lifeline = child.stdin.take();
@@ -179,11 +175,7 @@ pub(crate) async fn ready(
     let since = Instant::now();
     let with_log = |text: String| {
         let tail = logs::tail(&spec.log, LINES_SHOWN);
-        Failure::Failed(format!(
-            "{text}; the end of {}:\n{}",
-            spec.log.display(),
-            tail.trim_end()
-        ))
+        Failure::Failed(format!("{text}; the end of {}:\n{}", spec.log.display(), tail.trim_end()))
     };
     loop {
         if spec.ready.exists() {
@@ -194,16 +186,10 @@ pub(crate) async fn ready(
         }
         if since.elapsed() > bound {
             let seconds = bound.as_secs();
-            return Err(with_log(format!(
-                "{} was not ready after {seconds} s",
-                spec.name
-            )));
+            return Err(with_log(format!("{} was not ready after {seconds} s", spec.name)));
         }
         if shutdown.is_triggered() {
-            return Err(Failure::Failed(format!(
-                "stopped while {} was starting",
-                spec.name
-            )));
+            return Err(Failure::Failed(format!("stopped while {} was starting", spec.name)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -215,11 +201,8 @@ fn open_log(spec: &ChildSpec) -> Result<File, Failure> {
         fs::rename(path, path.with_extension("log.1")).map_err(Failure::file("set aside", path))?;
     }
     let mut options = OpenOptions::new();
-    let mut file = options
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(Failure::file("open", path))?;
+    let mut file =
+        options.create(true).append(true).open(path).map_err(Failure::file("open", path))?;
     let started = crate::text::utc(i64::try_from(crate::text::now_ms()).unwrap_or(0));
     writeln!(file, "--- {} started {started} UTC ---", spec.name)
         .map_err(Failure::file("write", path))?;

@@ -136,25 +136,15 @@ pub(crate) async fn send(layout: &Layout, order: &Order) -> Result<String, Failu
         return Err(not_running());
     }
     let socket = layout.socket()?;
-    let stream = UnixStream::connect(&socket.path)
-        .await
-        .map_err(|_refused| not_running())?;
+    let stream = UnixStream::connect(&socket.path).await.map_err(|_refused| not_running())?;
     let mut stream = BufReader::new(stream);
     let doing = "reach `atoll dev`";
     let mut line = serde_json::to_string(order).map_err(|error| Failure::failed(doing, error))?;
     line.push('\n');
-    stream
-        .write_all(line.as_bytes())
-        .await
-        .map_err(|error| Failure::failed(doing, error))?;
-    let outcome: Outcome = read_line(&mut stream, ANSWER)
-        .await
-        .map_err(|error| Failure::failed(doing, error))?;
-    if outcome.ok {
-        Ok(outcome.message)
-    } else {
-        Err(Failure::Failed(outcome.message))
-    }
+    stream.write_all(line.as_bytes()).await.map_err(|error| Failure::failed(doing, error))?;
+    let outcome: Outcome =
+        read_line(&mut stream, ANSWER).await.map_err(|error| Failure::failed(doing, error))?;
+    if outcome.ok { Ok(outcome.message) } else { Err(Failure::Failed(outcome.message)) }
 }
 
 #[cfg(test)]
@@ -166,29 +156,15 @@ mod tests {
     async fn orders_are_answered_and_nonsense_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path()).unwrap();
-        let order = Order::Stop {
-            name: "edge-1".into(),
-            kill: true,
-        };
+        let order = Order::Stop { name: "edge-1".into(), kill: true };
         let text = send(&layout, &order).await.unwrap_err().to_string();
         assert!(text.contains("no `atoll dev` runs"), "{text}");
 
         let mut orders = listen(&layout).unwrap();
         let (sent, ()) = tokio::join!(send(&layout, &order), async {
             let (got, answer) = orders.recv().await.unwrap();
-            assert_eq!(
-                got,
-                Order::Stop {
-                    name: "edge-1".into(),
-                    kill: true
-                }
-            );
-            answer
-                .send(Outcome {
-                    ok: true,
-                    message: "stopped".into(),
-                })
-                .unwrap();
+            assert_eq!(got, Order::Stop { name: "edge-1".into(), kill: true });
+            answer.send(Outcome { ok: true, message: "stopped".into() }).unwrap();
         });
         assert_eq!(sent.unwrap(), "stopped");
 

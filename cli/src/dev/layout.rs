@@ -87,10 +87,7 @@ impl Layout {
         let record: Record =
             serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         if record.version != RECORD_VERSION {
-            return Err(wrong(format!(
-                "written by another version ({})",
-                record.version
-            )));
+            return Err(wrong(format!("written by another version ({})", record.version)));
         }
         Ok(Some(record))
     }
@@ -166,10 +163,7 @@ impl Layout {
         let directory = File::open(&self.data).map_err(Failure::file("open", &self.data))?;
         let fd = directory.as_raw_fd();
         let path = PathBuf::from(format!("/proc/self/fd/{fd}/dev.sock"));
-        Ok(SocketPath {
-            _directory: directory,
-            path,
-        })
+        Ok(SocketPath { _directory: directory, path })
     }
 }
 
@@ -187,13 +181,7 @@ mod tests {
         let layout = Layout::new(&dir.path().join("deep/data")).unwrap();
         layout.create().unwrap();
         let held = layout.lock().unwrap();
-        assert!(
-            layout
-                .lock()
-                .unwrap_err()
-                .to_string()
-                .contains("another `atoll dev`")
-        );
+        assert!(layout.lock().unwrap_err().to_string().contains("another `atoll dev`"));
         drop(held);
         drop(layout.lock().unwrap());
 
@@ -207,13 +195,7 @@ mod tests {
         layout.save_record(&record).unwrap();
         assert_eq!(layout.record().unwrap().unwrap(), record);
         fs::write(layout.data().join("dev.json"), "{}").unwrap();
-        assert!(
-            layout
-                .record()
-                .unwrap_err()
-                .to_string()
-                .contains("dev.json")
-        );
+        assert!(layout.record().unwrap_err().to_string().contains("dev.json"));
     }
 
     #[test]

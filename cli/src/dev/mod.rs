@@ -39,9 +39,9 @@ pub(crate) async fn run(context: &Context, args: DevArgs) -> Result<(), Failure>
     session::settle_leftovers(&layout).await;
     let prepared = prepare::prepare(&layout, &args)?;
     for port in &prepared.moved {
-        context.out.note(format_args!(
-            "atoll: another program has the port of {port}; it gets a new one"
-        ));
+        context
+            .out
+            .note(format_args!("atoll: another program has the port of {port}; it gets a new one"));
     }
     let mut session = Session::new(context, layout, args, prepared, shutdown)?;
     let result = Box::pin(session.live()).await;

@@ -73,18 +73,9 @@ impl NodeName {
     /// What it listens on.
     fn needs(self) -> Needs {
         match self.kind {
-            Kind::Master | Kind::Chunkserver => Needs {
-                web: false,
-                dns: false,
-            },
-            Kind::Edge => Needs {
-                web: true,
-                dns: true,
-            },
-            Kind::Shield => Needs {
-                web: true,
-                dns: false,
-            },
+            Kind::Master | Kind::Chunkserver => Needs { web: false, dns: false },
+            Kind::Edge => Needs { web: true, dns: true },
+            Kind::Shield => Needs { web: true, dns: false },
         }
     }
 }
@@ -101,15 +92,9 @@ impl FromStr for NodeName {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not the name of a process, such as edge-1");
         let (kind, number) = text.rsplit_once('-').ok_or_else(wrong)?;
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|k| k.as_str() == kind)
-            .ok_or_else(wrong)?;
-        let number = number
-            .parse()
-            .ok()
-            .filter(|n| (1..=NODES_MAX).contains(n))
-            .ok_or_else(wrong)?;
+        let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind).ok_or_else(wrong)?;
+        let number =
+            number.parse().ok().filter(|n| (1..=NODES_MAX).contains(n)).ok_or_else(wrong)?;
         Ok(Self { kind, number })
     }
 }
@@ -131,12 +116,7 @@ pub(crate) struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self {
-            masters: 1,
-            chunkservers: 3,
-            edges: 2,
-            shields: 1,
-        }
+        Self { masters: 1, chunkservers: 3, edges: 2, shields: 1 }
     }
 }
 
@@ -275,29 +255,14 @@ pub(crate) fn assign(
         });
         kept.insert(*name, wanted.collect());
     }
-    let masters = names
-        .iter()
-        .filter(|name| name.kind == Kind::Master)
-        .count();
-    if masters > 1
-        && moved
-            .iter()
-            .any(|text| text.starts_with("master-") && text.contains("quic"))
+    let masters = names.iter().filter(|name| name.kind == Kind::Master).count();
+    if masters > 1 && moved.iter().any(|text| text.starts_with("master-") && text.contains("quic"))
     {
-        return Err(format!(
-            "another program uses the port of {}; end it",
-            moved.join(", ")
-        ));
+        return Err(format!("another program uses the port of {}; end it", moved.join(", ")));
     }
     let mut ports = BTreeMap::new();
     for (name, kept) in kept {
-        let mut all = Ports {
-            quic: 0,
-            admin: 0,
-            http: None,
-            https: None,
-            dns: None,
-        };
+        let mut all = Ports { quic: 0, admin: 0, http: None, https: None, dns: None };
         for ((use_, transport), port) in wants(name).zip(kept) {
             let port = match port {
                 Some(port) => port,
@@ -353,10 +318,7 @@ impl PortUse {
 
 fn wants(name: NodeName) -> impl Iterator<Item = (PortUse, Transport)> {
     let needs = name.needs();
-    let mut all = vec![
-        (PortUse::Quic, Transport::Udp),
-        (PortUse::Admin, Transport::Tcp),
-    ];
+    let mut all = vec![(PortUse::Quic, Transport::Udp), (PortUse::Admin, Transport::Tcp)];
     if needs.web {
         all.push((PortUse::Http, Transport::Tcp));
         all.push((PortUse::Https, Transport::Both));
@@ -380,11 +342,7 @@ pub(crate) fn site_name(directory: &str) -> String {
     }
     name.truncate(63);
     let name = name.trim_end_matches('-');
-    if name.is_empty() {
-        "site".to_owned()
-    } else {
-        name.to_owned()
-    }
+    if name.is_empty() { "site".to_owned() } else { name.to_owned() }
 }
 
 #[cfg(test)]
@@ -416,11 +374,7 @@ mod tests {
     }
 
     fn record(assigned: &Assigned) -> BTreeMap<String, Ports> {
-        assigned
-            .ports
-            .iter()
-            .map(|(name, ports)| (name.to_string(), *ports))
-            .collect()
+        assigned.ports.iter().map(|(name, ports)| (name.to_string(), *ports)).collect()
     }
 
     #[test]
@@ -442,10 +396,7 @@ mod tests {
         }
         let node = |text: &str| text.parse::<NodeName>().unwrap();
         assert_eq!((node("edge-2").id(), node("edge-2").region()), (102, "us"));
-        assert_eq!(
-            (node("chunkserver-4").id(), node("chunkserver-4").zone()),
-            (4, "z1")
-        );
+        assert_eq!((node("chunkserver-4").id(), node("chunkserver-4").zone()), (4, "z1"));
         assert_eq!(node("shield-1").id(), 201);
         for bad in ["edge", "edge-0", "edge-100", "wizard-1", "edge--1", ""] {
             assert!(bad.parse::<NodeName>().is_err(), "{bad}");
@@ -462,11 +413,7 @@ mod tests {
         let edge = first.ports[&"edge-1".parse().unwrap()];
         assert!(edge.https.is_some() && edge.dns.is_some());
         assert!(first.ports[&"shield-1".parse().unwrap()].dns.is_none());
-        let all: Vec<u16> = first
-            .ports
-            .values()
-            .flat_map(|p| [p.quic, p.admin])
-            .collect();
+        let all: Vec<u16> = first.ports.values().flat_map(|p| [p.quic, p.admin]).collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 
@@ -475,10 +422,7 @@ mod tests {
         let names = Shape::default().names();
         let first = assign(&names, &BTreeMap::new(), &mut Fake::default()).unwrap();
         let https = first.ports[&"edge-2".parse().unwrap()].https.unwrap();
-        let mut source = Fake {
-            next: 0,
-            taken: BTreeSet::from([https]),
-        };
+        let mut source = Fake { next: 0, taken: BTreeSet::from([https]) };
         let again = assign(&names, &record(&first), &mut source).unwrap();
         assert_eq!(again.moved, [format!("edge-2 https ({https})")]);
         let edge = again.ports[&"edge-2".parse().unwrap()];
@@ -488,46 +432,23 @@ mod tests {
 
     #[test]
     fn several_masters_cannot_move() {
-        let names = Shape {
-            masters: 3,
-            ..Shape::default()
-        }
-        .names();
+        let names = Shape { masters: 3, ..Shape::default() }.names();
         let first = assign(&names, &BTreeMap::new(), &mut Fake::default()).unwrap();
         let quic = first.ports[&"master-2".parse().unwrap()].quic;
-        let mut source = Fake {
-            next: 0,
-            taken: BTreeSet::from([quic]),
-        };
+        let mut source = Fake { next: 0, taken: BTreeSet::from([quic]) };
         assert!(assign(&names, &record(&first), &mut source).is_err());
     }
 
     #[test]
     fn a_cluster_may_grow_but_not_shrink() {
-        let had = Shape {
-            edges: 3,
-            ..Shape::default()
-        };
+        let had = Shape { edges: 3, ..Shape::default() };
         let same = Shape::decide(Some(had), Wanted::default()).unwrap();
         assert_eq!(same, had);
-        let more = Wanted {
-            chunkservers: Some(5),
-            ..Wanted::default()
-        };
+        let more = Wanted { chunkservers: Some(5), ..Wanted::default() };
         assert_eq!(Shape::decide(Some(had), more).unwrap().chunkservers, 5);
-        let fewer = Wanted {
-            edges: Some(2),
-            ..Wanted::default()
-        };
-        assert!(
-            Shape::decide(Some(had), fewer)
-                .unwrap_err()
-                .contains("3 edges")
-        );
-        let masters = Wanted {
-            masters: Some(3),
-            ..Wanted::default()
-        };
+        let fewer = Wanted { edges: Some(2), ..Wanted::default() };
+        assert!(Shape::decide(Some(had), fewer).unwrap_err().contains("3 edges"));
+        let masters = Wanted { masters: Some(3), ..Wanted::default() };
         assert!(Shape::decide(Some(had), masters).is_err());
         assert_eq!(Shape::decide(None, masters).unwrap().masters, 3);
     }
@@ -542,16 +463,8 @@ mod tests {
             ("\u{e9}", "site"),
         ] {
             assert_eq!(site_name(directory), expected);
-            assert!(
-                site_name(directory)
-                    .parse::<atoll_proto::SiteName>()
-                    .is_ok()
-            );
+            assert!(site_name(directory).parse::<atoll_proto::SiteName>().is_ok());
         }
-        assert!(
-            site_name(&"x-".repeat(60))
-                .parse::<atoll_proto::SiteName>()
-                .is_ok()
-        );
+        assert!(site_name(&"x-".repeat(60)).parse::<atoll_proto::SiteName>().is_ok());
     }
 }

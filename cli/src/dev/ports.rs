@@ -29,12 +29,7 @@ pub(crate) struct FreePorts {
 impl FreePorts {
     /// From `base` upwards one after the other, or any.
     pub(crate) fn new(base: Option<u16>) -> Self {
-        Self {
-            tcp: Vec::new(),
-            udp: Vec::new(),
-            given: BTreeSet::new(),
-            next: base,
-        }
+        Self { tcp: Vec::new(), udp: Vec::new(), given: BTreeSet::new(), next: base }
     }
 
     fn take(&mut self, transport: Transport, port: u16) -> std::io::Result<()> {
@@ -62,9 +57,7 @@ impl PortSource for FreePorts {
             self.next = port.checked_add(1);
             return Ok(port);
         }
-        let highest = ephemeral()
-            .filter(|from| *from > LOWEST + 1000)
-            .unwrap_or(u16::MAX);
+        let highest = ephemeral().filter(|from| *from > LOWEST + 1000).unwrap_or(u16::MAX);
         for _ in 0..TRIES {
             let port = rand::rng().random_range(LOWEST..highest);
             if !self.given.contains(&port) && self.take(transport, port).is_ok() {
@@ -107,11 +100,6 @@ mod tests {
         let mut ports = FreePorts::new(Some(base));
         assert_eq!(ports.fresh(Transport::Both).unwrap(), base);
         let mut blocked = FreePorts::new(Some(base));
-        assert!(
-            blocked
-                .fresh(Transport::Tcp)
-                .unwrap_err()
-                .contains("--port-base")
-        );
+        assert!(blocked.fresh(Transport::Tcp).unwrap_err().contains("--port-base"));
     }
 }

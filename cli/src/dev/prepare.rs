@@ -65,21 +65,13 @@ pub(crate) fn prepare(layout: &Layout, args: &DevArgs) -> Result<Prepared, Failu
         shape,
         ports: assigned.ports.iter().map(by_name).collect(),
     })?;
-    let files = Files {
-        layout,
-        ca: &ca,
-        ports: &assigned.ports,
-    };
+    let files = Files { layout, ca: &ca, ports: &assigned.ports };
     let token = files.client()?;
     files.web()?;
     for name in &names {
         files.node(*name, &token)?;
     }
-    Ok(Prepared {
-        names,
-        ports: assigned.ports,
-        moved: assigned.moved,
-    })
+    Ok(Prepared { names, ports: assigned.ports, moved: assigned.moved })
 }
 
 fn about(layout: &Layout, reason: &str) -> Failure {
@@ -94,13 +86,8 @@ struct Files<'a> {
 
 impl Files<'_> {
     fn masters(&self) -> Vec<(NodeName, SocketAddr)> {
-        let masters = self
-            .ports
-            .iter()
-            .filter(|(name, _)| name.kind == Kind::Master);
-        masters
-            .map(|(name, ports)| (*name, local(ports.quic)))
-            .collect()
+        let masters = self.ports.iter().filter(|(name, _)| name.kind == Kind::Master);
+        masters.map(|(name, ports)| (*name, local(ports.quic))).collect()
     }
 
     /// The client's files; returns the token, which stays the same from start to start.
@@ -108,11 +95,7 @@ impl Files<'_> {
         let path = self.layout.client_config();
         let identity = self.layout.identity(CLIENT);
         ensure_identity(self.ca, Role::Client, CLIENT, &identity)?;
-        let before = if path.exists() {
-            ClientConfig::load(&path)?.token
-        } else {
-            None
-        };
+        let before = if path.exists() { ClientConfig::load(&path)?.token } else { None };
         let token = before.unwrap_or_else(new_secret);
         let masters = self.masters().into_iter().map(|(_, addr)| addr).collect();
         let config = ClientConfig {
@@ -129,14 +112,7 @@ impl Files<'_> {
     /// edges themselves, because OpenSSL takes no wildcard directly below a top-level name.
     fn web(&self) -> Result<(), Failure> {
         let web_ca = ensure_ca(&self.layout.web_ca(), self.ca.cluster())?;
-        let names = [
-            "localhost",
-            "*.localhost",
-            ZONE,
-            "*.atoll.test",
-            "127.0.0.1",
-            "::1",
-        ];
+        let names = ["localhost", "*.localhost", ZONE, "*.atoll.test", "127.0.0.1", "::1"];
         let web = web_ca.issue_web(&names.map(str::to_owned))?;
         write_whole(&self.layout.web("key.pem"), &web.key_pem)?;
         write_whole(&self.layout.web("cert.pem"), &web.chain_pem)
@@ -178,10 +154,7 @@ impl Files<'_> {
             bootstrap_token_hash: Some(hash_of(token).to_string()),
             peers: masters
                 .into_iter()
-                .map(|(name, addr)| PeerLine {
-                    id: name.id(),
-                    addr,
-                })
+                .map(|(name, addr)| PeerLine { id: name.id(), addr })
                 .collect(),
         }
     }
@@ -230,10 +203,7 @@ impl Files<'_> {
                 key: self.layout.web("key.pem"),
                 authority: Some(self.layout.web_ca()),
             },
-            dns: ports.dns.map(|port| DnsLines {
-                listen: local(port),
-                zone: ZONE.to_owned(),
-            }),
+            dns: ports.dns.map(|port| DnsLines { listen: local(port), zone: ZONE.to_owned() }),
         }
     }
 }

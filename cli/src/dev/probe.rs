@@ -44,9 +44,7 @@ pub(crate) async fn until_serving(
             )));
         }
         if shutdown.is_triggered() {
-            return Err(Failure::Failed(
-                "stopped while the cluster was starting".to_owned(),
-            ));
+            return Err(Failure::Failed("stopped while the cluster was starting".to_owned()));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
@@ -68,11 +66,7 @@ async fn healthy(
     }
     let view = cluster.refresh_view().await?;
     let expected = status.chunkservers.len().min(limits::REPLICAS);
-    let complete = view
-        .table
-        .members
-        .iter()
-        .all(|members| members.len() >= expected);
+    let complete = view.table.members.iter().all(|members| members.len() >= expected);
     Ok((!complete).then(|| "the placement table is not complete".to_owned()))
 }
 

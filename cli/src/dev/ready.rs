@@ -106,15 +106,7 @@ impl ReadyObject {
         processes: Vec<Process>,
     ) -> Self {
         let (masters, chunkservers, edges, dns) = (vec![], vec![], vec![], vec![]);
-        let mut ready = Self {
-            config,
-            ca,
-            masters,
-            chunkservers,
-            edges,
-            dns,
-            mount,
-        };
+        let mut ready = Self { config, ca, masters, chunkservers, edges, dns, mount };
         for process in processes {
             ready.add(process, zone);
         }
@@ -122,22 +114,11 @@ impl ReadyObject {
     }
 
     fn add(&mut self, process: Process, zone: &'static str) {
-        let Process {
-            name,
-            ports,
-            pid,
-            data,
-        } = process;
+        let Process { name, ports, pid, data } = process;
         let (addr, admin) = (local(ports.quic), local(ports.admin));
         match name.kind {
             Kind::Master => {
-                self.masters.push(MasterReady {
-                    id: name.id(),
-                    addr,
-                    admin,
-                    pid,
-                    data,
-                });
+                self.masters.push(MasterReady { id: name.id(), addr, admin, pid, data });
             }
             Kind::Chunkserver => self.chunkservers.push(ChunkserverReady {
                 id: name.id(),
@@ -159,10 +140,7 @@ impl ReadyObject {
                     pid,
                     data,
                 });
-                self.dns.extend(ports.dns.map(|port| DnsReady {
-                    addr: local(port),
-                    zone,
-                }));
+                self.dns.extend(ports.dns.map(|port| DnsReady { addr: local(port), zone }));
             }
         }
     }
@@ -184,13 +162,7 @@ mod tests {
     fn the_shape_is_that_of_the_contract() {
         let process = |name: &str, http, https, dns| Process {
             name: name.parse().unwrap(),
-            ports: Ports {
-                quic: 1,
-                admin: 2,
-                http,
-                https,
-                dns,
-            },
+            ports: Ports { quic: 1, admin: 2, http, https, dns },
             pid: 7,
             data: "/d".into(),
         };

@@ -59,9 +59,7 @@ pub(crate) async fn settle_leftovers(layout: &Layout) {
         return;
     };
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    let pids = files
-        .iter()
-        .filter(|path| path.extension().is_some_and(|ext| ext == "pid"));
+    let pids = files.iter().filter(|path| path.extension().is_some_and(|ext| ext == "pid"));
     join_all(pids.map(|path| children::settle_leftover(path, &mark))).await;
 }
 
@@ -143,9 +141,8 @@ impl<'a> Session<'a> {
 
     async fn bring_up(&mut self) -> Result<(), Failure> {
         let names = self.prepared.names.clone();
-        let (masters, others): (Vec<_>, Vec<_>) = names
-            .into_iter()
-            .partition(|name| name.kind == Kind::Master);
+        let (masters, others): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| name.kind == Kind::Master);
         for group in [masters, others] {
             let specs: Vec<ChildSpec> = group.iter().map(|name| self.spec(*name)).collect();
             for spec in &specs {
@@ -156,11 +153,7 @@ impl<'a> Session<'a> {
                 ready?;
             }
         }
-        let edges = self
-            .prepared
-            .ports
-            .iter()
-            .filter(|(name, _)| name.kind == Kind::Edge);
+        let edges = self.prepared.ports.iter().filter(|(name, _)| name.kind == Kind::Edge);
         let https: Vec<u16> = edges.filter_map(|(_, ports)| ports.https).collect();
         let serving = probe::until_serving(&self.layout, &https, SERVING, &self.shutdown);
         drop(Box::pin(serving).await?);
@@ -199,11 +192,7 @@ impl<'a> Session<'a> {
     fn mount_spec(&self) -> ChildSpec {
         let mut args: Vec<OsString> = vec![MOUNT.into(), "--config".into()];
         args.push(self.layout.client_config().into());
-        args.extend([
-            "--foreground".into(),
-            "--lifeline".into(),
-            "--ready-file".into(),
-        ]);
+        args.extend(["--foreground".into(), "--lifeline".into(), "--ready-file".into()]);
         args.push(self.layout.ready(MOUNT).into());
         args.push("--".into());
         args.extend(self.mount.clone().map(OsString::from));
@@ -222,22 +211,14 @@ impl<'a> Session<'a> {
 
     /// A process has ended that nobody stopped.
     async fn look_at(&mut self, exit: Exit) {
-        let current = self
-            .children
-            .get(&exit.name)
-            .is_some_and(|child| child.pid == exit.pid);
+        let current = self.children.get(&exit.name).is_some_and(|child| child.pid == exit.pid);
         if !current {
             return;
         }
         self.children.remove(&exit.name);
         let log = self.layout.log(&exit.name);
         let out = &self.context.out;
-        out.note(format_args!(
-            "atoll: {} {}; see {}",
-            exit.name,
-            exit.how,
-            log.display()
-        ));
+        out.note(format_args!("atoll: {} {}; see {}", exit.name, exit.how, log.display()));
         if !self.args.restart {
             return;
         }
@@ -250,10 +231,7 @@ impl<'a> Session<'a> {
             Err(_) => self.mount_spec(),
         };
         match self.start(&spec).and_then(|()| self.write_ready()) {
-            Ok(()) => self
-                .context
-                .out
-                .note(format_args!("atoll: started {} again", exit.name)),
+            Ok(()) => self.context.out.note(format_args!("atoll: started {} again", exit.name)),
             Err(failure) => self.context.out.note(format_args!("atoll: {failure}")),
         }
     }
@@ -265,36 +243,21 @@ impl<'a> Session<'a> {
         };
         match result {
             Ok(message) => Outcome { ok: true, message },
-            Err(failure) => Outcome {
-                ok: false,
-                message: failure.to_string(),
-            },
+            Err(failure) => Outcome { ok: false, message: failure.to_string() },
         }
     }
 
     fn known(&self, name: &str) -> Result<NodeName, Failure> {
-        let parsed = name
-            .parse()
-            .ok()
-            .filter(|name| self.prepared.ports.contains_key(name));
+        let parsed = name.parse().ok().filter(|name| self.prepared.ports.contains_key(name));
         parsed.ok_or_else(|| {
-            let all: Vec<String> = self
-                .prepared
-                .names
-                .iter()
-                .map(NodeName::to_string)
-                .collect();
+            let all: Vec<String> = self.prepared.names.iter().map(NodeName::to_string).collect();
             Failure::Failed(format!("there is no {name}; there are {}", all.join(", ")))
         })
     }
 
     async fn start_one(&mut self, name: &str) -> Result<String, Failure> {
         let spec = self.spec(self.known(name)?);
-        if self
-            .children
-            .get(name)
-            .is_some_and(|child| child.ended().is_none())
-        {
+        if self.children.get(name).is_some_and(|child| child.ended().is_none()) {
             return Err(Failure::Failed(format!("{name} runs already")));
         }
         self.start(&spec)?;
@@ -306,10 +269,7 @@ impl<'a> Session<'a> {
     async fn stop_one(&mut self, name: &str, kill: bool) -> Result<String, Failure> {
         self.known(name)?;
         // Out of the list, so that its end is not taken for an accident.
-        let child = self
-            .children
-            .remove(name)
-            .filter(|child| child.ended().is_none());
+        let child = self.children.remove(name).filter(|child| child.ended().is_none());
         let Some(child) = child else {
             return Err(Failure::Failed(format!("{name} does not run")));
         };
@@ -326,10 +286,7 @@ impl<'a> Session<'a> {
         let process = |name: &NodeName| Process {
             name: *name,
             ports: self.prepared.ports[name],
-            pid: self
-                .children
-                .get(&name.to_string())
-                .map_or(0, |child| child.pid),
+            pid: self.children.get(&name.to_string()).map_or(0, |child| child.pid),
             data: self.layout.node(*name),
         };
         ReadyObject::new(

@@ -23,24 +23,17 @@ pub(crate) async fn deploy(
     dir: &Path,
 ) -> Result<String, Failure> {
     let real = std::fs::canonicalize(dir).map_err(Failure::file("read", dir))?;
-    let name = real
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
+    let name = real.file_name().map(|name| name.to_string_lossy().into_owned());
     let site = site_name(&name.unwrap_or_default())
         .parse()
         .map_err(|error| Failure::failed("name the site", error))?;
     let args = DeployArgs {
         dir: dir.to_owned(),
         site,
-        alias: AliasArgs {
-            alias: AliasName::production(),
-        },
+        alias: AliasArgs { alias: AliasName::production() },
         message: String::new(),
         if_current: None,
-        wait: WaitArgs {
-            wait: WaitFor::All,
-            timeout: 60,
-        },
+        wait: WaitArgs { wait: WaitFor::All, timeout: 60 },
         dry_run: false,
         create: true,
         exclude_from: None,
@@ -70,33 +63,19 @@ pub(crate) fn summary(
         out.line(format_args!("  site      {url}"))?;
     }
     for edge in ready.edges.iter().filter(|edge| edge.is_visited()) {
-        out.line(format_args!(
-            "  {:<9} https://<site>.localhost:{}/",
-            edge.name(),
-            edge.port()
-        ))?;
+        out.line(format_args!("  {:<9} https://<site>.localhost:{}/", edge.name(), edge.port()))?;
     }
     for dns in &ready.dns {
-        out.line(format_args!(
-            "  dns       {} for {}",
-            dns.addr(),
-            super::ZONE
-        ))?;
+        out.line(format_args!("  dns       {} for {}", dns.addr(), super::ZONE))?;
     }
     if let Some(mount) = &ready.mount {
         out.line(format_args!("  mount     {}", mount.display()))?;
     }
     out.line(format_args!("  config    {}", ready.config.display()))?;
     out.line(format_args!("  authority {}", ready.ca.display()))?;
-    out.line(format_args!(
-        "  logs      {}",
-        layout.data().join("logs").display()
-    ))?;
+    out.line(format_args!("  logs      {}", layout.data().join("logs").display()))?;
     out.line("")?;
-    out.line(format_args!(
-        "  export ATOLL_CONFIG={}",
-        ready.config.display()
-    ))?;
+    out.line(format_args!("  export ATOLL_CONFIG={}", ready.config.display()))?;
     out.line("  atoll deploy ./public --site blog --create")?;
     out.line("  atoll status")?;
     out.line("")?;

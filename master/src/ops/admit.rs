@@ -1,6 +1,9 @@
 //! Admit: manifest pages and list chunks become part of the object table, each counting its
 //! children once, however many manifests share it.
 //!
+//! Data chunks may be admitted too: an upload makes known what it has sent so far, so that it can
+//! be resumed. They have no children and are not read.
+//!
 //! The leader reads each page that is not admitted yet from the chunkservers, verifies and
 //! decodes it, and logs its children; applying checks them again and counts.
 
@@ -43,9 +46,6 @@ pub(crate) async fn prepare(
         let message = format!("{} pages in one admission; send at most {PAGES_MAX}", pages.len());
         return Err(WireError::new(Code::Limit, message));
     }
-    if pages.iter().any(|page| page.kind == ObjectKind::Data) {
-        return Err(WireError::invalid("only pages and list chunks are admitted"));
-    }
     let checker = Checker {
         key: master.receipt_key()?,
         session,
@@ -62,9 +62,16 @@ pub(crate) async fn prepare(
     }
     let mut admitted = Vec::with_capacity(new.len());
     for part in new.chunks(READ_AT_ONCE) {
-        let ids: Vec<ChunkId> = part.iter().map(|page| page.id).collect();
+        let read = part.iter().filter(|page| page.kind != ObjectKind::Data);
+        let ids: Vec<ChunkId> = read.map(|page| page.id).collect();
         let bytes = master.read_chunks(&ids, context.deadline).await?;
         for page in part {
+            if page.kind == ObjectKind::Data {
+                let len = covered.get(&page.id).copied().unwrap_or_default();
+                let (id, kind) = (page.id, page.kind);
+                admitted.push(AdmittedPage { id, len, kind, children: Vec::new() });
+                continue;
+            }
             let bytes = bytes.get(&page.id).cloned().unwrap_or_default();
             admitted.push(read_page(page, &bytes)?);
         }
@@ -89,7 +96,10 @@ fn new_pages(master: &Master, pages: &[AdmitPage]) -> WireResult<Vec<AdmitPage>>
     let mut new = Vec::new();
     for page in pages {
         let known = objects::get(&*state, &page.id).map_err(store_failed)?;
-        if known.is_none_or(|object| object.kind != page.kind) && seen.insert(page.id) {
+        // Data has no children to count: whatever is in the table may be referred to as data.
+        let admitted = known
+            .is_some_and(|object| object.kind == page.kind || page.kind == ObjectKind::Data);
+        if !admitted && seen.insert(page.id) {
             new.push(*page);
         }
     }
@@ -233,7 +243,7 @@ pub(crate) async fn root_facts(
             "deploy {deploy} cannot be published: its root page is not admitted; upload and \
              admit its pages first"
         );
-        return Err(WireError::not_found(message));
+        return Err(WireError::invalid(message));
     }
     let bytes = master.read_chunks(&[deploy], context.deadline).await?;
     let bytes = bytes.get(&deploy).cloned().unwrap_or_default();
@@ -252,7 +262,7 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, admission: &Admission) -
         admission.covered.iter().map(|chunk| (chunk.id, chunk.len)).collect();
     for page in &admission.pages {
         match objects::get(tx, &page.id)? {
-            Some(known) if known.kind == page.kind => continue,
+            Some(known) if known.kind == page.kind || page.kind == ObjectKind::Data => continue,
             Some(known) if known.kind != ObjectKind::Data => {
                 let message = format!("chunk {} is both a page and a list", page.id);
                 return Err(WireError::invalid(message).into());
