@@ -428,9 +428,7 @@ impl Load for Cluster {
     }
 
     fn suspect(&self, node: NodeId) -> bool {
-        self.with_node(node, |load| {
-            load.suspect_until.is_some_and(|until| Instant::now() < until)
-        })
+        self.with_node(node, |load| load.suspect_until.is_some_and(|until| Instant::now() < until))
     }
 }
 

@@ -230,8 +230,7 @@ pub async fn deploy(
     let committed = start.elapsed();
 
     progress.phase("wait");
-    let waited =
-        wait_applied(cluster, published.seq, options.wait, options.wait_timeout).await?;
+    let waited = wait_applied(cluster, published.seq, options.wait, options.wait_timeout).await?;
     report.edges_acked = waited.acked.len();
     report.edges = waited.acked.len() + waited.waiting.len();
     report.waiting = waited.waiting;
@@ -312,7 +311,9 @@ async fn hash_all(
         for result in batch? {
             match result {
                 Ok(file) => hashed.push(file),
-                Err(ClientError::Io { path, source }) => unreadable.push((path, source.to_string())),
+                Err(ClientError::Io { path, source }) => {
+                    unreadable.push((path, source.to_string()))
+                }
                 Err(error) => return Err(error.into()),
             }
         }

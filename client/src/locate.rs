@@ -144,10 +144,7 @@ mod tests {
     fn the_busier_of_two_is_passed_over() {
         let busy = Fixed { busy: vec![0, 0, 9, 0], suspect: None };
         for random in 0..6 {
-            assert_eq!(
-                read_order(&view(), PgId(0), Some("z2"), &busy, random)[0].node,
-                NodeId(3)
-            );
+            assert_eq!(read_order(&view(), PgId(0), Some("z2"), &busy, random)[0].node, NodeId(3));
         }
     }
 

@@ -119,16 +119,15 @@ impl Cluster {
             }
         }
         let mut found: HashMap<ChunkId, Bytes> = HashMap::new();
-        let mut requests = futures_util::stream::iter(groups.into_iter().flat_map(
-            |(replica, mut ids)| {
+        let mut requests =
+            futures_util::stream::iter(groups.into_iter().flat_map(|(replica, mut ids)| {
                 ids.sort_unstable();
                 ids.dedup();
                 let parts: Vec<Vec<ChunkId>> = ids.chunks(128).map(<[_]>::to_vec).collect();
                 parts.into_iter().map(move |part| (replica.0, part))
-            },
-        ))
-        .map(|(replica, part)| self.read_many_from(replica, part))
-        .buffer_unordered(PARALLEL_CHUNKS);
+            }))
+            .map(|(replica, part)| self.read_many_from(replica, part))
+            .buffer_unordered(PARALLEL_CHUNKS);
         while let Some(some) = requests.next().await {
             found.extend(some);
         }
@@ -314,7 +313,7 @@ mod tests {
             let mut got = Vec::new();
             for piece in cut(&extents, offset, len) {
                 let part = parts.iter().find(|part| Some(ChunkId::of(part)) == piece.id);
-                got.extend_from_slice(&part.map_or(&[][..], |part| &part[piece.start..piece.end]));
+                got.extend_from_slice(part.map_or(&[][..], |part| &part[piece.start..piece.end]));
             }
             let from = (offset as usize).min(file.len());
             let to = (from + len).min(file.len());

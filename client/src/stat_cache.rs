@@ -5,9 +5,11 @@
 //! could otherwise go unseen, git's "racy" problem). The cache is a hint: losing it costs time.
 
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use atoll_proto::ByteName;
 use atoll_proto::content::Extent;
 use serde::{Deserialize, Serialize};
 
@@ -47,14 +49,19 @@ impl Stamp {
 
 #[derive(Serialize, Deserialize)]
 enum Stored {
-    V1 { chunk_bytes: u32, files: HashMap<PathBuf, (Stamp, Vec<Extent>)> },
+    // Paths as bytes: they need not be UTF-8.
+    V1 { chunk_bytes: u32, files: HashMap<ByteName, (Stamp, Vec<Extent>)> },
+}
+
+fn key(path: &Path) -> ByteName {
+    path.as_os_str().as_bytes().into()
 }
 
 /// Hashes of local files by path and stamp.
 #[derive(Debug, Default)]
 pub struct StatCache {
     chunk_bytes: u32,
-    files: HashMap<PathBuf, (Stamp, Vec<Extent>)>,
+    files: HashMap<ByteName, (Stamp, Vec<Extent>)>,
 }
 
 impl StatCache {
@@ -73,7 +80,7 @@ impl StatCache {
 
     /// The extents of a file in this state, when known.
     pub fn find(&self, path: &Path, stamp: &Stamp) -> Option<&Vec<Extent>> {
-        self.files.get(path).filter(|(known, _)| known == stamp).map(|(_, extents)| extents)
+        self.files.get(&key(path)).filter(|(known, _)| known == stamp).map(|(_, extents)| extents)
     }
 
     /// Replaces the cache file by what was hashed now. A failure costs only time later.
@@ -85,7 +92,7 @@ impl StatCache {
     ) {
         let files = files
             .filter(|(_, stamp, _)| stamp.settled_before(now_ns))
-            .map(|(path, stamp, extents)| (path, (stamp, extents)))
+            .map(|(path, stamp, extents)| (key(&path), (stamp, extents)))
             .collect();
         let bytes = atoll_proto::encode(&Stored::V1 { chunk_bytes, files });
         let part = path.with_extension("part");
@@ -125,6 +132,10 @@ mod tests {
         assert!(StatCache::load(Some(&cache), 9).find(&file, &stamp).is_none());
         let other = Stamp { size: 4, ..stamp };
         assert!(StatCache::load(Some(&cache), 8).find(&file, &other).is_none());
+        let odd = PathBuf::from(std::ffi::OsStr::from_bytes(b"/not-utf8-\xff"));
+        let item = std::iter::once((odd.clone(), stamp, Vec::new()));
+        StatCache::save(&cache, 8, item, stamp.mtime_ns + 3_000_000_000);
+        assert!(StatCache::load(Some(&cache), 8).find(&odd, &stamp).is_some());
         std::fs::write(&cache, "garbage").unwrap();
         assert!(StatCache::load(Some(&cache), 8).find(&file, &stamp).is_none());
     }

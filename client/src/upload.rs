@@ -217,10 +217,8 @@ async fn gather(tickets: Vec<crate::PutTicket>) -> Result<Vec<Receipt>, ClientEr
 
 /// Makes uploaded chunks known before anything refers to them.
 pub(crate) async fn stage(cluster: &Cluster, receipts: Vec<Receipt>) -> Result<(), ClientError> {
-    let ids: HashSet<ChunkId> = receipts
-        .iter()
-        .flat_map(|receipt| receipt.chunks.iter().map(|(id, _)| *id))
-        .collect();
+    let ids: HashSet<ChunkId> =
+        receipts.iter().flat_map(|receipt| receipt.chunks.iter().map(|(id, _)| *id)).collect();
     if ids.is_empty() {
         return Ok(());
     }

@@ -153,10 +153,7 @@ impl Cluster {
 }
 
 /// Those receipts that cover some of these chunks.
-pub fn covering(
-    receipts: &[Receipt],
-    ids: &std::collections::HashSet<ChunkId>,
-) -> Vec<Receipt> {
+pub fn covering(receipts: &[Receipt], ids: &std::collections::HashSet<ChunkId>) -> Vec<Receipt> {
     let covers = |receipt: &&Receipt| receipt.chunks.iter().any(|(id, _)| ids.contains(id));
     receipts.iter().filter(covers).cloned().collect()
 }
@@ -297,8 +294,7 @@ impl Shared {
         loop {
             let mut state = self.lock();
             let queue = state.heads.entry(head.node).or_default();
-            let full =
-                queue.waiting_bytes >= BATCH_BYTES || queue.waiting.len() >= BATCH_CHUNKS;
+            let full = queue.waiting_bytes >= BATCH_BYTES || queue.waiting.len() >= BATCH_CHUNKS;
             let go = queue.in_flight == 0 || (full && queue.in_flight < BATCHES_PER_HEAD);
             if queue.waiting.is_empty() || !go {
                 return;

@@ -130,10 +130,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read, has unknown fields, or makes no sense.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let bad = |reason: String| ConfigError {
-            path: path.to_owned(),
-            reason,
-        };
+        let bad = |reason: String| ConfigError { path: path.to_owned(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
         let mut config: Config = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         config.check().map_err(bad)?;
@@ -148,10 +145,7 @@ impl Config {
 
     /// The domains under which sites have names, lower case, each once.
     pub fn suffixes(&self) -> Vec<String> {
-        let zones = self
-            .dns_zone
-            .iter()
-            .chain(self.dns.iter().map(|dns| &dns.zone));
+        let zones = self.dns_zone.iter().chain(self.dns.iter().map(|dns| &dns.zone));
         let mut suffixes: Vec<String> = Vec::new();
         for name in self.hosts.iter().chain(zones) {
             let name = name.trim_matches('.').to_ascii_lowercase();
@@ -164,14 +158,8 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let needs = |wrong: bool, text: &str| if wrong { Err(text.to_owned()) } else { Ok(()) };
-        needs(
-            self.masters.is_empty(),
-            "`masters` is empty: name at least one master",
-        )?;
-        needs(
-            self.roles.is_empty(),
-            "`roles` is empty: name edge, shield or dns",
-        )?;
+        needs(self.masters.is_empty(), "`masters` is empty: name at least one master")?;
+        needs(self.roles.is_empty(), "`roles` is empty: name edge, shield or dns")?;
         needs(
             self.has(EdgeRole::Edge) && self.https.is_none(),
             "the role edge needs `https`, the address to serve visitors on",
@@ -184,30 +172,14 @@ impl Config {
             self.has(EdgeRole::Dns) && self.dns.is_none(),
             "the role dns needs a [dns] section with `listen` and `zone`",
         )?;
-        needs(
-            self.ram_cache_bytes < 16 << 20,
-            "`ram_cache_bytes` must be at least 16777216",
-        )?;
-        needs(
-            self.disk_cache_bytes < 16 << 20,
-            "`disk_cache_bytes` must be at least 16777216",
-        )
+        needs(self.ram_cache_bytes < 16 << 20, "`ram_cache_bytes` must be at least 16777216")?;
+        needs(self.disk_cache_bytes < 16 << 20, "`disk_cache_bytes` must be at least 16777216")
     }
 
     fn resolve(&mut self, base: &Path) {
-        let paths = [
-            Some(&mut self.data),
-            Some(&mut self.identity),
-            self.ready_file.as_mut(),
-        ];
+        let paths = [Some(&mut self.data), Some(&mut self.identity), self.ready_file.as_mut()];
         let tls = self.tls.iter_mut().flat_map(|tls| {
-            [
-                Some(&mut tls.cert),
-                Some(&mut tls.key),
-                tls.authority.as_mut(),
-            ]
-            .into_iter()
-            .flatten()
+            [Some(&mut tls.cert), Some(&mut tls.key), tls.authority.as_mut()].into_iter().flatten()
         });
         for path in paths.into_iter().flatten().chain(tls) {
             *path = base.join(&*path);
@@ -266,10 +238,7 @@ mod tests {
             (EDGE.replace("\"127.0.0.1:7000\"", ""), "masters"),
         ] {
             let error = load(&text).unwrap_err().to_string();
-            assert!(
-                error.contains(word) && error.contains("edge.toml"),
-                "{error}"
-            );
+            assert!(error.contains(word) && error.contains("edge.toml"), "{error}");
         }
     }
 

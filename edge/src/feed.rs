@@ -75,12 +75,7 @@ fn healthy_shields(view: &ClusterView, own: NodeId) -> Vec<Shield> {
         addr: node.info.addr,
         region: node.info.region.clone(),
     };
-    view.nodes
-        .iter()
-        .filter(is_shield)
-        .filter(|node| is_well(node))
-        .map(shield)
-        .collect()
+    view.nodes.iter().filter(is_shield).filter(|node| is_well(node)).map(shield).collect()
 }
 
 /// What DNS answers depend on, without a serial.
@@ -96,14 +91,10 @@ fn dns_view(view: &ClusterView, table: &Table) -> DnsView {
             weight: node.info.weight,
         })
     };
-    let sites: BTreeSet<String> = table
-        .sites()
-        .map(|state| state.site.name.as_str().to_owned())
-        .collect();
-    let domains: BTreeMap<String, String> = table
-        .domains()
-        .map(|(domain, site)| (domain.clone(), site.as_str().to_owned()))
-        .collect();
+    let sites: BTreeSet<String> =
+        table.sites().map(|state| state.site.name.as_str().to_owned()).collect();
+    let domains: BTreeMap<String, String> =
+        table.domains().map(|(domain, site)| (domain.clone(), site.as_str().to_owned())).collect();
     DnsView {
         ready: table.is_known(),
         edges: view.nodes.iter().filter_map(edge).collect(),
@@ -120,10 +111,7 @@ fn publish(dns: &watch::Sender<Arc<DnsView>>, mut view: DnsView) {
         if **current == view {
             return false;
         }
-        let now = clock::wall()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = u32::try_from(now).unwrap_or(u32::MAX);
         view.serial = now.max(current.serial.wrapping_add(1));
         *current = Arc::new(view);
@@ -158,11 +146,7 @@ mod tests {
             weight: 1,
             edge: Some(edge),
         };
-        NodeView {
-            info,
-            state: NodeState::Up,
-            ready,
-        }
+        NodeView { info, state: NodeState::Up, ready }
     }
 
     fn view(nodes: Vec<NodeView>) -> ClusterView {
@@ -185,10 +169,7 @@ mod tests {
             node(3, false, true, false),
             node(4, true, true, true),
         ]);
-        let ids: Vec<u64> = healthy_shields(&view, NodeId(4))
-            .iter()
-            .map(|s| s.id.0)
-            .collect();
+        let ids: Vec<u64> = healthy_shields(&view, NodeId(4)).iter().map(|s| s.id.0).collect();
         assert_eq!(ids, [2]);
     }
 

@@ -105,10 +105,7 @@ pub enum RunError {
 }
 
 fn cause(error: &dyn std::error::Error) -> String {
-    error
-        .source()
-        .map(|source| format!(": {source}"))
-        .unwrap_or_default()
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
 }
 
 /// Runs an edge until shutdown.
@@ -124,18 +121,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let endpoint = Endpoint::bind(config.listen, &identity)?;
     let found = endpoint.identity_peer().name.clone();
     if found != config.name {
-        return Err(RunError::Name {
-            name: config.name.clone(),
-            found,
-        });
+        return Err(RunError::Name { name: config.name.clone(), found });
     }
     let visitors = bind_visitors(&config)?;
     let dns = match &config.dns {
-        Some(dns) if config.has(EdgeRole::Dns) => Some(
-            dns::bind(dns)
-                .await
-                .map_err(|error| RunError::Dns { error })?,
-        ),
+        Some(dns) if config.has(EdgeRole::Dns) => {
+            Some(dns::bind(dns).await.map_err(|error| RunError::Dns { error })?)
+        }
         _ => None,
     };
     let (readiness, judged) = watch::channel(Readiness::not("starting"));
@@ -152,11 +144,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let tasks = Tasks::new();
     edge.start(&tasks, &config, info, (readiness, judged), &shutdown, dns);
     if let Some((bound, certificate)) = visitors {
-        let responder = Arc::new(Responder::new(
-            edge.index.clone(),
-            edge.chunks.clone(),
-            &config.name,
-        ));
+        let responder =
+            Arc::new(Responder::new(edge.index.clone(), edge.chunks.clone(), &config.name));
         let serve = bound.serve(responder, certificate, shutdown.clone());
         tasks.spawn("listeners", async move {
             if let Err(error) = serve.await {
@@ -208,17 +197,8 @@ impl Edge {
         let (chunks, index) = opened
             .map_err(io::Error::other)
             .and_then(|opened| opened)
-            .map_err(|source| RunError::Data {
-                path: config.data.clone(),
-                source,
-            })?;
-        Ok(Edge {
-            endpoint,
-            cluster,
-            shields,
-            chunks,
-            index,
-        })
+            .map_err(|source| RunError::Data { path: config.data.clone(), source })?;
+        Ok(Edge { endpoint, cluster, shields, chunks, index })
     }
 
     /// Starts everything but the listeners for HTTP.
@@ -237,10 +217,7 @@ impl Edge {
             "follow",
             index::follow::run(index.clone(), cluster.clone(), own, shutdown.clone()),
         );
-        tasks.spawn(
-            "judge",
-            node::judge(index.clone(), readiness, shutdown.clone()),
-        );
+        tasks.spawn("judge", node::judge(index.clone(), readiness, shutdown.clone()));
         tasks.spawn(
             "heartbeat",
             node::keep_known(cluster.clone(), info, expected, judged, shutdown.clone()),
@@ -249,14 +226,7 @@ impl Edge {
         let shields = self.shields.clone();
         tasks.spawn(
             "feed",
-            feed::run(
-                cluster.clone(),
-                own,
-                shields,
-                index.clone(),
-                names,
-                shutdown.clone(),
-            ),
+            feed::run(cluster.clone(), own, shields, index.clone(), names, shutdown.clone()),
         );
         if let Some(dns) = dns {
             let shutdown = shutdown.clone();
@@ -266,9 +236,7 @@ impl Edge {
             let service = Arc::new(ShieldService::new(self.chunks.clone()));
             let (endpoint, shutdown) = (self.endpoint.clone(), shutdown.clone());
             tasks.spawn("shield", async move {
-                endpoint
-                    .serve(service, ServeLimits::default(), shutdown)
-                    .await;
+                endpoint.serve(service, ServeLimits::default(), shutdown).await;
             });
         }
     }
@@ -276,17 +244,14 @@ impl Edge {
 
 /// Makes sure that no other process uses the data. The lock ends with the process.
 fn lock_data(config: &Config) -> Result<File, RunError> {
-    let failed = |source| RunError::Data {
-        path: config.data.clone(),
-        source,
-    };
+    let failed = |source| RunError::Data { path: config.data.clone(), source };
     std::fs::create_dir_all(&config.data).map_err(failed)?;
     let file = File::create(config.data.join("lock")).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(failed(io::Error::other(
-            "another process uses it; stop that one first",
-        ))),
+        Err(TryLockError::WouldBlock) => {
+            Err(failed(io::Error::other("another process uses it; stop that one first")))
+        }
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }
@@ -297,10 +262,9 @@ fn remove_ready_file(config: &Config) -> Result<(), RunError> {
         return Ok(());
     };
     match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RunError::Data {
-            path: path.clone(),
-            source,
-        }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RunError::Data { path: path.clone(), source })
+        }
         _ => Ok(()),
     }
 }
@@ -353,103 +317,31 @@ async fn announce(config: &Config, addresses: Addresses) -> Result<(), RunError>
 
 fn describe_metrics() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_counter!(
-        "atoll_edge_requests_total",
-        "Requests answered, by protocol and status."
-    );
-    describe_counter!(
-        "atoll_edge_sent_bytes_total",
-        "Bytes of bodies, by protocol."
-    );
-    describe_counter!(
-        "atoll_edge_bodies_aborted_total",
-        "Bodies that could not be completed."
-    );
-    describe_counter!(
-        "atoll_edge_connections_refused_total",
-        "Connections over the bound."
-    );
-    describe_counter!(
-        "atoll_edge_connections_timed_out_total",
-        "Idle or slow connections closed."
-    );
-    describe_counter!(
-        "atoll_edge_handshakes_failed_total",
-        "TLS and QUIC handshakes that failed."
-    );
-    describe_counter!(
-        "atoll_edge_cache_hits_total",
-        "Chunks found in the cache, by tier."
-    );
-    describe_counter!(
-        "atoll_edge_cache_misses_total",
-        "Chunks that had to be fetched."
-    );
-    describe_counter!(
-        "atoll_edge_cache_evicted_total",
-        "Chunks that had to leave, by tier."
-    );
-    describe_counter!(
-        "atoll_edge_cache_corrupt_total",
-        "Cached chunks found damaged on disk."
-    );
-    describe_counter!(
-        "atoll_edge_cache_disk_admitted_total",
-        "Chunks written to the disk cache."
-    );
-    describe_counter!(
-        "atoll_edge_cache_disk_skipped_total",
-        "Chunks the writer had no time for."
-    );
-    describe_counter!(
-        "atoll_edge_cache_disk_errors_total",
-        "Failed writes to the disk cache."
-    );
-    describe_gauge!(
-        "atoll_edge_cache_memory_bytes",
-        "Bytes of chunks in memory."
-    );
+    describe_counter!("atoll_edge_requests_total", "Requests answered, by protocol and status.");
+    describe_counter!("atoll_edge_sent_bytes_total", "Bytes of bodies, by protocol.");
+    describe_counter!("atoll_edge_bodies_aborted_total", "Bodies that could not be completed.");
+    describe_counter!("atoll_edge_connections_refused_total", "Connections over the bound.");
+    describe_counter!("atoll_edge_connections_timed_out_total", "Idle or slow connections closed.");
+    describe_counter!("atoll_edge_handshakes_failed_total", "TLS and QUIC handshakes that failed.");
+    describe_counter!("atoll_edge_cache_hits_total", "Chunks found in the cache, by tier.");
+    describe_counter!("atoll_edge_cache_misses_total", "Chunks that had to be fetched.");
+    describe_counter!("atoll_edge_cache_evicted_total", "Chunks that had to leave, by tier.");
+    describe_counter!("atoll_edge_cache_corrupt_total", "Cached chunks found damaged on disk.");
+    describe_counter!("atoll_edge_cache_disk_admitted_total", "Chunks written to the disk cache.");
+    describe_counter!("atoll_edge_cache_disk_skipped_total", "Chunks the writer had no time for.");
+    describe_counter!("atoll_edge_cache_disk_errors_total", "Failed writes to the disk cache.");
+    describe_gauge!("atoll_edge_cache_memory_bytes", "Bytes of chunks in memory.");
     describe_gauge!("atoll_edge_cache_disk_bytes", "Size of the disk cache.");
-    describe_counter!(
-        "atoll_edge_upstream_chunks_total",
-        "Chunks fetched, by source."
-    );
-    describe_counter!(
-        "atoll_edge_upstream_bytes_total",
-        "Bytes fetched, by source."
-    );
-    describe_counter!(
-        "atoll_edge_upstream_corrupt_total",
-        "Fetched chunks with a wrong hash."
-    );
-    describe_counter!(
-        "atoll_edge_shield_errors_total",
-        "Shields that did not answer."
-    );
-    describe_counter!(
-        "atoll_edge_fill_waiters_total",
-        "Requests that joined a fetch under way."
-    );
-    describe_histogram!(
-        "atoll_edge_fill_seconds",
-        "Time of a fetch from upstream, by outcome."
-    );
-    describe_gauge!(
-        "atoll_edge_publish_seq",
-        "Last entry of the publish log that is applied."
-    );
-    describe_counter!(
-        "atoll_edge_publish_entries_total",
-        "Entries of the publish log applied."
-    );
-    describe_counter!(
-        "atoll_edge_publish_errors_total",
-        "Failed requests for the publish log."
-    );
-    describe_counter!(
-        "atoll_edge_invalidated_chunks_total",
-        "Chunks dropped by invalidations."
-    );
+    describe_counter!("atoll_edge_upstream_chunks_total", "Chunks fetched, by source.");
+    describe_counter!("atoll_edge_upstream_bytes_total", "Bytes fetched, by source.");
+    describe_counter!("atoll_edge_upstream_corrupt_total", "Fetched chunks with a wrong hash.");
+    describe_counter!("atoll_edge_shield_errors_total", "Shields that did not answer.");
+    describe_counter!("atoll_edge_fill_waiters_total", "Requests that joined a fetch under way.");
+    describe_histogram!("atoll_edge_fill_seconds", "Time of a fetch from upstream, by outcome.");
+    describe_gauge!("atoll_edge_publish_seq", "Last entry of the publish log that is applied.");
+    describe_counter!("atoll_edge_publish_entries_total", "Entries of the publish log applied.");
+    describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
+    describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }
 
 #[cfg(test)]

@@ -124,11 +124,8 @@ pub(crate) async fn keep_known(
 
 /// Tries until it worked.
 async fn register(cluster: &Cluster, info: &NodeInfo, expected: ClusterId) {
-    let backoff = Backoff {
-        base: Duration::from_millis(100),
-        max: Duration::from_secs(2),
-        factor: 2.0,
-    };
+    let backoff =
+        Backoff { base: Duration::from_millis(100), max: Duration::from_secs(2), factor: 2.0 };
     let mut attempt = 0;
     loop {
         let request = MasterRequest::Register { info: info.clone() };
@@ -173,11 +170,7 @@ async fn heartbeat(
     ready: bool,
     deadline: Duration,
 ) -> Result<bool, ClientError> {
-    let request = MasterRequest::Heartbeat {
-        node,
-        ready,
-        stat: None,
-    };
+    let request = MasterRequest::Heartbeat { node, ready, stat: None };
     match cluster.master(&request, deadline).await? {
         MasterResponse::Heard { known, .. } => Ok(known),
         _ => Ok(true),
@@ -194,18 +187,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ready.json");
         let addr = SocketAddr::from(([127, 0, 0, 1], 7));
-        let addresses = Addresses {
-            addr,
-            admin: addr,
-            http: Some(addr),
-            https: None,
-            dns: None,
-        };
+        let addresses = Addresses { addr, admin: addr, http: Some(addr), https: None, dns: None };
         write_ready_file(&path, &addresses).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            text,
-            r#"{"addr":"127.0.0.1:7","admin":"127.0.0.1:7","http":"127.0.0.1:7"}"#
-        );
+        assert_eq!(text, r#"{"addr":"127.0.0.1:7","admin":"127.0.0.1:7","http":"127.0.0.1:7"}"#);
     }
 }

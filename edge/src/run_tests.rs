@@ -44,24 +44,14 @@ impl Master {
     fn publish(&self, event: PublishEvent) -> Seq {
         let mut log = self.log.lock().unwrap();
         let seq = Seq(log.last().map_or(1, |last| last.seq.0 + 3));
-        log.push(PublishEntry {
-            seq,
-            at_ms: 0,
-            event,
-        });
+        log.push(PublishEntry { seq, at_ms: 0, event });
         drop(log);
         self.changed.notify_waiters();
         seq
     }
 
     fn after(&self, seq: Seq) -> Vec<PublishEntry> {
-        self.log
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|entry| entry.seq > seq)
-            .cloned()
-            .collect()
+        self.log.lock().unwrap().iter().filter(|entry| entry.seq > seq).cloned().collect()
     }
 
     async fn until_acked(&self, edge: u64, seq: Seq) {
@@ -71,9 +61,7 @@ impl Master {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait)
-            .await
-            .expect("the edge acknowledges");
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the edge acknowledges");
     }
 
     async fn watch(&self, after: Seq, edge: Option<NodeId>, wait_ms: u32) -> MasterResponse {
@@ -122,18 +110,10 @@ impl Service for Master {
         _body: Bytes,
     ) -> Result<Answer<MasterResponse>, WireError> {
         let response = match request {
-            MasterRequest::Watch {
-                after,
-                edge,
-                wait_ms,
-            } => self.watch(after, edge, wait_ms).await,
+            MasterRequest::Watch { after, edge, wait_ms } => self.watch(after, edge, wait_ms).await,
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             MasterRequest::Register { info } => {
-                let node = NodeView {
-                    info,
-                    state: NodeState::Up,
-                    ready: false,
-                };
+                let node = NodeView { info, state: NodeState::Up, ready: false };
                 self.nodes.lock().unwrap().insert(node.info.id, node);
                 MasterResponse::Registered {
                     cluster: CLUSTER,
@@ -144,15 +124,8 @@ impl Service for Master {
             }
             MasterRequest::Heartbeat { node, ready, .. } => {
                 let mut nodes = self.nodes.lock().unwrap();
-                let known = nodes
-                    .get_mut(&node)
-                    .map(|node| node.ready = ready)
-                    .is_some();
-                MasterResponse::Heard {
-                    epoch: Epoch(1),
-                    term: 1,
-                    known,
-                }
+                let known = nodes.get_mut(&node).map(|node| node.ready = ready).is_some();
+                MasterResponse::Heard { epoch: Epoch(1), term: 1, known }
             }
             _ => return Err(WireError::invalid("not in this test")),
         };
@@ -225,10 +198,7 @@ impl Service for Store {
             bytes = Bytes::from_static(b"wrong");
         }
         let chunk_len = u32::try_from(bytes.len()).unwrap();
-        Ok(Answer::with_body(
-            ChunkResponse::Bytes { chunk_len },
-            vec![bytes],
-        ))
+        Ok(Answer::with_body(ChunkResponse::Bytes { chunk_len }, vec![bytes]))
     }
 }
 
@@ -268,23 +238,11 @@ impl Cluster {
             weight: 1,
             edge: None,
         };
-        let view = NodeView {
-            info,
-            state: NodeState::Up,
-            ready: true,
-        };
+        let view = NodeView { info, state: NodeState::Up, ready: true };
         master.nodes.lock().unwrap().insert(NodeId(1), view);
         serving.push(serve(endpoint, store.clone(), shutdown));
         let dir = tempfile::tempdir().unwrap();
-        Cluster {
-            ca,
-            dir,
-            master,
-            store,
-            master_addr,
-            stop_master,
-            serving,
-        }
+        Cluster { ca, dir, master, store, master_addr, stop_master, serving }
     }
 
     fn config(&self, id: u64, roles: &[EdgeRole]) -> Config {
@@ -293,11 +251,7 @@ impl Cluster {
         let identity = base.join("identity");
         if !identity.exists() {
             std::fs::create_dir_all(&base).unwrap();
-            self.ca
-                .issue(Role::Edge, &name)
-                .unwrap()
-                .save(&identity)
-                .unwrap();
+            self.ca.issue(Role::Edge, &name).unwrap().save(&identity).unwrap();
             let made = rcgen::generate_simple_self_signed(vec!["blog.localhost".into()]).unwrap();
             std::fs::write(base.join("web.pem"), made.cert.pem()).unwrap();
             std::fs::write(base.join("web.key"), made.signing_key.serialize_pem()).unwrap();
@@ -348,11 +302,7 @@ impl Cluster {
 
     fn create_site(&self) {
         let name = "blog".parse().unwrap();
-        self.master.publish(PublishEvent::SiteSet(Site {
-            name,
-            domains: vec![],
-            created_ms: 0,
-        }));
+        self.master.publish(PublishEvent::SiteSet(Site { name, domains: vec![], created_ms: 0 }));
     }
 
     async fn stop(self) {
@@ -365,10 +315,7 @@ impl Cluster {
 
 fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, shutdown: Shutdown) -> JoinHandle<()> {
     atoll_net::task::spawn("test-serve", async move {
-        let limits = ServeLimits {
-            drain: Duration::from_millis(100),
-            ..ServeLimits::default()
-        };
+        let limits = ServeLimits { drain: Duration::from_millis(100), ..ServeLimits::default() };
         endpoint.serve(service, limits, shutdown).await;
         endpoint.close().await;
     })
@@ -392,21 +339,14 @@ impl Running {
         let task = atoll_net::task::spawn("test-edge", run(config, shutdown));
         let addresses = tokio::time::timeout(Duration::from_secs(20), read_ready(&ready));
         let addresses = addresses.await.expect("the edge becomes ready");
-        Running {
-            trigger,
-            task,
-            addresses,
-            chain,
-        }
+        Running { trigger, task, addresses, chain }
     }
 
     async fn get(&self, path: &str) -> String {
         use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
         let mut roots = rustls::RootCertStore::empty();
         let chain = self.chain.as_ref().unwrap();
-        roots
-            .add(CertificateDer::from_pem_file(chain).unwrap())
-            .unwrap();
+        roots.add(CertificateDer::from_pem_file(chain).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -421,11 +361,7 @@ impl Running {
     }
 
     async fn admin(&self, path: &str) -> String {
-        exchange(
-            TcpStream::connect(self.addresses["admin"]).await.unwrap(),
-            path,
-        )
-        .await
+        exchange(TcpStream::connect(self.addresses["admin"]).await.unwrap(), path).await
     }
 
     async fn stop(self) {
@@ -463,10 +399,7 @@ async fn what_is_acknowledged_is_served_and_survives_restarts_without_masters() 
     let edge = Running::start(cluster.config(101, &[EdgeRole::Edge])).await;
     cluster.master.until_acked(101, first).await;
     let answer = edge.get("/").await;
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.ends_with("one"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("one"), "{answer}");
     assert!(edge.get("/same").await.ends_with("same"));
 
     let second = cluster.publish(&[("index.html", "two"), ("same.html", "same")]);
@@ -475,33 +408,20 @@ async fn what_is_acknowledged_is_served_and_survives_restarts_without_masters() 
     assert!(edge.get("/").await.ends_with("two"));
     assert!(edge.get("/same").await.ends_with("same"));
     assert!(edge.get("/nothing").await.starts_with("HTTP/1.1 404"));
-    assert_eq!(
-        cluster.store.reads.load(Ordering::SeqCst),
-        reads + 1,
-        "only what changed"
-    );
+    assert_eq!(cluster.store.reads.load(Ordering::SeqCst), reads + 1, "only what changed");
     let until_ready = async {
         while !edge.admin("/readyz").await.starts_with("HTTP/1.1 200") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), until_ready)
-        .await
-        .unwrap();
-    assert!(
-        edge.admin("/metrics")
-            .await
-            .contains("atoll_edge_publish_seq")
-    );
+    tokio::time::timeout(Duration::from_secs(10), until_ready).await.unwrap();
+    assert!(edge.admin("/metrics").await.contains("atoll_edge_publish_seq"));
     // Asked for often enough to be worth a place on disk.
     for _ in 0..3 {
         edge.get("/").await;
     }
     edge.stop().await;
-    assert!(
-        !cluster.master.nodes.lock().unwrap()[&NodeId(101)].ready,
-        "it said goodbye"
-    );
+    assert!(!cluster.master.nodes.lock().unwrap()[&NodeId(101)].ready, "it said goodbye");
 
     let config = cluster.config(101, &[EdgeRole::Edge]);
     cluster.stop_master.trigger();
@@ -562,18 +482,12 @@ async fn what_cannot_start_says_why() {
     let mut config = cluster.config(101, &[EdgeRole::Edge]);
     config.name = "somebody".into();
     let error = run(config, shutdown.clone()).await.unwrap_err().to_string();
-    assert!(
-        error.contains("somebody") && error.contains("edge-101"),
-        "{error}"
-    );
+    assert!(error.contains("somebody") && error.contains("edge-101"), "{error}");
     let taken = std::net::TcpListener::bind(loopback()).unwrap();
     let mut config = cluster.config(101, &[EdgeRole::Edge]);
     config.https = Some(taken.local_addr().unwrap());
     let error = run(config, shutdown.clone()).await.unwrap_err().to_string();
-    assert!(
-        error.contains(&taken.local_addr().unwrap().to_string()),
-        "{error}"
-    );
+    assert!(error.contains(&taken.local_addr().unwrap().to_string()), "{error}");
     let mut config = cluster.config(101, &[EdgeRole::Edge]);
     config.tls.as_mut().unwrap().cert = "/nowhere/web.pem".into();
     let error = run(config, shutdown).await.unwrap_err().to_string();

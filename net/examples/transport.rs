@@ -39,25 +39,16 @@ impl Service for Bulk {
 }
 
 fn main() {
-    let seconds = std::env::args()
-        .nth(1)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(5);
+    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(5);
     let ip = std::env::args().nth(2).and_then(|text| text.parse().ok());
     let any = SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
         let server = ca.issue(Role::Chunkserver, "server").unwrap();
         let client = ca.issue(Role::Client, "client").unwrap();
         let length = Duration::from_secs(seconds);
-        println!(
-            "{:<34} {:>9} {:>10} {:>12}",
-            "", "MB/s", "calls/s", "CPU-s per GB"
-        );
+        println!("{:<34} {:>9} {:>10} {:>12}", "", "MB/s", "calls/s", "CPU-s per GB");
         quic(any, &server, &client, 1 << 20, length).await;
         tls(any, &server, &client, 1 << 20, length).await;
         quic(any, &server, &client, 4096, length).await;
@@ -71,32 +62,25 @@ async fn quic(any: SocketAddr, server: &Identity, client: &Identity, len: u32, l
     let (trigger, listener) = shutdown::pair();
     let serving = task::spawn("server", async move {
         let service = Arc::new(Bulk(Bytes::from(vec![0x5a; 1 << 20])));
-        endpoint
-            .serve(service, ServeLimits::default(), listener)
-            .await;
+        endpoint.serve(service, ServeLimits::default(), listener).await;
     });
     let client = Endpoint::client(client).unwrap();
-    measure(
-        &format!("QUIC, {len} B, {IN_FLIGHT} in flight"),
-        len,
-        length,
-        |_| {
-            let client = client.clone();
-            async move {
-                let options = || CallOptions::within(Duration::from_secs(10));
-                move || {
-                    let client = client.clone();
-                    async move {
-                        let ((), body) = client
-                            .call(addr, Role::Chunkserver, &len, vec![], options())
-                            .await
-                            .unwrap();
-                        body.len()
-                    }
+    measure(&format!("QUIC, {len} B, {IN_FLIGHT} in flight"), len, length, |_| {
+        let client = client.clone();
+        async move {
+            let options = || CallOptions::within(Duration::from_secs(10));
+            move || {
+                let client = client.clone();
+                async move {
+                    let ((), body) = client
+                        .call(addr, Role::Chunkserver, &len, vec![], options())
+                        .await
+                        .unwrap();
+                    body.len()
                 }
             }
-        },
-    )
+        }
+    })
     .await;
     trigger.trigger();
     serving.await.unwrap();
@@ -126,30 +110,25 @@ async fn tls(any: SocketAddr, server: &Identity, client: &Identity, len: u32, le
             });
         }
     });
-    measure(
-        &format!("TLS over TCP, {len} B, {IN_FLIGHT} in flight"),
-        len,
-        length,
-        |_| {
-            let connector = connector.clone();
-            async move {
-                let stream = TcpStream::connect(addr).await.unwrap();
-                stream.set_nodelay(true).unwrap();
-                let name = ServerName::try_from("atoll.internal").unwrap();
-                let stream = connector.connect(name, stream).await.unwrap();
-                let stream = Arc::new(tokio::sync::Mutex::new(stream));
-                move || {
-                    let stream = stream.clone();
-                    async move {
-                        let mut stream = stream.lock().await;
-                        stream.write_u32(len).await.unwrap();
-                        stream.flush().await.unwrap();
-                        read_exactly(&mut *stream, len as usize).await.len()
-                    }
+    measure(&format!("TLS over TCP, {len} B, {IN_FLIGHT} in flight"), len, length, |_| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(addr).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let name = ServerName::try_from("atoll.internal").unwrap();
+            let stream = connector.connect(name, stream).await.unwrap();
+            let stream = Arc::new(tokio::sync::Mutex::new(stream));
+            move || {
+                let stream = stream.clone();
+                async move {
+                    let mut stream = stream.lock().await;
+                    stream.write_u32(len).await.unwrap();
+                    stream.flush().await.unwrap();
+                    read_exactly(&mut *stream, len as usize).await.len()
                 }
             }
-        },
-    )
+        }
+    })
     .await;
     serving.abort();
 }
@@ -183,9 +162,7 @@ fn tls_server(identity: &Identity) -> Arc<rustls::ServerConfig> {
 
 fn tls_client(identity: &Identity) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(identity.ca_pem.as_bytes()).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_slice(identity.ca_pem.as_bytes()).unwrap()).unwrap();
     let config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -256,12 +233,8 @@ where
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields = &stat[stat.rfind(')').unwrap() + 2..];
-    let ticks: u64 = fields
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .map(|field| field.parse::<u64>().unwrap())
-        .sum();
+    let ticks: u64 =
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
     // USER_HZ is 100 on every Linux.
     ticks as f64 / 100.0
 }

@@ -43,18 +43,12 @@ pub struct Readiness {
 impl Readiness {
     /// Ready for work.
     pub fn ready() -> Readiness {
-        Readiness {
-            ready: true,
-            reasons: Vec::new(),
-        }
+        Readiness { ready: true, reasons: Vec::new() }
     }
 
     /// Not ready, for this reason.
     pub fn not(reason: impl Into<String>) -> Readiness {
-        Readiness {
-            ready: false,
-            reasons: vec![reason.into()],
-        }
+        Readiness { ready: false, reasons: vec![reason.into()] }
     }
 }
 
@@ -97,10 +91,7 @@ pub fn serve(
         AdminListener::Bound(listener) => listener,
     };
     let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
-    let addr = listener.local_addr().map_err(|source| NetError::Bind {
-        addr: unbound,
-        source,
-    })?;
+    let addr = listener.local_addr().map_err(|source| NetError::Bind { addr: unbound, source })?;
     let bind = |source| NetError::Bind { addr, source };
     listener.set_nonblocking(true).map_err(bind)?;
     let listener = TcpListener::from_std(listener).map_err(bind)?;
@@ -168,10 +159,8 @@ fn respond(
     readiness: &watch::Receiver<Readiness>,
 ) -> Response<Full<Bytes>> {
     if !request.body().is_end_stream() {
-        let mut response = plain(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "this port takes no request bodies\n",
-        );
+        let mut response =
+            plain(StatusCode::PAYLOAD_TOO_LARGE, "this port takes no request bodies\n");
         let close = header::HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
         return response;
@@ -186,9 +175,7 @@ fn respond(
         "/livez" => plain(StatusCode::OK, "ok\n"),
         "/readyz" => {
             let verbose = request.uri().query().is_some_and(|query| {
-                query
-                    .split('&')
-                    .any(|part| part == "verbose" || part.starts_with("verbose="))
+                query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
             });
             ready(&readiness.borrow(), verbose)
         }
@@ -202,11 +189,7 @@ fn respond(
 }
 
 fn ready(readiness: &Readiness, verbose: bool) -> Response<Full<Bytes>> {
-    let status = if readiness.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if verbose {
         let body = serde_json::to_string(readiness).expect("a flag and strings always encode");
         return typed(status, "application/json", body);
@@ -234,13 +217,7 @@ fn typed(
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    headers.insert(
-        header::CACHE_CONTROL,
-        header::HeaderValue::from_static("no-store"),
-    );
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     response
 }

@@ -26,11 +26,7 @@ pub struct CallOptions {
 impl CallOptions {
     /// A call that may take this long.
     pub fn within(deadline: Duration) -> CallOptions {
-        CallOptions {
-            deadline,
-            token: None,
-            trace: None,
-        }
+        CallOptions { deadline, token: None, trace: None }
     }
 
     /// The same on behalf of the user with this token.
@@ -146,20 +142,8 @@ mod tests {
         let addr = SocketAddr::from(([127, 0, 0, 1], 7));
         let reason = String::from("x");
         let after = Duration::from_secs(1);
-        assert!(
-            !CallError::Unreachable {
-                addr,
-                reason: reason.clone()
-            }
-            .is_unknown_outcome()
-        );
-        assert!(
-            CallError::Lost {
-                addr,
-                reason: reason.clone()
-            }
-            .is_unknown_outcome()
-        );
+        assert!(!CallError::Unreachable { addr, reason: reason.clone() }.is_unknown_outcome());
+        assert!(CallError::Lost { addr, reason: reason.clone() }.is_unknown_outcome());
         assert!(CallError::Deadline { addr, after }.is_unknown_outcome());
         assert!(CallError::Malformed { addr, reason }.is_unknown_outcome());
         let refused = CallError::Refused(WireError::not_found("no such site"));

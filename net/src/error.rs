@@ -36,8 +36,6 @@ pub enum NetError {
 
 impl NetError {
     pub(crate) fn identity(reason: impl ToString) -> NetError {
-        NetError::Identity {
-            reason: reason.to_string(),
-        }
+        NetError::Identity { reason: reason.to_string() }
     }
 }

@@ -19,11 +19,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Backoff {
-        Backoff {
-            base: Duration::from_millis(50),
-            max: Duration::from_secs(5),
-            factor: 2.0,
-        }
+        Backoff { base: Duration::from_millis(50), max: Duration::from_secs(5), factor: 2.0 }
     }
 }
 
@@ -31,22 +27,14 @@ impl Backoff {
     /// The delay before attempt number `attempt + 1`, with `rng_unit` uniform in `0.0..1.0`
     /// (anything outside is clamped).
     pub fn delay(&self, attempt: u32, rng_unit: f64) -> Duration {
-        let unit = if rng_unit.is_finite() {
-            rng_unit.clamp(0.0, 1.0)
-        } else {
-            1.0
-        };
+        let unit = if rng_unit.is_finite() { rng_unit.clamp(0.0, 1.0) } else { 1.0 };
         // Floats round: of a long delay, up to some nanoseconds beyond it.
         self.ceiling(attempt).mul_f64(unit).min(self.max)
     }
 
     /// The longest delay that [`Backoff::delay`] can give for this attempt.
     pub fn ceiling(&self, attempt: u32) -> Duration {
-        let factor = if self.factor.is_finite() {
-            self.factor.max(1.0)
-        } else {
-            1.0
-        };
+        let factor = if self.factor.is_finite() { self.factor.max(1.0) } else { 1.0 };
         let exponent = i32::try_from(attempt).unwrap_or(i32::MAX);
         let seconds = self.base.as_secs_f64() * factor.powi(exponent);
         if seconds.is_finite() && seconds < self.max.as_secs_f64() {
@@ -64,11 +52,8 @@ mod tests {
 
     #[test]
     fn the_ceiling_doubles_up_to_the_maximum() {
-        let backoff = Backoff {
-            base: Duration::from_millis(100),
-            max: Duration::from_secs(1),
-            factor: 2.0,
-        };
+        let backoff =
+            Backoff { base: Duration::from_millis(100), max: Duration::from_secs(1), factor: 2.0 };
         let ceilings: Vec<u128> = (0..6).map(|n| backoff.delay(n, 1.0).as_millis()).collect();
         assert_eq!(ceilings, [100, 200, 400, 800, 1000, 1000]);
         assert_eq!(backoff.delay(3, 0.0), Duration::ZERO);

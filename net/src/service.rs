@@ -75,10 +75,7 @@ pub struct Answer<R> {
 impl<R> Answer<R> {
     /// A reply without a body.
     pub fn head(head: R) -> Answer<R> {
-        Answer {
-            head,
-            body: Vec::new(),
-        }
+        Answer { head, body: Vec::new() }
     }
 
     /// A reply with a body.

@@ -12,10 +12,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 /// Runs `future` on the runtime under `name`, inside the current span, counted in `atoll_tasks`.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the one place where tasks are spawned"
-)]
+#[allow(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -25,10 +22,7 @@ where
 }
 
 /// Runs blocking work on the runtime's thread pool under `name`, counted in `atoll_tasks`.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the one place where tasks are spawned"
-)]
+#[allow(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
 pub fn spawn_blocking<F, R>(name: &'static str, work: F) -> JoinHandle<R>
 where
     F: FnOnce() -> R + Send + 'static,
@@ -143,9 +137,7 @@ impl Tasks {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -18,17 +18,8 @@ const SECONDS_BUCKETS: [f64; 15] = [
     10.0,
 ];
 /// Bounds of every histogram whose name ends in `_bytes`.
-const BYTES_BUCKETS: [f64; 9] = [
-    256.0,
-    1024.0,
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-];
+const BYTES_BUCKETS: [f64; 9] =
+    [256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 /// How often samples of histograms are folded together when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -50,9 +41,7 @@ pub struct Telemetry {
 pub fn init(role: &str, filter_default: &str) -> Telemetry {
     let telemetry = TELEMETRY.get_or_init(|| {
         start_logging(filter_default);
-        Telemetry {
-            metrics: start_metrics(role),
-        }
+        Telemetry { metrics: start_metrics(role) }
     });
     telemetry.clone()
 }
@@ -65,40 +54,27 @@ pub fn render_metrics() -> String {
 impl Telemetry {
     /// All metrics in Prometheus text format.
     pub fn render(&self) -> String {
-        self.metrics
-            .as_ref()
-            .map(PrometheusHandle::render)
-            .unwrap_or_default()
+        self.metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
     }
 }
 
 impl fmt::Debug for Telemetry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Telemetry")
-            .field("metrics", &self.metrics.is_some())
-            .finish()
+        f.debug_struct("Telemetry").field("metrics", &self.metrics.is_some()).finish()
     }
 }
 
 fn start_logging(filter_default: &str) {
-    let wanted = std::env::var("ATOLL_LOG")
-        .ok()
-        .filter(|filter| !filter.is_empty());
+    let wanted = std::env::var("ATOLL_LOG").ok().filter(|filter| !filter.is_empty());
     let (filter, complaint) = match wanted.as_deref().map(EnvFilter::try_new) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(filter_default), Some(error)),
         None => (EnvFilter::new(filter_default), None),
     };
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let json = std::env::var("ATOLL_LOG_FORMAT").is_ok_and(|format| format == "json");
     let started = if json {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .try_init()
+        lines.json().flatten_event(true).with_span_list(false).try_init()
     } else {
         let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
         lines.with_ansi(colour).try_init()
@@ -128,14 +104,12 @@ fn start_metrics(role: &str) -> Option<PrometheusHandle> {
         "role" => role.to_owned())
     .set(1.0);
     let upkeep = handle.clone();
-    let thread = std::thread::Builder::new()
-        .name("metrics-upkeep".into())
-        .spawn(move || {
-            loop {
-                std::thread::sleep(UPKEEP_EVERY);
-                upkeep.run_upkeep();
-            }
-        });
+    let thread = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
+        loop {
+            std::thread::sleep(UPKEEP_EVERY);
+            upkeep.run_upkeep();
+        }
+    });
     if let Err(error) = thread {
         tracing::warn!(%error, "histograms are folded only when scraped");
     }
@@ -145,42 +119,23 @@ fn start_metrics(role: &str) -> Option<PrometheusHandle> {
 fn describe() {
     describe_gauge!("atoll_build_info", "Version and role of this process.");
     describe_gauge!("atoll_tasks", "Running tasks by name.");
-    describe_counter!(
-        "atoll_net_bytes_total",
-        Unit::Bytes,
-        "Bytes of frames by direction."
-    );
-    describe_counter!(
-        "atoll_net_requests_total",
-        "Requests answered, by operation and outcome."
-    );
+    describe_counter!("atoll_net_bytes_total", Unit::Bytes, "Bytes of frames by direction.");
+    describe_counter!("atoll_net_requests_total", "Requests answered, by operation and outcome.");
     describe_histogram!(
         "atoll_net_request_seconds",
         Unit::Seconds,
         "Time from a request's head to its reply, by operation."
     );
-    describe_gauge!(
-        "atoll_net_requests_in_flight",
-        "Requests being answered, by operation."
-    );
-    describe_counter!(
-        "atoll_net_calls_total",
-        "Calls made, by role of the peer and outcome."
-    );
+    describe_gauge!("atoll_net_requests_in_flight", "Requests being answered, by operation.");
+    describe_counter!("atoll_net_calls_total", "Calls made, by role of the peer and outcome.");
     describe_histogram!(
         "atoll_net_call_seconds",
         Unit::Seconds,
         "Time from a call to its answer, by role of the peer."
     );
-    describe_gauge!(
-        "atoll_net_calls_in_flight",
-        "Calls waiting for an answer, by role."
-    );
+    describe_gauge!("atoll_net_calls_in_flight", "Calls waiting for an answer, by role.");
     describe_gauge!("atoll_net_connections", "Open connections by side.");
-    describe_counter!(
-        "atoll_net_connects_total",
-        "Connection attempts by role and outcome."
-    );
+    describe_counter!("atoll_net_connects_total", "Connection attempts by role and outcome.");
 }
 
 /// A request's place in a trace, as in W3C Trace Context, level 1: `00-<trace>-<span>-<flags>`.
@@ -194,20 +149,13 @@ pub struct TraceContext {
 impl TraceContext {
     /// The start of a new trace.
     pub fn root() -> TraceContext {
-        TraceContext {
-            trace_id: random_nonzero(),
-            span_id: random_nonzero(),
-            sampled: false,
-        }
+        TraceContext { trace_id: random_nonzero(), span_id: random_nonzero(), sampled: false }
     }
 
     /// A new span below this one.
     #[must_use]
     pub fn child(&self) -> TraceContext {
-        TraceContext {
-            span_id: random_nonzero(),
-            ..*self
-        }
+        TraceContext { span_id: random_nonzero(), ..*self }
     }
 
     /// Reads a `traceparent` header. Anything that is not one gives `None`, as the standard asks
@@ -215,9 +163,7 @@ impl TraceContext {
     pub fn parse(text: &str) -> Option<TraceContext> {
         let bytes = text.as_bytes();
         let version = hex_bytes::<1>(bytes.get(..2)?)?[0];
-        let dashes = [2, 35, 52]
-            .into_iter()
-            .all(|at| bytes.get(at) == Some(&b'-'));
+        let dashes = [2, 35, 52].into_iter().all(|at| bytes.get(at) == Some(&b'-'));
         // Version 0 has exactly four fields; later versions may append fields after a dash.
         let tail = match bytes.len() {
             55 => true,
@@ -233,11 +179,7 @@ impl TraceContext {
         if trace_id == [0; 16] || span_id == [0; 8] {
             return None;
         }
-        Some(TraceContext {
-            trace_id,
-            span_id,
-            sampled,
-        })
+        Some(TraceContext { trace_id, span_id, sampled })
     }
 
     /// The trace's id in hex, for log lines.

@@ -52,9 +52,7 @@ pub(crate) fn server(identity: &Identity) -> Result<Arc<QuicServerConfig>, NetEr
     config.alpn_protocols = vec![ALPN.to_vec()];
     // Connections live long; resumption would only keep secrets around.
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(
-        QuicServerConfig::try_from(config).map_err(NetError::identity)?,
-    ))
+    Ok(Arc::new(QuicServerConfig::try_from(config).map_err(NetError::identity)?))
 }
 
 /// The side that opens connections.
@@ -67,7 +65,5 @@ pub(crate) fn client(identity: &Identity) -> Result<Arc<QuicClientConfig>, NetEr
         .map_err(NetError::identity)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(
-        QuicClientConfig::try_from(config).map_err(NetError::identity)?,
-    ))
+    Ok(Arc::new(QuicClientConfig::try_from(config).map_err(NetError::identity)?))
 }

@@ -46,10 +46,7 @@ pub(crate) fn answer<R: Serialize>(
 ) -> Result<Pieces, WireError> {
     let head = encode(head)?;
     frame(version, Kind::Answer, &[&head], body).map_err(|error| {
-        WireError::internal(format!(
-            "the answer does not fit a frame: {}",
-            error.message
-        ))
+        WireError::internal(format!("the answer does not fit a frame: {}", error.message))
     })
 }
 
@@ -132,17 +129,15 @@ pub(crate) async fn read_bytes(recv: &mut RecvStream, len: usize) -> Result<Byte
 pub(crate) async fn read_end(recv: &mut RecvStream) -> Result<(), FrameError> {
     match recv.read(&mut [0; 1]).await {
         Ok(None) => Ok(()),
-        Ok(Some(_)) => Err(FrameError::Bad(WireError::invalid(
-            "bytes follow the frame on its stream",
-        ))),
+        Ok(Some(_)) => {
+            Err(FrameError::Bad(WireError::invalid("bytes follow the frame on its stream")))
+        }
         Err(error) => Err(FrameError::Read(error)),
     }
 }
 
 fn read_error(error: std::io::Error) -> ReadError {
-    error
-        .downcast::<ReadError>()
-        .unwrap_or(ReadError::ClosedStream)
+    error.downcast::<ReadError>().unwrap_or(ReadError::ClosedStream)
 }
 
 #[cfg(test)]
@@ -152,40 +147,22 @@ mod tests {
 
     #[test]
     fn a_frame_announces_what_follows() {
-        let head = RequestHead {
-            deadline_ms: 5,
-            token: None,
-            trace: None,
-        };
-        let body = [
-            Bytes::from_static(b"abc"),
-            Bytes::new(),
-            Bytes::from_static(b"de"),
-        ];
+        let head = RequestHead { deadline_ms: 5, token: None, trace: None };
+        let body = [Bytes::from_static(b"abc"), Bytes::new(), Bytes::from_static(b"de")];
         let pieces = request(&head, b"xyz", &body).unwrap();
         assert_eq!(pieces.len(), 3);
         let prefix = Prefix::decode(pieces[0][..PREFIX_BYTES].try_into().unwrap()).unwrap();
         assert_eq!((prefix.kind, prefix.body_len), (Kind::Request, 5));
-        assert_eq!(
-            PREFIX_BYTES as u64 + u64::from(prefix.head_len) + 5,
-            len(&pieces)
-        );
+        assert_eq!(PREFIX_BYTES as u64 + u64::from(prefix.head_len) + 5, len(&pieces));
     }
 
     #[test]
     fn oversize_is_refused_before_it_is_sent() {
-        let head = RequestHead {
-            deadline_ms: 5,
-            token: None,
-            trace: None,
-        };
+        let head = RequestHead { deadline_ms: 5, token: None, trace: None };
         let huge = Bytes::from(vec![0; limits::BODY_BYTES_MAX + 1]);
         assert_eq!(request(&head, b"", &[huge]).unwrap_err().code, Code::Limit);
         let head_too_long = vec![0; limits::HEAD_BYTES_MAX];
-        assert_eq!(
-            request(&head, &head_too_long, &[]).unwrap_err().code,
-            Code::Limit
-        );
+        assert_eq!(request(&head, &head_too_long, &[]).unwrap_err().code, Code::Limit);
         let long = WireError::internal("ä".repeat(limits::HEAD_BYTES_MAX));
         assert!(len(&error(1, &long)) < 100_000);
     }

@@ -15,19 +15,12 @@ async fn send(addr: SocketAddr, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut reply = Vec::new();
     let read = stream.read_to_end(&mut reply);
-    tokio::time::timeout(Duration::from_secs(10), read)
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
     String::from_utf8(reply).unwrap()
 }
 
 async fn get(addr: SocketAddr, path: &str) -> String {
-    send(
-        addr,
-        &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
-    )
-    .await
+    send(addr, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
 }
 
 #[tokio::test]
@@ -44,16 +37,8 @@ async fn probes_and_metrics() {
     assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("no master answers"));
     sender.send_replace(Readiness::ready());
     assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(
-        get(addr, "/readyz?verbose")
-            .await
-            .contains(r#"{"ready":true,"reasons":[]}"#)
-    );
-    assert!(
-        get(addr, "/metrics")
-            .await
-            .contains("atoll_admin_test_total 1")
-    );
+    assert!(get(addr, "/readyz?verbose").await.contains(r#"{"ready":true,"reasons":[]}"#));
+    assert!(get(addr, "/metrics").await.contains("atoll_admin_test_total 1"));
     assert!(get(addr, "/other").await.starts_with("HTTP/1.1 404"));
 }
 
@@ -67,11 +52,7 @@ async fn bodies_other_methods_and_nonsense_are_refused() {
     assert!(send(addr, body).await.starts_with("HTTP/1.1 413"));
     let delete = "DELETE /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     assert!(send(addr, delete).await.starts_with("HTTP/1.1 405"));
-    assert!(
-        send(addr, "nonsense\r\n\r\n")
-            .await
-            .starts_with("HTTP/1.1 400")
-    );
+    assert!(send(addr, "nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(addr).await.unwrap();
     drop(stream.write_all(long.as_bytes()).await);

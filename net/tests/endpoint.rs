@@ -70,11 +70,7 @@ impl Service for Echo {
             Ask::WhoAmI => {
                 let token = context.token.as_deref().unwrap_or("none");
                 assert!(context.remaining() <= Duration::from_secs(5));
-                Ok(Answer::head(format!(
-                    "{} {token} {}",
-                    context.peer,
-                    context.trace.trace_id()
-                )))
+                Ok(Answer::head(format!("{} {token} {}", context.peer, context.trace.trace_id())))
             }
             Ask::Wait => {
                 let _dropped = NotifyOnDrop(self.dropped.clone());
@@ -84,9 +80,7 @@ impl Service for Echo {
                 Ok(Answer::head("waited".into()))
             }
             Ask::Panic => panic!("on purpose"),
-            Ask::Refuse => Err(WireError::not_found(
-                "there is no such site; see `sites list`",
-            )),
+            Ask::Refuse => Err(WireError::not_found("there is no such site; see `sites list`")),
         }
     }
 }
@@ -109,13 +103,7 @@ fn start_at(addr: SocketAddr, identity: &Identity, limits: ServeLimits) -> Node 
             endpoint.serve(service, limits, shutdown).await;
         })
     };
-    Node {
-        addr: endpoint.local_addr(),
-        endpoint,
-        service,
-        trigger,
-        server,
-    }
+    Node { addr: endpoint.local_addr(), endpoint, service, trigger, server }
 }
 
 fn start(identity: &Identity) -> Node {
@@ -143,15 +131,11 @@ async fn ask(
     ask: Ask,
     body: Vec<Bytes>,
 ) -> Result<(String, Bytes), CallError> {
-    client
-        .call(addr, Role::Chunkserver, &ask, body, soon())
-        .await
+    client.call(addr, Role::Chunkserver, &ask, body, soon()).await
 }
 
 async fn assert_alive(client: &Endpoint, addr: SocketAddr) {
-    let (text, _) = ask(client, addr, Ask::Echo("alive".into()), vec![])
-        .await
-        .unwrap();
+    let (text, _) = ask(client, addr, Ask::Echo("alive".into()), vec![]).await.unwrap();
     assert_eq!(text, "alive");
 }
 
@@ -161,21 +145,13 @@ async fn head_and_body_make_the_round_trip() {
     let first = Bytes::from(vec![0xab; 1 << 20]);
     let second = Bytes::from_static(b"tail");
     let echo = Ask::Echo("hello".into());
-    let (text, body) = ask(
-        &client,
-        node.addr,
-        echo,
-        vec![first.clone(), second.clone()],
-    )
-    .await
-    .unwrap();
+    let (text, body) =
+        ask(&client, node.addr, echo, vec![first.clone(), second.clone()]).await.unwrap();
     assert_eq!(text, "hello");
     assert_eq!(body.len(), first.len() + 4);
     assert!(body.starts_with(&first) && body.ends_with(&second));
 
-    let (text, body) = ask(&client, node.addr, Ask::Echo(String::new()), vec![])
-        .await
-        .unwrap();
+    let (text, body) = ask(&client, node.addr, Ask::Echo(String::new()), vec![]).await.unwrap();
     assert!(text.is_empty() && body.is_empty());
 }
 
@@ -183,14 +159,8 @@ async fn head_and_body_make_the_round_trip() {
 async fn the_largest_frame_makes_the_round_trip() {
     let (_ca, node, client) = pair();
     let body = Bytes::from(vec![7; atoll_proto::limits::BODY_BYTES_MAX]);
-    let (_, back) = ask(
-        &client,
-        node.addr,
-        Ask::Echo("x".into()),
-        vec![body.clone()],
-    )
-    .await
-    .unwrap();
+    let (_, back) =
+        ask(&client, node.addr, Ask::Echo("x".into()), vec![body.clone()]).await.unwrap();
     assert!(back == body);
 }
 
@@ -199,15 +169,10 @@ async fn the_server_knows_who_asks_and_on_whose_behalf() {
     let (_ca, node, client) = pair();
     let trace = atoll_net::TraceContext::root();
     let options = soon().token("secret").trace(trace);
-    let (text, _): (String, Bytes) = client
-        .call(node.addr, Role::Chunkserver, &Ask::WhoAmI, vec![], options)
-        .await
-        .unwrap();
+    let (text, _): (String, Bytes) =
+        client.call(node.addr, Role::Chunkserver, &Ask::WhoAmI, vec![], options).await.unwrap();
     let cluster = ClusterId([1; 16]);
-    assert_eq!(
-        text,
-        format!("atoll://{cluster}/client/cli secret {}", trace.trace_id())
-    );
+    assert_eq!(text, format!("atoll://{cluster}/client/cli secret {}", trace.trace_id()));
     assert_eq!(client.identity_peer().name, "cli");
 }
 
@@ -217,9 +182,7 @@ async fn many_calls_share_one_connection_attempt() {
     let calls = (0..200).map(|n| {
         let (client, addr) = (client.clone(), node.addr);
         atoll_net::task::spawn("call", async move {
-            let (text, _) = ask(&client, addr, Ask::Echo(n.to_string()), vec![])
-                .await
-                .unwrap();
+            let (text, _) = ask(&client, addr, Ask::Echo(n.to_string()), vec![]).await.unwrap();
             assert_eq!(text, n.to_string());
         })
     });
@@ -234,9 +197,7 @@ async fn a_certificate_of_another_cluster_is_refused_by_both_sides() {
     for foreign in [ClusterCa::create(ClusterId([2; 16])).unwrap(), ca()] {
         // The second has the same cluster id, but another key: a forger.
         let stranger = Endpoint::client(&foreign.issue(Role::Client, "x").unwrap()).unwrap();
-        let error = ask(&stranger, node.addr, Ask::WhoAmI, vec![])
-            .await
-            .unwrap_err();
+        let error = ask(&stranger, node.addr, Ask::WhoAmI, vec![]).await.unwrap_err();
         assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains("certificate"), "{error}");
 
@@ -244,9 +205,7 @@ async fn a_certificate_of_another_cluster_is_refused_by_both_sides() {
         let mut mixed = foreign.issue(Role::Client, "x").unwrap();
         mixed.ca_pem = _ca.cert_pem().to_owned();
         let stranger = Endpoint::client(&mixed).unwrap();
-        let error = ask(&stranger, node.addr, Ask::WhoAmI, vec![])
-            .await
-            .unwrap_err();
+        let error = ask(&stranger, node.addr, Ask::WhoAmI, vec![]).await.unwrap_err();
         assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
     }
     assert_alive(&client, node.addr).await;
@@ -278,17 +237,11 @@ async fn without_a_certificate_there_is_no_connection() {
 #[tokio::test]
 async fn the_wrong_role_is_not_asked() {
     let (_ca, node, client) = pair();
-    let result: Result<(String, Bytes), CallError> = client
-        .call(node.addr, Role::Master, &Ask::WhoAmI, vec![], soon())
-        .await;
+    let result: Result<(String, Bytes), CallError> =
+        client.call(node.addr, Role::Master, &Ask::WhoAmI, vec![], soon()).await;
     let error = result.unwrap_err();
     assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("chunkserver \"c1\", not a master"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("chunkserver \"c1\", not a master"), "{error}");
     assert!(!error.is_unknown_outcome());
 }
 
@@ -296,9 +249,8 @@ async fn the_wrong_role_is_not_asked() {
 async fn the_deadline_bounds_both_sides() {
     let (_ca, node, client) = pair();
     let options = CallOptions::within(Duration::from_millis(100));
-    let result: Result<(String, Bytes), CallError> = client
-        .call(node.addr, Role::Chunkserver, &Ask::Wait, vec![], options)
-        .await;
+    let result: Result<(String, Bytes), CallError> =
+        client.call(node.addr, Role::Chunkserver, &Ask::Wait, vec![], options).await;
     let error = result.unwrap_err();
     assert!(error.is_unknown_outcome(), "{error}");
     node.service.dropped.notified().await;
@@ -311,9 +263,7 @@ async fn a_dropped_call_cancels_the_handler() {
     let (_ca, node, client) = pair();
     let call = {
         let (client, addr) = (client.clone(), node.addr);
-        atoll_net::task::spawn("call", async move {
-            ask(&client, addr, Ask::Wait, vec![]).await
-        })
+        atoll_net::task::spawn("call", async move { ask(&client, addr, Ask::Wait, vec![]).await })
     };
     node.service.entered.notified().await;
     call.abort();
@@ -325,26 +275,17 @@ async fn a_dropped_call_cancels_the_handler() {
 #[tokio::test]
 async fn a_panic_ends_one_request_only() {
     let (_ca, node, client) = pair();
-    let error = ask(&client, node.addr, Ask::Panic, vec![])
-        .await
-        .unwrap_err();
-    let CallError::Refused(error) = error else {
-        panic!("{error}")
-    };
+    let error = ask(&client, node.addr, Ask::Panic, vec![]).await.unwrap_err();
+    let CallError::Refused(error) = error else { panic!("{error}") };
     assert_eq!(error.code, Code::Internal);
-    assert!(
-        !error.message.contains("on purpose"),
-        "details stay in the log"
-    );
+    assert!(!error.message.contains("on purpose"), "details stay in the log");
     assert_alive(&client, node.addr).await;
 }
 
 #[tokio::test]
 async fn an_error_travels_whole() {
     let (_ca, node, client) = pair();
-    let error = ask(&client, node.addr, Ask::Refuse, vec![])
-        .await
-        .unwrap_err();
+    let error = ask(&client, node.addr, Ask::Refuse, vec![]).await.unwrap_err();
     assert_eq!(error.to_string(), "there is no such site; see `sites list`");
     assert_eq!(error.retry(), Retry::Never);
     assert!(!error.is_unknown_outcome());
@@ -353,68 +294,39 @@ async fn an_error_travels_whole() {
 #[tokio::test]
 async fn too_long_a_body_is_refused_with_the_limit() {
     let ca = ca();
-    let limits = ServeLimits {
-        body_bytes_max: 1000,
-        ..ServeLimits::default()
-    };
+    let limits = ServeLimits { body_bytes_max: 1000, ..ServeLimits::default() };
     let node = start_at(ANY, &ca.issue(Role::Chunkserver, "c1").unwrap(), limits);
     let client = Endpoint::client(&ca.issue(Role::Client, "cli").unwrap()).unwrap();
     for len in [1001, 12 << 20] {
         let body = vec![Bytes::from(vec![0; len])];
-        let error = ask(&client, node.addr, Ask::WhoAmI, body)
-            .await
-            .unwrap_err();
-        let CallError::Refused(error) = error else {
-            panic!("{error}")
-        };
+        let error = ask(&client, node.addr, Ask::WhoAmI, body).await.unwrap_err();
+        let CallError::Refused(error) = error else { panic!("{error}") };
         assert_eq!(error.code, Code::Limit, "{error}");
     }
     // What no frame may hold is refused before it is sent.
-    let body = vec![Bytes::from(vec![
-        0;
-        atoll_proto::limits::BODY_BYTES_MAX + 1
-    ])];
-    let error = ask(&client, node.addr, Ask::WhoAmI, body)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, CallError::Refused(e) if e.code == Code::Limit),
-        "{error}"
-    );
-    let (_, body) = ask(
-        &client,
-        node.addr,
-        Ask::Echo("x".into()),
-        vec![Bytes::from(vec![0; 1000])],
-    )
-    .await
-    .unwrap();
+    let body = vec![Bytes::from(vec![0; atoll_proto::limits::BODY_BYTES_MAX + 1])];
+    let error = ask(&client, node.addr, Ask::WhoAmI, body).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(e) if e.code == Code::Limit), "{error}");
+    let (_, body) =
+        ask(&client, node.addr, Ask::Echo("x".into()), vec![Bytes::from(vec![0; 1000])])
+            .await
+            .unwrap();
     assert_eq!(body.len(), 1000);
 }
 
 #[tokio::test]
 async fn an_overloaded_server_says_so() {
     let ca = ca();
-    let limits = ServeLimits {
-        requests: 1,
-        ..ServeLimits::default()
-    };
+    let limits = ServeLimits { requests: 1, ..ServeLimits::default() };
     let node = start_at(ANY, &ca.issue(Role::Chunkserver, "c1").unwrap(), limits);
     let client = Endpoint::client(&ca.issue(Role::Client, "cli").unwrap()).unwrap();
     let waiting = {
         let (client, addr) = (client.clone(), node.addr);
-        atoll_net::task::spawn("call", async move {
-            ask(&client, addr, Ask::Wait, vec![]).await
-        })
+        atoll_net::task::spawn("call", async move { ask(&client, addr, Ask::Wait, vec![]).await })
     };
     node.service.entered.notified().await;
-    let error = ask(&client, node.addr, Ask::Echo("x".into()), vec![])
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, CallError::Refused(e) if e.code == Code::Unavailable),
-        "{error}"
-    );
+    let error = ask(&client, node.addr, Ask::Echo("x".into()), vec![]).await.unwrap_err();
+    assert!(matches!(&error, CallError::Refused(e) if e.code == Code::Unavailable), "{error}");
     assert_eq!(error.retry(), Retry::Elsewhere);
     node.service.gate.notify_one();
     waiting.await.unwrap().unwrap();
@@ -426,9 +338,7 @@ async fn nobody_there_is_surely_not_executed() {
     let ca = ca();
     let client = Endpoint::client(&ca.issue(Role::Client, "cli").unwrap()).unwrap();
     let held = std::net::UdpSocket::bind(ANY).unwrap();
-    let error = ask(&client, held.local_addr().unwrap(), Ask::WhoAmI, vec![])
-        .await
-        .unwrap_err();
+    let error = ask(&client, held.local_addr().unwrap(), Ask::WhoAmI, vec![]).await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
     assert_eq!(error.retry(), Retry::Elsewhere);
 }
@@ -471,9 +381,7 @@ async fn a_killed_and_restarted_peer_is_noticed_at_once() {
     relay.point_to(second.addr);
 
     let began = tokio::time::Instant::now();
-    let error = ask(&client, relay.addr, Ask::Echo("x".into()), vec![])
-        .await
-        .unwrap_err();
+    let error = ask(&client, relay.addr, Ask::Echo("x".into()), vec![]).await.unwrap_err();
     assert!(
         matches!(&error, CallError::Lost { reason, .. } if reason.contains("restarted")),
         "{error}"
@@ -488,9 +396,7 @@ async fn a_drain_finishes_running_requests_and_refuses_new_ones() {
     let (_ca, node, client) = pair();
     let running = {
         let (client, addr) = (client.clone(), node.addr);
-        atoll_net::task::spawn("call", async move {
-            ask(&client, addr, Ask::Wait, vec![]).await
-        })
+        atoll_net::task::spawn("call", async move { ask(&client, addr, Ask::Wait, vec![]).await })
     };
     node.service.entered.notified().await;
     node.trigger.trigger();
@@ -500,36 +406,26 @@ async fn a_drain_finishes_running_requests_and_refuses_new_ones() {
             Err(error) => break error,
         }
     };
-    assert!(
-        matches!(&refused, CallError::Refused(e) if e.code == Code::Unavailable),
-        "{refused}"
-    );
+    assert!(matches!(&refused, CallError::Refused(e) if e.code == Code::Unavailable), "{refused}");
     assert!(!node.server.is_finished());
 
     node.service.gate.notify_one();
     let (text, _) = running.await.unwrap().unwrap();
     assert_eq!(text, "waited");
     node.server.await.unwrap();
-    let gone = ask(&client, node.addr, Ask::WhoAmI, vec![])
-        .await
-        .unwrap_err();
+    let gone = ask(&client, node.addr, Ask::WhoAmI, vec![]).await.unwrap_err();
     assert!(matches!(gone, CallError::Unreachable { .. }), "{gone}");
 }
 
 #[tokio::test]
 async fn a_drain_is_bounded() {
     let ca = ca();
-    let limits = ServeLimits {
-        drain: Duration::from_millis(50),
-        ..ServeLimits::default()
-    };
+    let limits = ServeLimits { drain: Duration::from_millis(50), ..ServeLimits::default() };
     let node = start_at(ANY, &ca.issue(Role::Chunkserver, "c1").unwrap(), limits);
     let client = Endpoint::client(&ca.issue(Role::Client, "cli").unwrap()).unwrap();
     let running = {
         let (client, addr) = (client.clone(), node.addr);
-        atoll_net::task::spawn("call", async move {
-            ask(&client, addr, Ask::Wait, vec![]).await
-        })
+        atoll_net::task::spawn("call", async move { ask(&client, addr, Ask::Wait, vec![]).await })
     };
     node.service.entered.notified().await;
     node.trigger.trigger();
@@ -587,10 +483,7 @@ async fn half_a_request_is_never_executed() {
     }
     let mut long = whole.clone();
     long.push(0);
-    assert_eq!(
-        error_of(&exchange(&connection, &long, true).await).code,
-        Code::Invalid
-    );
+    assert_eq!(error_of(&exchange(&connection, &long, true).await).code, Code::Invalid);
     let good = exchange(&connection, &whole, true).await;
     assert_eq!(good[3], 1, "an answer");
     assert_alive(&client, node.addr).await;
@@ -601,11 +494,7 @@ async fn a_slow_sender_holds_its_own_stream_until_its_deadline_only() {
     let (ca, node, client) = pair();
     let identity = ca.issue(Role::Client, "raw").unwrap();
     let connection = raw(&ca, node.addr, Some(&identity)).await.unwrap();
-    let head = RequestHead {
-        deadline_ms: 100,
-        token: None,
-        trace: None,
-    };
+    let head = RequestHead { deadline_ms: 100, token: None, trace: None };
     let bytes = frame_bytes(&head, &Ask::WhoAmI, b"12345678");
     // The body never becomes whole, and the stream does not end.
     let reply = exchange(&connection, &bytes[..bytes.len() - 1], false).await;
@@ -632,12 +521,7 @@ async fn garbage_on_streams_and_on_the_socket_hurts_nobody_else() {
             // A good prefix, then noise as the head.
             1 => {
                 let head_len = u32::try_from(noise.len()).unwrap();
-                let prefix = Prefix {
-                    version: 1,
-                    kind: Kind::Request,
-                    head_len,
-                    body_len: 0,
-                };
+                let prefix = Prefix { version: 1, kind: Kind::Request, head_len, body_len: 0 };
                 [&prefix.encode()[..], &noise].concat()
             }
             // A good request with some bytes changed.
@@ -651,10 +535,7 @@ async fn garbage_on_streams_and_on_the_socket_hurts_nobody_else() {
             }
         };
         let reply = exchange(&connection, &bytes, true).await;
-        assert!(
-            matches!(reply.get(3), Some(1 | 2)),
-            "round {round}: a reply of some kind"
-        );
+        assert!(matches!(reply.get(3), Some(1 | 2)), "round {round}: a reply of some kind");
     }
     assert!(connection.close_reason().is_none());
     assert_alive(&client, node.addr).await;
@@ -686,9 +567,7 @@ async fn raw(
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -706,47 +585,26 @@ async fn raw(
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
     let endpoint = quinn::Endpoint::client(ANY).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
-    endpoint
-        .connect_with(config, addr, "atoll.internal")
-        .unwrap()
-        .await
+    endpoint.connect_with(config, addr, "atoll.internal").unwrap().await
 }
 
 /// In TLS 1.3 the client is done first, and hears of the refusal right after.
 async fn assert_refused(connection: Result<quinn::Connection, quinn::ConnectionError>) {
     if let Ok(connection) = connection {
         let closed = connection.closed();
-        let closed = tokio::time::timeout(Duration::from_secs(5), closed)
-            .await
-            .unwrap();
-        assert!(
-            !matches!(closed, quinn::ConnectionError::TimedOut),
-            "{closed}"
-        );
+        let closed = tokio::time::timeout(Duration::from_secs(5), closed).await.unwrap();
+        assert!(!matches!(closed, quinn::ConnectionError::TimedOut), "{closed}");
     }
 }
 
 fn request_bytes(ask: &Ask, body: &[u8]) -> Vec<u8> {
-    frame_bytes(
-        &RequestHead {
-            deadline_ms: 5000,
-            token: None,
-            trace: None,
-        },
-        ask,
-        body,
-    )
+    frame_bytes(&RequestHead { deadline_ms: 5000, token: None, trace: None }, ask, body)
 }
 
 fn frame_bytes(head: &RequestHead, ask: &Ask, body: &[u8]) -> Vec<u8> {
     let head = [atoll_proto::encode(head), atoll_proto::encode(ask)].concat();
     let head_len = u32::try_from(head.len()).unwrap();
-    let prefix = Prefix {
-        version: 1,
-        kind: Kind::Request,
-        head_len,
-        body_len: body.len() as u64,
-    };
+    let prefix = Prefix { version: 1, kind: Kind::Request, head_len, body_len: body.len() as u64 };
     [&prefix.encode()[..], &head, body].concat()
 }
 
@@ -758,10 +616,7 @@ async fn exchange(connection: &quinn::Connection, bytes: &[u8], finish: bool) ->
         drop(send.finish());
     }
     let reply = recv.read_to_end(1 << 20);
-    tokio::time::timeout(Duration::from_secs(5), reply)
-        .await
-        .unwrap()
-        .unwrap()
+    tokio::time::timeout(Duration::from_secs(5), reply).await.unwrap().unwrap()
 }
 
 fn error_of(reply: &[u8]) -> WireError {
@@ -800,10 +655,7 @@ impl Relay {
                 }
             }
         });
-        Relay {
-            addr,
-            server: sender,
-        }
+        Relay { addr, server: sender }
     }
 
     fn point_to(&self, server: SocketAddr) {

@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn an_unknown_version_is_named() {
-        let mut bytes = Prefix { version: 1, kind: Kind::Request, head_len: 1, body_len: 2 }.encode();
+        let mut bytes =
+            Prefix { version: 1, kind: Kind::Request, head_len: 1, body_len: 2 }.encode();
         bytes[2] = 9;
         let error = Prefix::decode(&bytes).unwrap_err();
         assert_eq!(error.code, Code::UnsupportedVersion);

@@ -40,29 +40,18 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 pub fn find_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
         let path = PathBuf::from(path);
-        ensure!(
-            path.is_file(),
-            "{BINARY_VARIABLE}={}: no such file",
-            path.display()
-        );
+        ensure!(path.is_file(), "{BINARY_VARIABLE}={}: no such file", path.display());
         return Ok(std::path::absolute(path)?);
     }
     let own = std::env::current_exe()?;
-    let found = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("atoll"));
-    found
-        .into_iter()
-        .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no `atoll` beside {}: `cargo build --release --workspace --bins`, or set \
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("atoll"));
+    found.into_iter().find(|path| path.is_file()).with_context(|| {
+        format!(
+            "no `atoll` beside {}: `cargo build --release --workspace --bins`, or set \
              {BINARY_VARIABLE}",
-                own.display()
-            )
-        })
+            own.display()
+        )
+    })
 }
 
 /// How a cluster is made.
@@ -220,21 +209,14 @@ impl DevCluster {
 
     /// The edges that answer visitors: name and address of HTTPS.
     pub fn edges(&self) -> Vec<(String, SocketAddr)> {
-        self.ready()
-            .visitor_edges()
-            .map(|edge| (edge.name.clone(), edge.https))
-            .collect()
+        self.ready().visitor_edges().map(|edge| (edge.name.clone(), edge.https)).collect()
     }
 
     // ---- the life of the whole
 
     /// The process of `atoll dev`.
     pub fn dev_pid(&self) -> Option<u32> {
-        self.dev
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(Child::id)
+        self.dev.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Child::id)
     }
 
     /// Starts `atoll dev` (again) and waits until it serves.
@@ -248,12 +230,7 @@ impl DevCluster {
         }
         let log = process::log_file(&self.root.join("dev.log"))?;
         let mut command = self.command();
-        command
-            .arg("dev")
-            .arg("--data")
-            .arg(self.data())
-            .arg("--ready")
-            .arg(&ready);
+        command.arg("dev").arg("--data").arg(self.data()).arg("--ready").arg(&ready);
         for (flag, count) in &self.options.counts {
             command.arg(flag).arg(count.to_string());
         }
@@ -261,13 +238,8 @@ impl DevCluster {
             command.arg("--mount").arg(self.mount());
         }
         command.envs(self.options.environment.iter().cloned());
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{}", self.atoll.display()))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut child = command.spawn().with_context(|| format!("{}", self.atoll.display()))?;
         let waited = wait::until("ready file", START_TIMEOUT, || {
             if let Some(status) = child.try_wait()? {
                 return Ok(Some(Err(status)));
@@ -296,12 +268,7 @@ impl DevCluster {
     /// # Errors
     /// When it takes longer, exits with another code than 0, or leaves processes.
     pub fn stop_dev(&self) -> Result<()> {
-        let Some(mut child) = self
-            .dev
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
+        let Some(mut child) = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());
         };
         process::signal(child.id(), Signal::SIGTERM)?;
@@ -314,11 +281,7 @@ impl DevCluster {
         self.kill_rest()?;
         let status = ended.with_context(|| format!("SIGTERM:\n{}", self.log_end()))?;
         ensure!(left.is_empty(), "left running after the stop: {left:?}");
-        ensure!(
-            status.success(),
-            "after SIGTERM: {status}\n{}",
-            self.log_end()
-        );
+        ensure!(status.success(), "after SIGTERM: {status}\n{}", self.log_end());
         Ok(())
     }
 
@@ -327,11 +290,7 @@ impl DevCluster {
     /// # Errors
     /// When one goes on running.
     pub fn kill9_dev(&self) -> Result<()> {
-        let child = self
-            .dev
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut child = child.context("`atoll dev` does not run")?;
         child.kill()?;
         child.wait()?;
@@ -350,11 +309,7 @@ impl DevCluster {
     pub fn finish(self) -> Result<()> {
         self.stop_dev()?;
         self.detach_mount();
-        let keeper = self
-            .keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(keeper) = keeper {
             keeper.close().context("remove the cluster's data")?;
         }
@@ -364,10 +319,7 @@ impl DevCluster {
     /// Processes of this cluster, other than the caller.
     pub fn processes(&self) -> Vec<Process> {
         let own = std::process::id();
-        process::naming(&self.data())
-            .into_iter()
-            .filter(|found| found.pid != own)
-            .collect()
+        process::naming(&self.data()).into_iter().filter(|found| found.pid != own).collect()
     }
 
     fn kill_rest(&self) -> Result<()> {
@@ -415,8 +367,7 @@ impl DevCluster {
     }
 
     fn running(&self, node: Node) -> Result<u32> {
-        self.pid(node)
-            .with_context(|| format!("{node} does not run"))
+        self.pid(node).with_context(|| format!("{node} does not run"))
     }
 
     fn wait_gone(&self, node: Node, pid: u32) -> Result<()> {
@@ -492,13 +443,7 @@ impl DevCluster {
 
     fn dev_verb(&self, verb: &str, node: Node) -> Result<()> {
         let mut command = self.command();
-        command.args([
-            "dev",
-            verb,
-            node.role_word(),
-            &node.id.to_string(),
-            "--data",
-        ]);
+        command.args(["dev", verb, node.role_word(), &node.id.to_string(), "--data"]);
         command.arg(self.data());
         process::run(command, NODE_TIMEOUT)?.ok()?;
         Ok(())
@@ -510,9 +455,7 @@ impl DevCluster {
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.atoll);
         let home = self.root.join("home");
-        command
-            .env("HOME", &home)
-            .env("XDG_CACHE_HOME", home.join("cache"));
+        command.env("HOME", &home).env("XDG_CACHE_HOME", home.join("cache"));
         command.env("XDG_CONFIG_HOME", home.join("config"));
         command.current_dir(self.work());
         if let Ok(ready) = Ready::load(&self.ready_path()) {
@@ -596,9 +539,7 @@ impl DevCluster {
     /// When it does not answer.
     pub fn scrape(&self, node: Node) -> Result<Scrape> {
         let ready = self.ready();
-        let edge = ready
-            .edge(node)
-            .with_context(|| format!("there is no {node}"))?;
+        let edge = ready.edge(node).with_context(|| format!("there is no {node}"))?;
         Scrape::of(edge.admin)
     }
 
@@ -617,11 +558,7 @@ impl DevCluster {
     pub fn wait_healthy(&self) -> Result<()> {
         wait::until("a healthy cluster", NODE_TIMEOUT, || {
             let outcome = self.atoll(&["status", "--json"])?;
-            if outcome.code == Some(0) {
-                Ok(Some(()))
-            } else {
-                bail!("{outcome}")
-            }
+            if outcome.code == Some(0) { Ok(Some(())) } else { bail!("{outcome}") }
         })
     }
 
@@ -632,11 +569,7 @@ impl DevCluster {
     pub fn ensure_all_run(&self) -> Result<()> {
         let ready = self.ready();
         for node in ready.nodes() {
-            ensure!(
-                self.pid(node).is_some(),
-                "{node} has died:\n{}",
-                self.node_log(node)
-            );
+            ensure!(self.pid(node).is_some(), "{node} has died:\n{}", self.node_log(node));
         }
         for EdgeReady { name, admin, .. } in &ready.edges {
             let (status, body) = crate::metrics::plain_get(*admin, "/readyz")?;
@@ -649,11 +582,7 @@ impl DevCluster {
     pub fn node_log(&self, node: Node) -> String {
         let name = node.to_string();
         let mut found = String::new();
-        let folders = [
-            self.data(),
-            self.data().join("logs"),
-            self.data().join(&name),
-        ];
+        let folders = [self.data(), self.data().join("logs"), self.data().join(&name)];
         for folder in folders {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let file = entry.file_name().to_string_lossy().into_owned();
@@ -682,22 +611,13 @@ pub fn host(site: &str) -> String {
 
 impl Drop for DevCluster {
     fn drop(&mut self) {
-        let Some(keeper) = self
-            .keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
+        let Some(keeper) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return; // finished
         };
         let path = keeper.keep();
         eprintln!("the cluster's data and logs stay in {}", path.display());
         eprintln!("to repeat: {}", seed::command_to_repeat(self.options.seed));
-        let child = self
-            .dev
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut child) = child {
             drop(process::signal(child.id(), Signal::SIGTERM));
             if process::wait_child(&mut child, STOP_TIMEOUT).is_err() {

@@ -46,10 +46,7 @@ pub fn ask(
         Transport::Tcp => over_tcp(server, &packet)?,
     };
     let answer = Message::from_vec(&answer).context("the answer is a DNS message")?;
-    ensure!(
-        answer.metadata.id == message.metadata.id,
-        "the answer has another id"
-    );
+    ensure!(answer.metadata.id == message.metadata.id, "the answer has another id");
     Ok(answer)
 }
 
@@ -59,9 +56,7 @@ fn over_udp(server: SocketAddr, packet: &[u8]) -> Result<Vec<u8>> {
     socket.connect(server)?;
     socket.send(packet)?;
     let mut buffer = vec![0; 65_535];
-    let length = socket
-        .recv(&mut buffer)
-        .with_context(|| format!("answer from {server}"))?;
+    let length = socket.recv(&mut buffer).with_context(|| format!("answer from {server}"))?;
     buffer.truncate(length);
     Ok(buffer)
 }

@@ -81,8 +81,7 @@ impl Fault {
     /// # Errors
     /// When it cannot be made to happen; then nothing is known about the node.
     pub fn apply(&self, cluster: &DevCluster) -> Result<()> {
-        self.apply_now(cluster)
-            .with_context(|| format!("fault {self:?}"))
+        self.apply_now(cluster).with_context(|| format!("fault {self:?}"))
     }
 
     fn apply_now(&self, cluster: &DevCluster) -> Result<()> {
@@ -93,11 +92,9 @@ impl Fault {
             Self::Restart(node) => cluster.restart(*node),
             Self::Freeze(node) => cluster.freeze(*node),
             Self::Continue(node) => cluster.thaw(*node),
-            Self::CorruptFile {
-                node,
-                name_contains,
-                at,
-            } => corrupt(&data_of(cluster, *node)?, name_contains, *at),
+            Self::CorruptFile { node, name_contains, at } => {
+                corrupt(&data_of(cluster, *node)?, name_contains, *at)
+            }
             Self::FillDisk { node, leave_bytes } => fill(&data_of(cluster, *node)?, *leave_bytes),
         }
     }
@@ -122,10 +119,7 @@ impl Fault {
 
 fn data_of(cluster: &DevCluster, node: Node) -> Result<PathBuf> {
     let ready = cluster.ready();
-    ready
-        .data(node)
-        .map(Path::to_owned)
-        .with_context(|| format!("there is no {node}"))
+    ready.data(node).map(Path::to_owned).with_context(|| format!("there is no {node}"))
 }
 
 /// Turns one bit in each file of that name; at least one must be long enough.
@@ -142,11 +136,7 @@ fn corrupt(data: &Path, name_contains: &str, at: Offset) -> Result<()> {
             }
         }
     }
-    ensure!(
-        turned > 0,
-        "no file named *{name_contains}* in {}",
-        data.display()
-    );
+    ensure!(turned > 0, "no file named *{name_contains}* in {}", data.display());
     Ok(())
 }
 
@@ -168,11 +158,7 @@ fn fill(data: &Path, leave_bytes: u64) -> Result<()> {
     const OURS_BYTES_MAX: u64 = 1 << 30;
     let stat = nix::sys::statvfs::statvfs(data)?;
     let total = stat.fragment_size() * stat.blocks();
-    ensure!(
-        total <= OURS_BYTES_MAX,
-        "{} is on a file system of {total} bytes",
-        data.display()
-    );
+    ensure!(total <= OURS_BYTES_MAX, "{} is on a file system of {total} bytes", data.display());
     let free = stat.fragment_size() * stat.blocks_available();
     let mut rest = free.saturating_sub(leave_bytes);
     let mut file = fs::File::create(data.join(BALLAST))?;

@@ -25,19 +25,12 @@ struct Shared {
 
 impl Shared {
     fn phase(&self) -> usize {
-        self.history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
-            - 1
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).len() - 1
     }
 
     fn check(&self, who: &str, from: usize, status: u16, body: &Bytes) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let right = history[from..]
-            .iter()
-            .flatten()
-            .any(|allowed| allowed == body);
+        let right = history[from..].iter().flatten().any(|allowed| allowed == body);
         self.answers.fetch_add(1, Ordering::Relaxed);
         if status != 200 || !right {
             let text = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
@@ -70,11 +63,7 @@ impl Hammer {
         allowed: Vec<Bytes>,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        shared
-            .history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(allowed);
+        shared.history.lock().unwrap_or_else(PoisonError::into_inner).push(allowed);
         let mut visitors = Vec::new();
         for (name, addr) in edges {
             for version in Version::ALL {
@@ -94,11 +83,7 @@ impl Hammer {
 
     /// From now on these bodies are right.
     pub fn allow(&self, bodies: Vec<Bytes>) {
-        self.shared
-            .history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(bodies);
+        self.shared.history.lock().unwrap_or_else(PoisonError::into_inner).push(bodies);
     }
 
     /// Answers seen so far.
@@ -115,11 +100,7 @@ impl Hammer {
         for visitor in self.visitors {
             visitor.await.context("a visitor panicked")?;
         }
-        let wrong = self
-            .shared
-            .wrong
-            .lock()
-            .map_err(|_| anyhow!("a visitor panicked"))?;
+        let wrong = self.shared.wrong.lock().map_err(|_| anyhow!("a visitor panicked"))?;
         ensure!(wrong.is_empty(), "wrong answers:\n{}", wrong.join("\n"));
         Ok(self.shared.answers.load(Ordering::Relaxed))
     }

@@ -93,10 +93,7 @@ pub struct Answer {
 impl Answer {
     /// A header field as text; empty when absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -151,10 +148,7 @@ impl Connection {
     pub async fn plain(addr: SocketAddr, host: &str) -> Result<Self> {
         let stream = timeout(TIMEOUT, TcpStream::connect(addr)).await??;
         let sender = Sender::H1(open_h1(stream).await?);
-        Ok(Self {
-            sender,
-            authority: format!("{host}:{}", addr.port()),
-        })
+        Ok(Self { sender, authority: format!("{host}:{}", addr.port()) })
     }
 
     /// GET.
@@ -194,9 +188,7 @@ impl Connection {
             request = request.header(*name, *value);
         }
         if let Sender::H1(sender) = &mut self.sender {
-            let given = headers
-                .iter()
-                .any(|(name, _)| name.eq_ignore_ascii_case("host"));
+            let given = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
             if !given {
                 request = request.header("host", &self.authority);
             }
@@ -224,11 +216,7 @@ impl Connection {
 async fn collected(response: http::Response<hyper::body::Incoming>) -> Result<Answer> {
     let (parts, body) = response.into_parts();
     let body = body.collect().await?.to_bytes();
-    Ok(Answer {
-        status: parts.status.as_u16(),
-        headers: parts.headers,
-        body,
-    })
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
 }
 
 async fn over_h3(sender: &mut H3Sender, request: Request<()>) -> Result<Answer> {
@@ -240,11 +228,7 @@ async fn over_h3(sender: &mut H3Sender, request: Request<()>) -> Result<Answer> 
         body.extend_from_slice(&part.copy_to_bytes(part.remaining()));
     }
     let (parts, ()) = response.into_parts();
-    Ok(Answer {
-        status: parts.status.as_u16(),
-        headers: parts.headers,
-        body: body.freeze(),
-    })
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: body.freeze() })
 }
 
 async fn tls(
@@ -256,15 +240,8 @@ async fn tls(
     let connector = tokio_rustls::TlsConnector::from(Arc::new(trust.config(version.alpn())?));
     let stream = TcpStream::connect(addr).await?;
     stream.set_nodelay(true)?;
-    let stream = connector
-        .connect(ServerName::try_from(host.to_owned())?, stream)
-        .await?;
-    let agreed = stream
-        .get_ref()
-        .1
-        .alpn_protocol()
-        .unwrap_or_default()
-        .to_vec();
+    let stream = connector.connect(ServerName::try_from(host.to_owned())?, stream).await?;
+    let agreed = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
     if agreed != version.alpn() {
         bail!("the server chose {:?}", String::from_utf8_lossy(&agreed));
     }
@@ -300,14 +277,11 @@ async fn open_h3(addr: SocketAddr, host: &str, trust: &Trust) -> Result<Sender> 
     tokio::spawn(async move {
         drop(std::future::poll_fn(|context| driver.poll_close(context)).await);
     });
-    Ok(Sender::H3 {
-        sender,
-        _endpoint: endpoint,
-    })
+    Ok(Sender::H3 { sender, _endpoint: endpoint })
 }
 
 /// Writes these bytes inside TLS to an edge and returns everything that comes back until it
-/// closes or is silent: for requests that no client library would send.
+/// closes or has said something and is silent: for requests that no client library would send.
 ///
 /// # Errors
 /// When there is no connection.
@@ -315,12 +289,16 @@ pub async fn raw(addr: SocketAddr, host: &str, trust: &Trust, bytes: &[u8]) -> R
     let mut stream = timeout(TIMEOUT, Box::pin(tls(Version::H1, addr, host, trust))).await??;
     stream.write_all(bytes).await?;
     let mut answer = Vec::new();
-    let reading = stream.read_to_end(&mut answer);
-    // Closing without a TLS goodbye is an error to rustls; what was read stays.
-    drop(
-        timeout(TIMEOUT, reading)
-            .await
-            .context("the edge neither answers nor closes")?,
-    );
-    Ok(answer)
+    let mut patience = TIMEOUT;
+    loop {
+        match timeout(patience, stream.read_buf(&mut answer)).await {
+            // Closing without a TLS goodbye is an error to rustls; what was read stays.
+            Ok(Ok(0) | Err(_)) => return Ok(answer),
+            Ok(Ok(_)) => {}
+            Err(_) if answer.is_empty() => bail!("the edge neither answers nor closes"),
+            Err(_) => return Ok(answer),
+        }
+        // It may keep the connection for the next request.
+        patience = Duration::from_millis(200);
+    }
 }

@@ -58,9 +58,7 @@ impl Scrape {
 
     /// Names of all metrics.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.samples
-            .keys()
-            .map(|sample| sample.split('{').next().unwrap_or(sample))
+        self.samples.keys().map(|sample| sample.split('{').next().unwrap_or(sample))
     }
 
     /// What grew since an earlier scrape, for messages.
@@ -89,14 +87,8 @@ pub fn plain_get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").context("a head and a body")?;
-    let status = head
-        .split_whitespace()
-        .nth(1)
-        .and_then(|word| word.parse().ok());
-    Ok((
-        status.with_context(|| format!("no status in {head:?}"))?,
-        body.to_owned(),
-    ))
+    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+    Ok((status.with_context(|| format!("no status in {head:?}"))?, body.to_owned()))
 }
 
 #[cfg(test)]
@@ -110,11 +102,6 @@ mod tests {
         assert_eq!(scrape.sum("a"), 5.0);
         assert_eq!(scrape.sum_where("a", "x=\"2\""), 3.0);
         assert_eq!(scrape.sum("absent"), 0.0);
-        assert_eq!(
-            scrape
-                .grown_since(&Scrape::parse("b 1\na{x=\"1\"} 2\nab 5\n"))
-                .len(),
-            2
-        );
+        assert_eq!(scrape.grown_since(&Scrape::parse("b 1\na{x=\"1\"} 2\nab 5\n")).len(), 2);
     }
 }

@@ -76,9 +76,7 @@ impl Outcome {
     /// # Errors
     /// When there is none.
     pub fn last(&self) -> Result<Value> {
-        self.events()?
-            .pop()
-            .with_context(|| format!("no JSON on stdout: {self}"))
+        self.events()?.pop().with_context(|| format!("no JSON on stdout: {self}"))
     }
 }
 
@@ -127,10 +125,7 @@ impl Running {
     /// When it cannot be started.
     pub fn start(mut command: Command) -> Result<Self> {
         let text = shown(&command);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
         let mut child = command.spawn().with_context(|| format!("start `{text}`"))?;
         let mut out = child.stdout.take().context("stdout is piped")?;
@@ -145,13 +140,7 @@ impl Running {
             drop(err.read_to_end(&mut bytes));
             bytes
         });
-        Ok(Self {
-            command: text,
-            child,
-            stdout,
-            stderr,
-            start,
-        })
+        Ok(Self { command: text, child, stdout, stderr, start })
     }
 
     /// Its process.
@@ -172,9 +161,7 @@ impl Running {
     /// # Errors
     /// When it cannot be signalled.
     pub fn kill9(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .with_context(|| format!("kill `{}`", self.command))
+        self.child.kill().with_context(|| format!("kill `{}`", self.command))
     }
 
     /// Waits for its end, and kills it at the deadline.
@@ -235,11 +222,7 @@ pub fn run(command: Command, timeout: Duration) -> Result<Outcome> {
 
 fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(
-        command
-            .get_args()
-            .map(|word| word.to_string_lossy().into_owned()),
-    );
+    words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")
 }
 
@@ -290,14 +273,9 @@ pub fn state(pid: u32) -> Option<char> {
 /// When it does not exist.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, rest) = text
-        .rsplit_once(')')
-        .context("stat has a name in brackets")?;
+    let (_, rest) = text.rsplit_once(')').context("stat has a name in brackets")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks: u64 = [11, 12]
-        .iter()
-        .filter_map(|at| fields.get(*at)?.parse::<u64>().ok())
-        .sum();
+    let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?
         .and_then(|ticks| u32::try_from(ticks).ok())
         .unwrap_or(100);

@@ -116,34 +116,22 @@ pub struct Node {
 impl Node {
     /// A master.
     pub fn master(id: u64) -> Self {
-        Self {
-            role: NodeRole::Master,
-            id,
-        }
+        Self { role: NodeRole::Master, id }
     }
 
     /// A chunkserver.
     pub fn chunkserver(id: u64) -> Self {
-        Self {
-            role: NodeRole::Chunkserver,
-            id,
-        }
+        Self { role: NodeRole::Chunkserver, id }
     }
 
     /// An edge.
     pub fn edge(id: u64) -> Self {
-        Self {
-            role: NodeRole::Edge,
-            id,
-        }
+        Self { role: NodeRole::Edge, id }
     }
 
     /// A shield.
     pub fn shield(id: u64) -> Self {
-        Self {
-            role: NodeRole::Shield,
-            id,
-        }
+        Self { role: NodeRole::Shield, id }
     }
 
     /// The role's word on the command line.
@@ -182,11 +170,9 @@ impl Ready {
     pub fn pid(&self, node: Node) -> Option<u32> {
         match node.role {
             NodeRole::Master => self.masters.iter().find(|m| m.id == node.id).map(|m| m.pid),
-            NodeRole::Chunkserver => self
-                .chunkservers
-                .iter()
-                .find(|c| c.id == node.id)
-                .map(|c| c.pid),
+            NodeRole::Chunkserver => {
+                self.chunkservers.iter().find(|c| c.id == node.id).map(|c| c.pid)
+            }
             NodeRole::Edge | NodeRole::Shield => self.edge(node).map(|e| e.pid),
         }
     }
@@ -194,16 +180,12 @@ impl Ready {
     /// The data directory of a node.
     pub fn data(&self, node: Node) -> Option<&Path> {
         match node.role {
-            NodeRole::Master => self
-                .masters
-                .iter()
-                .find(|m| m.id == node.id)
-                .map(|m| m.data.as_path()),
-            NodeRole::Chunkserver => self
-                .chunkservers
-                .iter()
-                .find(|c| c.id == node.id)
-                .map(|c| c.data.as_path()),
+            NodeRole::Master => {
+                self.masters.iter().find(|m| m.id == node.id).map(|m| m.data.as_path())
+            }
+            NodeRole::Chunkserver => {
+                self.chunkservers.iter().find(|c| c.id == node.id).map(|c| c.data.as_path())
+            }
             NodeRole::Edge | NodeRole::Shield => self.edge(node).map(|e| e.data.as_path()),
         }
     }

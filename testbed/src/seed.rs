@@ -9,10 +9,7 @@ pub const VARIABLE: &str = "ATOLL_SEED";
 /// The seed given in the environment, or else this one: the same on every run, so that the gate
 /// is green or red by what changed.
 pub fn or(default: u64) -> u64 {
-    std::env::var(VARIABLE)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
+    std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// A generator of this seed.

@@ -78,13 +78,9 @@ impl Tree {
             content.extend_from_slice(&random(&mut rng, 300));
             tree.files.insert(name.to_vec(), content.into());
         }
-        tree.files.insert(
-            [vec![b'n'; 250], b".txt".to_vec()].concat(),
-            "long name".into(),
-        );
+        tree.files.insert([vec![b'n'; 250], b".txt".to_vec()].concat(), "long name".into());
         for (name, size) in NASTY_SIZES {
-            tree.files
-                .insert(name.as_bytes().to_vec(), random(&mut rng, *size));
+            tree.files.insert(name.as_bytes().to_vec(), random(&mut rng, *size));
         }
         let missing = count.saturating_sub(tree.files.len());
         tree.add_ordinary(&mut rng, missing);
@@ -94,14 +90,8 @@ impl Tree {
     /// A small site: `index.html`, `404.html`, `version.txt`, and `count` files of up to 20 KiB.
     pub fn ordinary(seed: u64, count: usize) -> Self {
         let mut tree = Self::default();
-        tree.put(
-            "index.html",
-            "<!doctype html><title>home</title><h1>home</h1>\n",
-        );
-        tree.put(
-            "404.html",
-            "<!doctype html><title>404</title><h1>nothing here</h1>\n",
-        );
+        tree.put("index.html", "<!doctype html><title>home</title><h1>home</h1>\n");
+        tree.put("404.html", "<!doctype html><title>404</title><h1>nothing here</h1>\n");
         tree.put("version.txt", "0");
         tree.add_ordinary(&mut seed::rng(seed), count);
         tree
@@ -137,10 +127,7 @@ impl Tree {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files
-            .values()
-            .map(|content| content.len() as u64)
-            .sum()
+        self.files.values().map(|content| content.len() as u64).sum()
     }
 
     /// Writes it below a directory, which is made.
@@ -178,15 +165,10 @@ impl Tree {
                     queue.push(path);
                     continue;
                 }
-                ensure!(
-                    kind.is_file(),
-                    "{} is neither file nor directory",
-                    path.display()
-                );
+                ensure!(kind.is_file(), "{} is neither file nor directory", path.display());
                 let content = fs::read(entry.path())
                     .with_context(|| format!("read {}", entry.path().display()))?;
-                tree.files
-                    .insert(path.into_os_string().into_vec(), content.into());
+                tree.files.insert(path.into_os_string().into_vec(), content.into());
             }
         }
         Ok(tree)
@@ -208,10 +190,7 @@ impl Tree {
                 Some(_) => {}
             }
         }
-        let extra = other
-            .files
-            .keys()
-            .filter(|path| !self.files.contains_key(*path));
+        let extra = other.files.keys().filter(|path| !self.files.contains_key(*path));
         lines.extend(extra.map(|path| format!("{}: unexpected", path.escape_ascii())));
         lines
     }
@@ -222,12 +201,7 @@ impl Tree {
     /// When there are.
     pub fn ensure_equals(&self, found: &Self, what: &str) -> Result<()> {
         let lines = self.differences(found);
-        ensure!(
-            lines.is_empty(),
-            "{what}: {} differences:\n{}",
-            lines.len(),
-            lines.join("\n")
-        );
+        ensure!(lines.is_empty(), "{what}: {} differences:\n{}", lines.len(), lines.join("\n"));
         Ok(())
     }
 

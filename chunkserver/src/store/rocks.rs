@@ -49,6 +49,15 @@ const LOG_FILE_BYTES: usize = 4 << 20;
 const LOG_FILES: usize = 3;
 /// The default reserve: this, or a fiftieth of the disk if that is less.
 const RESERVE_BYTES: u64 = 256 << 20;
+/// RocksDB's name for the number of buffers that wait to be flushed.
+const NOT_YET_FLUSHED: &str = "rocksdb.num-immutable-mem-table";
+/// With less than this in memory a flush would give back no room worth the wait.
+const FLUSH_BYTES_MIN: u64 = 2 << 20;
+/// RocksDB deletes a superfluous log a moment after the flush.
+const LOG_DELETED_AFTER: Duration = Duration::from_millis(500);
+/// How long a flush may take before it counts as stuck.
+const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
+const FLUSH_POLL_EVERY: Duration = Duration::from_millis(2);
 /// How often opening a failed database again is tried at most.
 const MEND_EVERY: Duration = Duration::from_secs(1);
 
@@ -145,13 +154,36 @@ impl RocksStore {
         if self.check_free(wanted.saturating_add(unflushed)).is_ok() {
             return Ok(());
         }
+        if unflushed < FLUSH_BYTES_MIN {
+            return self.check_free(wanted.saturating_add(unflushed));
+        }
         self.check_free(wanted)?;
-        // What is flushed gives back its room in the log.
-        flush(db).map_err(|error| {
-            self.broken.store(true, Ordering::Release);
-            self.failure("flush chunks", &error)
-        })?;
-        self.check_free(wanted)
+        eprintln!("DBG flush unflushed {unflushed} space {:?} incoming {incoming}", self.space());let t0=Instant::now();
+        let r = flush(db); eprintln!("DBG flushed {r:?} in {:?} space {:?}", t0.elapsed(), self.space()); if !matches!(r, Ok(true)) { let log = std::fs::read_to_string(self.dir.join("LOG")).unwrap(); for l in log.lines().rev().take(60).collect::<Vec<_>>().into_iter().rev() { eprintln!("{l}"); } }
+        match r {
+            Ok(true) => self.await_free(wanted),
+            Ok(false) => {
+                self.broken.store(true, Ordering::Release);
+                let reason = "the flush does not end".to_owned();
+                Err(StoreError::Disk { verb: "flush chunks", reason })
+            }
+            Err(error) => {
+                self.broken.store(true, Ordering::Release);
+                Err(self.failure("flush chunks", &error))
+            }
+        }
+    }
+
+    /// As [`Self::check_free`], while the log that a flush made superfluous is being deleted.
+    fn await_free(&self, wanted: u64) -> Result<(), StoreError> {
+        let started = Instant::now();
+        loop {
+            let free = self.check_free(wanted);
+            if free.is_ok() || started.elapsed() > LOG_DELETED_AFTER {
+                return free;
+            }
+            std::thread::sleep(FLUSH_POLL_EVERY);
+        }
     }
 
     fn check_free(&self, wanted: u64) -> Result<(), StoreError> {
@@ -351,9 +383,18 @@ impl ChunkStore for RocksStore {
         }
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(db) = slot.take() {
-            if let Err(error) = flush(&db) {
-                // What was acknowledged is in the log, and is read from there at the next start.
-                tracing::warn!(%error, "cannot flush the chunk store while closing it");
+            // What was acknowledged is in the log, and is read from there at the next start; so a
+            // store that cannot write needs no flush.
+            if !self.broken.load(Ordering::Acquire) {
+                match flush(&db) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::warn!("closing the chunk store without waiting for its flush")
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot flush the chunk store to close it")
+                    }
+                }
             }
             db.cancel_all_background_work(true);
         }
@@ -413,9 +454,24 @@ fn families() -> Vec<ColumnFamilyDescriptor> {
     ]
 }
 
-fn flush(db: &DB) -> Result<(), rocksdb::Error> {
+/// Flushes everything that is in memory, and waits for it, but not for ever: while RocksDB tries
+/// to recover from a failed write, its own waiting flush would. Says whether it came to an end.
+fn flush(db: &DB) -> Result<bool, rocksdb::Error> {
+    let mut options = FlushOptions::default();
+    options.set_wait(false);
     let all = [CHUNKS, INDEX, META].map(|name| family(db, name));
-    db.flush_cfs_opt(&all, &FlushOptions::default())
+    db.flush_cfs_opt(&all, &options)?;
+    let started = Instant::now();
+    loop {
+        let mut waiting = 0;
+        for family in all {
+            waiting += db.property_int_value_cf(family, NOT_YET_FLUSHED)?.unwrap_or(0);
+        }
+        if waiting == 0 || started.elapsed() > FLUSH_WAIT_MAX {
+            return Ok(waiting == 0);
+        }
+        std::thread::sleep(FLUSH_POLL_EVERY);
+    }
 }
 
 fn is_full(error: &rocksdb::Error) -> bool {
@@ -498,7 +554,7 @@ impl RocksStore {
     /// Writes everything to blob files.
     pub(crate) fn flush(&self) {
         let slot = self.reader();
-        flush(slot.as_ref().expect("open in tests")).expect("the test's disk works");
+        assert!(flush(slot.as_ref().expect("open in tests")).expect("the test's disk works"));
     }
 
     /// Stores a chunk without asking whether there is room.

@@ -69,10 +69,8 @@ pub fn build(
     })?;
     let mut level = 1;
     while children.len() > 1 {
-        let items: Vec<_> = children
-            .drain(..)
-            .map(|child| (child.last.clone(), child.files, child))
-            .collect();
+        let items: Vec<_> =
+            children.drain(..).map(|child| (child.last.clone(), child.files, child)).collect();
         cut_level(items.into_iter(), level, |items, last, files| {
             children.push(pages.add(&Page::IndexV1(items), last, files)?);
             Ok(())

@@ -99,11 +99,7 @@ impl DiskTier {
         let (queue, jobs) = sync_channel(QUEUE_CHUNKS);
         let thread = std::thread::Builder::new().name("disk-cache".into());
         let handle = thread.spawn(move || writer.run(&jobs))?;
-        Ok(DiskTier {
-            shared,
-            queue: Some(queue),
-            writer: Mutex::new(Some(handle)),
-        })
+        Ok(DiskTier { shared, queue: Some(queue), writer: Mutex::new(Some(handle)) })
     }
 
     /// Whether the chunk is there.
@@ -115,10 +111,7 @@ impl DiskTier {
     pub fn read(&self, id: &ChunkId) -> Option<Bytes> {
         let place = self.shared.place(id)?;
         let mut bytes = vec![0; place.len as usize];
-        let read = place
-            .block
-            .file
-            .read_exact_at(&mut bytes, place.offset + RECORD_BYTES);
+        let read = place.block.file.read_exact_at(&mut bytes, place.offset + RECORD_BYTES);
         if read.is_ok() && ChunkId::of(&bytes) == *id {
             return Some(Bytes::from(bytes));
         }
@@ -136,34 +129,21 @@ impl DiskTier {
         if length == 0 || self.contains(&id) {
             return;
         }
-        let before = self
-            .shared
-            .queued_bytes
-            .fetch_add(length, Ordering::Relaxed);
+        let before = self.shared.queued_bytes.fetch_add(length, Ordering::Relaxed);
         if before + length > QUEUE_BYTES || queue.try_send(Job::Put(id, bytes)).is_err() {
-            self.shared
-                .queued_bytes
-                .fetch_sub(length, Ordering::Relaxed);
+            self.shared.queued_bytes.fetch_sub(length, Ordering::Relaxed);
             metrics::counter!("atoll_edge_cache_disk_skipped_total").increment(1);
         }
     }
 
     /// Drops a chunk for good: it does not come back after a restart. Blocking.
     pub fn drop_chunk(&self, id: &ChunkId) {
-        let mut index = self
-            .shared
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
         let Some(place) = index.remove(id) else {
             return;
         };
         drop(index);
-        if let Err(error) = place
-            .block
-            .file
-            .write_all_at(&[0], place.offset + STATE_OFFSET)
-        {
+        if let Err(error) = place.block.file.write_all_at(&[0], place.offset + STATE_OFFSET) {
             tracing::warn!(%error, "a dropped chunk cannot be marked; it may return at a restart");
         }
     }
@@ -181,11 +161,7 @@ impl DiskTier {
 
     /// Number of chunks.
     pub fn len(&self) -> usize {
-        self.shared
-            .index
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.shared.index.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Whether there are none.
@@ -197,11 +173,7 @@ impl DiskTier {
 impl Drop for DiskTier {
     fn drop(&mut self) {
         self.queue = None;
-        let handle = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let handle = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handle) = handle
             && handle.join().is_err()
         {
@@ -212,11 +184,7 @@ impl Drop for DiskTier {
 
 impl Shared {
     fn place(&self, id: &ChunkId) -> Option<Place> {
-        self.index
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .cloned()
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 }
 
@@ -243,9 +211,7 @@ impl Writer {
         for job in jobs {
             match job {
                 Job::Put(id, bytes) => {
-                    self.shared
-                        .queued_bytes
-                        .fetch_sub(bytes.len(), Ordering::Relaxed);
+                    self.shared.queued_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
                     if let Err(error) = self.append(id, &bytes) {
                         metrics::counter!("atoll_edge_cache_disk_errors_total").increment(1);
                         tracing::debug!(%error, "a chunk cannot be written to the disk cache");
@@ -272,11 +238,7 @@ impl Writer {
         if self.shared.place(&id).is_some() || size > self.file_bytes {
             return Ok(());
         }
-        if self
-            .blocks
-            .back()
-            .is_none_or(|last| last.end + size > self.file_bytes)
-        {
+        if self.blocks.back().is_none_or(|last| last.end + size > self.file_bytes) {
             self.begin_block()?;
         }
         while self.bytes() + size > self.capacity && self.blocks.len() > 1 {
@@ -291,16 +253,8 @@ impl Writer {
         last.block.file.write_all_at(&record(&id, len), offset)?;
         last.end += size;
         last.ids.push(id);
-        let place = Place {
-            block: last.block.clone(),
-            offset,
-            len,
-        };
-        self.shared
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, place);
+        let place = Place { block: last.block.clone(), offset, len };
+        self.shared.index.write().unwrap_or_else(PoisonError::into_inner).insert(id, place);
         metrics::counter!("atoll_edge_cache_disk_admitted_total").increment(1);
         metrics::gauge!("atoll_edge_cache_disk_bytes").set(self.bytes() as f64);
         Ok(())
@@ -309,20 +263,12 @@ impl Writer {
     fn begin_block(&mut self) -> io::Result<()> {
         let number = self.next_number;
         let path = self.dir.join(format!("blocks-{number:016}.atoll"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         file.write_all_at(FILE_MAGIC, 0)?;
         self.next_number += 1;
         let block = Arc::new(Block { number, path, file });
-        self.blocks.push_back(Written {
-            block,
-            ids: Vec::new(),
-            end: FILE_MAGIC.len() as u64,
-        });
+        self.blocks.push_back(Written { block, ids: Vec::new(), end: FILE_MAGIC.len() as u64 });
         Ok(())
     }
 
@@ -334,16 +280,9 @@ impl Writer {
         let Some(oldest) = self.blocks.pop_front() else {
             return;
         };
-        let mut index = self
-            .shared
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
         for id in &oldest.ids {
-            if index
-                .get(id)
-                .is_some_and(|place| place.block.number == oldest.block.number)
-            {
+            if index.get(id).is_some_and(|place| place.block.number == oldest.block.number) {
                 index.remove(id);
             }
         }
@@ -359,13 +298,8 @@ impl Writer {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let number = name
-                .strip_prefix("blocks-")
-                .and_then(|rest| rest.strip_suffix(".atoll"));
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let number = name.strip_prefix("blocks-").and_then(|rest| rest.strip_suffix(".atoll"));
             if let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) {
                 found.push((number, path));
             }
@@ -396,16 +330,9 @@ impl Writer {
         {
             return Ok(None);
         }
-        let mut index = self
-            .shared
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut written = Written {
-            block: block.clone(),
-            ids: Vec::new(),
-            end: magic.len() as u64,
-        };
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut written =
+            Written { block: block.clone(), ids: Vec::new(), end: magic.len() as u64 };
         let mut header = [0; RECORD_BYTES as usize];
         let mut known = HashSet::new();
         while written.end + RECORD_BYTES <= size {
@@ -418,11 +345,7 @@ impl Writer {
                 break;
             }
             if live {
-                let place = Place {
-                    block: block.clone(),
-                    offset: written.end,
-                    len,
-                };
+                let place = Place { block: block.clone(), offset: written.end, len };
                 index.insert(id, place);
                 if known.insert(id) {
                     written.ids.push(id);
@@ -482,10 +405,8 @@ mod tests {
     }
 
     fn files(dir: &Path) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files
     }
@@ -540,27 +461,19 @@ mod tests {
     fn the_oldest_file_goes_first_and_the_bound_holds() {
         let dir = tempfile::tempdir().unwrap();
         let capacity = 16 << 20;
-        let chunks: Vec<_> = (0..60)
-            .map(|seed| chunk(seed, 400_000 + seed as usize))
-            .collect();
+        let chunks: Vec<_> = (0..60).map(|seed| chunk(seed, 400_000 + seed as usize)).collect();
         let tier = DiskTier::open(dir.path(), capacity).unwrap();
         for (id, bytes) in &chunks {
             tier.put(*id, bytes.clone());
             tier.flush();
         }
-        let total: u64 = files(dir.path())
-            .iter()
-            .map(|f| f.metadata().unwrap().len())
-            .sum();
+        let total: u64 = files(dir.path()).iter().map(|f| f.metadata().unwrap().len()).sum();
         assert!(total <= capacity, "{total}");
         assert!(tier.read(&chunks[0].0).is_none());
         assert_eq!(tier.read(&chunks[59].0).unwrap(), chunks[59].1);
         drop(tier);
         let smaller = DiskTier::open(dir.path(), 4 << 20).unwrap();
-        let total: u64 = files(dir.path())
-            .iter()
-            .map(|f| f.metadata().unwrap().len())
-            .sum();
+        let total: u64 = files(dir.path()).iter().map(|f| f.metadata().unwrap().len()).sum();
         assert!(total <= 4 << 20);
         assert_eq!(smaller.read(&chunks[59].0).unwrap(), chunks[59].1);
     }
@@ -568,11 +481,7 @@ mod tests {
     #[test]
     fn a_file_of_another_version_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(
-            dir.path().join("blocks-0000000000000001.atoll"),
-            b"something else",
-        )
-        .unwrap();
+        fs::write(dir.path().join("blocks-0000000000000001.atoll"), b"something else").unwrap();
         fs::write(dir.path().join("notes.txt"), b"kept").unwrap();
         let tier = DiskTier::open(dir.path(), 64 << 20).unwrap();
         assert!(tier.is_empty());

@@ -37,10 +37,7 @@ impl Cache {
     pub fn in_memory(ram_bytes: usize) -> Cache {
         let parts = (ram_bytes / PART_BYTES_MIN).clamp(1, PARTS_MAX);
         let part = || RwLock::new(S3Fifo::new(ram_bytes / parts));
-        Cache {
-            parts: (0..parts).map(|_| part()).collect(),
-            disk: None,
-        }
+        Cache { parts: (0..parts).map(|_| part()).collect(), disk: None }
     }
 
     /// A cache with a disk tier in `dir`. Blocking: it reads the headers of what is there.
@@ -49,10 +46,7 @@ impl Cache {
     /// When the directory cannot be used.
     pub fn open(ram_bytes: usize, dir: &Path, disk_bytes: u64) -> io::Result<Cache> {
         let disk = DiskTier::open(dir, disk_bytes)?;
-        Ok(Cache {
-            disk: Some(Arc::new(disk)),
-            ..Cache::in_memory(ram_bytes)
-        })
+        Ok(Cache { disk: Some(Arc::new(disk)), ..Cache::in_memory(ram_bytes) })
     }
 
     /// A chunk from memory. Its second hit has it written to disk.
@@ -119,10 +113,7 @@ impl Cache {
             disk.flush();
             ids.iter().for_each(|id| disk.drop_chunk(id));
         };
-        if atoll_net::task::spawn_blocking("cache-drop", work)
-            .await
-            .is_err()
-        {
+        if atoll_net::task::spawn_blocking("cache-drop", work).await.is_err() {
             tracing::error!("dropping chunks from the disk cache panicked");
         }
         dropped
@@ -131,9 +122,7 @@ impl Cache {
     /// Waits until everything on its way to disk is there.
     pub async fn flush(&self) {
         if let Some(disk) = self.disk.clone()
-            && atoll_net::task::spawn_blocking("cache-flush", move || disk.flush())
-                .await
-                .is_err()
+            && atoll_net::task::spawn_blocking("cache-flush", move || disk.flush()).await.is_err()
         {
             tracing::error!("flushing the disk cache panicked");
         }
@@ -157,9 +146,7 @@ impl Cache {
     }
 
     fn write(&self, id: &ChunkId) -> RwLockWriteGuard<'_, S3Fifo<ChunkId, Bytes>> {
-        self.part(id)
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.part(id).write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

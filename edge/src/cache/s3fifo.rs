@@ -108,10 +108,7 @@ impl<K: Hash + Eq + Clone, V> S3Fifo<K, V> {
         }
         let in_main = self.ghosts.remove(&key).is_some();
         let number = self.number();
-        let ticket = Ticket {
-            key: key.clone(),
-            number,
-        };
+        let ticket = Ticket { key: key.clone(), number };
         if in_main {
             self.main.push_back(ticket);
             self.main_bytes += bytes;
@@ -120,17 +117,7 @@ impl<K: Hash + Eq + Clone, V> S3Fifo<K, V> {
             self.small_bytes += bytes;
         }
         let (frequency, hits) = (AtomicU8::new(0), AtomicU32::new(0));
-        self.entries.insert(
-            key,
-            Slot {
-                value,
-                bytes,
-                number,
-                in_main,
-                frequency,
-                hits,
-            },
-        );
+        self.entries.insert(key, Slot { value, bytes, number, in_main, frequency, hits });
         evicted
     }
 
@@ -174,11 +161,7 @@ impl<K: Hash + Eq + Clone, V> S3Fifo<K, V> {
         if (small_is_full || self.main_bytes == 0) && self.small_bytes > 0 {
             return self.evict_small();
         }
-        if self.main_bytes > 0 {
-            self.evict_main()
-        } else {
-            self.evict_small()
-        }
+        if self.main_bytes > 0 { self.evict_main() } else { self.evict_small() }
     }
 
     fn evict_small(&mut self) -> Option<Option<Evicted<K, V>>> {
@@ -225,11 +208,7 @@ impl<K: Hash + Eq + Clone, V> S3Fifo<K, V> {
         } else {
             self.small_bytes -= slot.bytes;
         }
-        Some(Evicted {
-            key,
-            value: slot.value,
-            hits: slot.hits.into_inner(),
-        })
+        Some(Evicted { key, value: slot.value, hits: slot.hits.into_inner() })
     }
 
     fn remember(&mut self, key: K) {
@@ -309,14 +288,7 @@ mod tests {
         assert_eq!(cache.get(&"a"), Some((&1, 1)));
         cache.insert("b", 2, 1);
         let evicted = cache.insert("c", 3, 1);
-        assert_eq!(
-            evicted,
-            [Evicted {
-                key: "a",
-                value: 1,
-                hits: 1
-            }]
-        );
+        assert_eq!(evicted, [Evicted { key: "a", value: 1, hits: 1 }]);
         assert!(cache.insert("huge", 4, 3).is_empty());
         assert!(cache.peek(&"huge").is_none());
     }

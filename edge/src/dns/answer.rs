@@ -84,12 +84,7 @@ impl Answerer {
     /// Prepares the names of `view`.
     pub fn new(zone: Arc<Zone>, routes: Arc<RouteTable>, view: Arc<DnsView>) -> Answerer {
         let names = SiteNames::new(&zone, &view);
-        Answerer {
-            zone,
-            routes,
-            view,
-            names,
-        }
+        Answerer { zone, routes, view, names }
     }
 
     /// The same zone and routes with another state of the cluster.
@@ -100,29 +95,18 @@ impl Answerer {
     /// The reply to a packet from `from`, or nothing if it must not be answered.
     pub fn answer(&self, packet: &[u8], from: IpAddr, transport: Transport) -> Option<Answer> {
         let (header, question, edns, outcome) = match query::parse(packet) {
-            Ok(Ask {
-                header,
-                question,
-                edns,
-            }) => {
+            Ok(Ask { header, question, edns }) => {
                 let subnet = edns.as_ref().and_then(|edns| edns.subnet.as_ref());
                 let outcome = self.outcome(&question, client(subnet, from));
                 (header, Some(question), edns, outcome)
             }
             Err(NoAsk::Drop) => return None,
             Err(NoAsk::Fail(failure)) => {
-                let Failure {
-                    header,
-                    code,
-                    question,
-                    edns,
-                } = *failure;
+                let Failure { header, code, question, edns } = *failure;
                 (header, question, edns, Outcome::failed(code))
             }
         };
-        let asked = question
-            .as_ref()
-            .map_or("none", |question| type_label(question.query_type));
+        let asked = question.as_ref().map_or("none", |question| type_label(question.query_type));
         let code = code_label(outcome.code);
         let limit = match transport {
             Transport::Tcp => u16::MAX,
@@ -132,11 +116,7 @@ impl Answerer {
         };
         let message = message(header, question, edns, outcome);
         let packet = encode(message, usize::from(limit))?;
-        Some(Answer {
-            packet,
-            asked,
-            code,
-        })
+        Some(Answer { packet, asked, code })
     }
 
     fn outcome(&self, question: &Query, client: Client) -> Outcome {
@@ -171,37 +151,21 @@ impl Answerer {
     /// The name or the type does not exist (RFC 2308).
     fn negative(&self, code: ResponseCode) -> Outcome {
         let authorities = vec![self.zone.soa(&self.view)];
-        Outcome {
-            code,
-            authoritative: true,
-            authorities,
-            ..Outcome::default()
-        }
+        Outcome { code, authoritative: true, authorities, ..Outcome::default() }
     }
 
     /// The given records, or that there are none of this type.
     fn positive(&self, answers: Vec<Record>, scope: u8) -> Outcome {
         if answers.is_empty() {
-            return Outcome {
-                scope,
-                ..self.negative(ResponseCode::NoError)
-            };
+            return Outcome { scope, ..self.negative(ResponseCode::NoError) };
         }
-        Outcome {
-            authoritative: true,
-            answers,
-            scope,
-            ..Outcome::default()
-        }
+        Outcome { authoritative: true, answers, scope, ..Outcome::default() }
     }
 
     /// One small record instead of all of them (RFC 8482 section 4.2).
     fn any(&self, name: &Name) -> Outcome {
         let data = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
-        self.positive(
-            vec![Record::from_rdata(name.clone(), self.view.ttl_secs(), data)],
-            0,
-        )
+        self.positive(vec![Record::from_rdata(name.clone(), self.view.ttl_secs(), data)], 0)
     }
 
     fn apex(&self, question: &Query, client: Client) -> Outcome {
@@ -209,10 +173,7 @@ impl Answerer {
             RecordType::SOA => self.positive(vec![self.zone.soa(&self.view)], 0),
             RecordType::NS => {
                 let outcome = self.positive(self.zone.ns(), 0);
-                Outcome {
-                    additionals: self.zone.glue(),
-                    ..outcome
-                }
+                Outcome { additionals: self.zone.glue(), ..outcome }
             }
             _ => self.host(question, client),
         }
@@ -232,10 +193,7 @@ impl Answerer {
             RecordType::A | RecordType::AAAA => {
                 let v4 = question.query_type == RecordType::A;
                 let picked = pick(if v4 { Family::V4 } else { Family::V6 });
-                (
-                    address_records(name, &picked.addrs(), ttl),
-                    picked.scope_prefix,
-                )
+                (address_records(name, &picked.addrs(), ttl), picked.scope_prefix)
             }
             RecordType::HTTPS => {
                 let (v4, v6) = (pick(Family::V4), pick(Family::V6));
@@ -253,10 +211,7 @@ impl Answerer {
 
 impl Outcome {
     fn failed(code: ResponseCode) -> Outcome {
-        Outcome {
-            code,
-            ..Outcome::default()
-        }
+        Outcome { code, ..Outcome::default() }
     }
 }
 
@@ -286,16 +241,8 @@ fn https_records(name: &Name, v4: &Picked, v6: &Picked, ttl: u32) -> Vec<Record>
 
 fn https(port: u16, v4: &Picked, v6: &Picked) -> SVCB {
     let hints = |picked: &Picked| {
-        let at_port = picked
-            .targets
-            .iter()
-            .filter(|target| target.port == port)
-            .copied();
-        Picked {
-            targets: at_port.collect(),
-            ..*picked
-        }
-        .addrs()
+        let at_port = picked.targets.iter().filter(|target| target.port == port).copied();
+        Picked { targets: at_port.collect(), ..*picked }.addrs()
     };
     let (mut hints_v4, mut hints_v6) = (Vec::new(), Vec::new());
     for addr in hints(v4).into_iter().chain(hints(v6)) {
@@ -311,16 +258,10 @@ fn https(port: u16, v4: &Picked, v6: &Picked) -> SVCB {
         params.push((SvcParamKey::Port, SvcParamValue::Port(port)));
     }
     if !hints_v4.is_empty() {
-        params.push((
-            SvcParamKey::Ipv4Hint,
-            SvcParamValue::Ipv4Hint(IpHint(hints_v4)),
-        ));
+        params.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(hints_v4))));
     }
     if !hints_v6.is_empty() {
-        params.push((
-            SvcParamKey::Ipv6Hint,
-            SvcParamValue::Ipv6Hint(IpHint(hints_v6)),
-        ));
+        params.push((SvcParamKey::Ipv6Hint, SvcParamValue::Ipv6Hint(IpHint(hints_v6))));
     }
     SVCB::new(1, Name::root(), params)
 }
@@ -347,15 +288,13 @@ fn message(
 /// Our OPT record: our size, the asker's DNSSEC flag (RFC 3225), its subnet with our scope.
 fn reply_edns(asked: &query::Edns, scope: u8) -> Edns {
     let mut edns = Edns::new();
-    edns.set_max_payload(UDP_BYTES_MAX)
-        .set_dnssec_ok(asked.dnssec_ok);
+    edns.set_max_payload(UDP_BYTES_MAX).set_dnssec_ok(asked.dnssec_ok);
     if let Some(told) = &asked.subnet {
         let mut option = told.option.clone();
         if let Some(at) = option.get_mut(SCOPE_AT) {
             *at = scope;
         }
-        edns.options_mut()
-            .insert(EdnsOption::Unknown(OPTION_CLIENT_SUBNET, option));
+        edns.options_mut().insert(EdnsOption::Unknown(OPTION_CLIENT_SUBNET, option));
     }
     edns
 }

@@ -95,17 +95,9 @@ mod tests {
         assert_eq!(toml::from_str::<DnsConfig>(&text).unwrap(), config);
 
         let least = "listen = \"127.0.0.1:0\"\nzone = \"atoll.test\"\n";
-        assert_eq!(
-            toml::from_str::<DnsConfig>(least).unwrap(),
-            DnsConfig::default()
-        );
+        assert_eq!(toml::from_str::<DnsConfig>(least).unwrap(), DnsConfig::default());
         assert!(toml::from_str::<DnsConfig>(&format!("{least}ttl = 3\n")).is_err());
         let bad = format!("{least}regions = [{{ cidr = \"10.0.0.1/8\", region = \"eu\" }}]\n");
-        assert!(
-            toml::from_str::<DnsConfig>(&bad)
-                .unwrap_err()
-                .to_string()
-                .contains("behind")
-        );
+        assert!(toml::from_str::<DnsConfig>(&bad).unwrap_err().to_string().contains("behind"));
     }
 }

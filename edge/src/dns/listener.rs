@@ -90,18 +90,11 @@ pub async fn run(
 /// When the configuration cannot be served or the address cannot be bound.
 pub async fn bind(config: &DnsConfig) -> Result<DnsListener, BindError> {
     let listen = config.listen;
-    let (udp, tcp, addr) = bind_both(listen)
-        .await
-        .map_err(|source| BindError::Listen { listen, source })?;
+    let (udp, tcp, addr) =
+        bind_both(listen).await.map_err(|source| BindError::Listen { listen, source })?;
     let zone = Arc::new(Zone::new(config, addr)?);
     let routes = Arc::new(RouteTable::new(&config.regions, &config.region_order));
-    Ok(DnsListener {
-        udp,
-        tcp,
-        addr,
-        zone,
-        routes,
-    })
+    Ok(DnsListener { udp, tcp, addr, zone, routes })
 }
 
 async fn bind_both(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener, SocketAddr)> {
@@ -134,14 +127,8 @@ impl DnsListener {
         tracing::info!(addr = %self.addr, "answering dns");
 
         let tasks = Tasks::new();
-        tasks.spawn(
-            "dns_view",
-            until(shutdown.clone(), follow(view, current.clone())),
-        );
-        tasks.spawn(
-            "dns_udp",
-            until(shutdown.clone(), serve_udp(self.udp, current.clone())),
-        );
+        tasks.spawn("dns_view", until(shutdown.clone(), follow(view, current.clone())));
+        tasks.spawn("dns_udp", until(shutdown.clone(), serve_udp(self.udp, current.clone())));
         tasks.spawn("dns_tcp", serve_tcp(self.tcp, current, shutdown.clone()));
         shutdown.wait().await;
         tasks.drain(DRAIN_MAX * 2).await;
@@ -273,9 +260,7 @@ fn answer(
     transport: Transport,
 ) -> Option<Answer> {
     let answerer = current.load();
-    match catch_unwind(AssertUnwindSafe(|| {
-        answerer.answer(packet, from, transport)
-    })) {
+    match catch_unwind(AssertUnwindSafe(|| answerer.answer(packet, from, transport))) {
         Ok(Some(answer)) => Some(answer),
         Ok(None) => {
             metrics::counter!("atoll_dns_packets_dropped_total").increment(1);

@@ -98,14 +98,8 @@ pub struct Failure {
 /// [`NoAsk`] says what to do instead of looking up the question.
 pub fn parse(packet: &[u8]) -> Result<Ask, NoAsk> {
     let header = header(packet)?;
-    let fail = |code, question, edns| {
-        NoAsk::Fail(Box::new(Failure {
-            header,
-            code,
-            question,
-            edns,
-        }))
-    };
+    let fail =
+        |code, question, edns| NoAsk::Fail(Box::new(Failure { header, code, question, edns }));
     if header.op_code != OpCode::Query {
         return Err(fail(ResponseCode::NotImp, None, None));
     }
@@ -120,28 +114,16 @@ pub fn parse(packet: &[u8]) -> Result<Ask, NoAsk> {
         .read_slice(HEADER_BYTES)
         .and_then(|_| Query::read(&mut decoder))
         .map_err(|_| form_error(None))?;
-    let opt = records(
-        &mut decoder,
-        u32::from(answers) + u32::from(authorities),
-        additionals,
-    )
-    .map_err(|_| form_error(Some(question.clone())))?;
+    let opt = records(&mut decoder, u32::from(answers) + u32::from(authorities), additionals)
+        .map_err(|_| form_error(Some(question.clone())))?;
     let Some(opt) = opt else {
-        return Ok(Ask {
-            header,
-            question,
-            edns: None,
-        });
+        return Ok(Ask { header, question, edns: None });
     };
     match edns(&opt) {
         Ok(edns) if edns.version > 0 => {
             Err(fail(ResponseCode::BADVERS, Some(question), Some(edns)))
         }
-        Ok(edns) => Ok(Ask {
-            header,
-            question,
-            edns: Some(edns),
-        }),
+        Ok(edns) => Ok(Ask { header, question, edns: Some(edns) }),
         Err(edns) => Err(fail(ResponseCode::FormErr, Some(question), Some(edns))),
     }
 }
@@ -194,11 +176,7 @@ fn records<'p>(
             return Err(Malformed);
         }
     }
-    if decoder.is_empty() {
-        Ok(found)
-    } else {
-        Err(Malformed)
-    }
+    if decoder.is_empty() { Ok(found) } else { Err(Malformed) }
 }
 
 fn record<'p>(decoder: &mut BinDecoder<'p>) -> Result<(Name, u16, RawOpt<'p>), DecodeError> {
@@ -223,12 +201,8 @@ impl From<DecodeError> for Malformed {
 /// Looks into the OPT record. The error is what to repeat in a FORMERR reply.
 fn edns(opt: &RawOpt<'_>) -> Result<Edns, Edns> {
     let [_, version, flags, _] = opt.ttl.to_be_bytes();
-    let mut edns = Edns {
-        payload_bytes: opt.class,
-        version,
-        dnssec_ok: flags & 0x80 != 0,
-        subnet: None,
-    };
+    let mut edns =
+        Edns { payload_bytes: opt.class, version, dnssec_ok: flags & 0x80 != 0, subnet: None };
     if version > 0 {
         return Ok(edns);
     }
@@ -274,10 +248,7 @@ fn read_client_subnet(data: &[u8]) -> Result<ClientSubnet, Malformed> {
         _ => return Err(Malformed),
     };
     let located = subnet.filter(|subnet| subnet.prefix() > 0);
-    Ok(ClientSubnet {
-        option: data.to_vec(),
-        subnet: located,
-    })
+    Ok(ClientSubnet { option: data.to_vec(), subnet: located })
 }
 
 /// The bytes followed by zeros; the caller has checked that there are at most `N`.
@@ -291,11 +262,7 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 
 fn block(addr: IpAddr, prefix: u8) -> Result<Subnet, Malformed> {
     let subnet = Subnet::of(addr, prefix);
-    if subnet.addr() == addr {
-        Ok(subnet)
-    } else {
-        Err(Malformed)
-    }
+    if subnet.addr() == addr { Ok(subnet) } else { Err(Malformed) }
 }
 
 #[cfg(test)]
@@ -309,9 +276,7 @@ mod tests {
     fn packet(flags: u16, counts: [u16; 4], rest: &[u8]) -> Vec<u8> {
         let mut packet = vec![0xab, 0xcd];
         packet.extend(flags.to_be_bytes());
-        counts
-            .iter()
-            .for_each(|count| packet.extend(count.to_be_bytes()));
+        counts.iter().for_each(|count| packet.extend(count.to_be_bytes()));
         packet.extend(QUESTION);
         packet.extend(rest);
         packet
@@ -351,10 +316,7 @@ mod tests {
     fn an_opt_record_with_a_subnet() {
         let cookie = [0, 10, 0, 2, 1, 2];
         let options = [&cookie[..], &option(&[0, 1, 20, 0, 203, 0, 112])].concat();
-        let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &options)))
-            .unwrap()
-            .edns
-            .unwrap();
+        let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &options))).unwrap().edns.unwrap();
         assert_eq!((edns.payload_bytes, edns.dnssec_ok), (4096, true));
         let subnet = edns.subnet.unwrap();
         assert_eq!(subnet.subnet.unwrap().to_string(), "203.0.112.0/20");
@@ -369,37 +331,22 @@ mod tests {
         assert_eq!(code(&[0xab, 0xcd, 0, 0]), form_error);
         for op_code in [1, 2, 4, 5, 15] {
             let flags = op_code << 11;
-            assert_eq!(
-                code(&packet(flags, [1, 0, 0, 0], &[])),
-                Some(ResponseCode::NotImp)
-            );
+            assert_eq!(code(&packet(flags, [1, 0, 0, 0], &[])), Some(ResponseCode::NotImp));
         }
         let all = packet(0, [1, 0, 0, 1], &opt(0, &[]));
         assert_eq!(code(&all), Some(ResponseCode::NoError));
         for length in HEADER_START_BYTES..all.len() {
             assert_eq!(code(&all[..length]), form_error, "{length}");
         }
-        for counts in [
-            [0, 0, 0, 0],
-            [2, 0, 0, 0],
-            [65535, 0, 0, 0],
-            [1, 1, 0, 0],
-            [1, 0, 0, 65535],
-        ] {
+        for counts in [[0, 0, 0, 0], [2, 0, 0, 0], [65535, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 65535]]
+        {
             assert_eq!(code(&packet(0, counts, &[])), form_error, "{counts:?}");
         }
-        assert_eq!(
-            code(&packet(0, [1, 0, 0, 0], &[0])),
-            form_error,
-            "bytes left over"
-        );
+        assert_eq!(code(&packet(0, [1, 0, 0, 0], &[0])), form_error, "bytes left over");
         let twice = [opt(0, &[]), opt(0, &[])].concat();
         assert_eq!(code(&packet(0, [1, 0, 0, 2], &twice)), form_error);
         assert_eq!(code(&packet(0, [1, 1, 0, 0], &opt(0, &[]))), form_error);
-        assert_eq!(
-            code(&packet(0, [1, 0, 0, 1], &opt(1, &[9]))),
-            Some(ResponseCode::BADVERS)
-        );
+        assert_eq!(code(&packet(0, [1, 0, 0, 1], &opt(1, &[9]))), Some(ResponseCode::BADVERS));
     }
 
     #[test]
@@ -424,15 +371,8 @@ mod tests {
                 "{bad:?}"
             );
         }
-        for hidden in [
-            option(&[0, 0, 0, 0]),
-            option(&[0, 1, 0, 0]),
-            option(&[0, 2, 0, 0]),
-        ] {
-            let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &hidden)))
-                .unwrap()
-                .edns
-                .unwrap();
+        for hidden in [option(&[0, 0, 0, 0]), option(&[0, 1, 0, 0]), option(&[0, 2, 0, 0])] {
+            let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &hidden))).unwrap().edns.unwrap();
             assert_eq!(edns.subnet.unwrap().subnet, None);
         }
     }

@@ -109,10 +109,7 @@ pub struct RouteTable {
 impl RouteTable {
     /// Builds the table from the configured blocks and orders.
     pub fn new(regions: &[RegionCidr], order: &BTreeMap<String, Vec<String>>) -> RouteTable {
-        let mut table = RouteTable {
-            order: order.clone(),
-            ..RouteTable::default()
-        };
+        let mut table = RouteTable { order: order.clone(), ..RouteTable::default() };
         for line in regions {
             let trie = match line.cidr.addr() {
                 IpAddr::V4(_) => &mut table.v4,
@@ -148,10 +145,7 @@ impl RouteTable {
             ranked.sort_by(Ranked::order);
             keep_nearest(&mut ranked, seat.client);
         }
-        Picked {
-            targets: targets(&ranked, family),
-            scope_prefix: seat.scope,
-        }
+        Picked { targets: targets(&ranked, family), scope_prefix: seat.scope }
     }
 
     fn seat(&self, client: Client) -> Seat<'_> {
@@ -160,23 +154,13 @@ impl RouteTable {
                 let found = self.trie(told.addr()).find(told);
                 let client = told.widened(client_prefix(told.addr()));
                 let shared_by = told.widened(found.scope);
-                Seat {
-                    regions: found.regions,
-                    scope: found.scope,
-                    client,
-                    shared_by,
-                }
+                Seat { regions: found.regions, scope: found.scope, client, shared_by }
             }
             Client::Resolver(addr) => {
                 let addr = addr.to_canonical();
                 let found = self.trie(addr).find(Subnet::of(addr, u8::MAX));
                 let client = Subnet::of(addr, client_prefix(addr));
-                Seat {
-                    regions: found.regions,
-                    scope: 0,
-                    client,
-                    shared_by: client,
-                }
+                Seat { regions: found.regions, scope: 0, client, shared_by: client }
             }
         }
     }
@@ -195,12 +179,7 @@ impl RouteTable {
             return (0, "");
         }
         let mut known = located.iter().chain(configured.into_iter().flatten());
-        (
-            known
-                .position(|other| other == region)
-                .unwrap_or(usize::MAX),
-            region,
-        )
+        (known.position(|other| other == region).unwrap_or(usize::MAX), region)
     }
 }
 
@@ -232,11 +211,7 @@ impl Ranked<'_> {
 /// Edges that take visitors; those of weight 0 only when there are no others.
 fn pool(edges: &[EdgeView]) -> Vec<&EdgeView> {
     let weighted: Vec<&EdgeView> = edges.iter().filter(|edge| edge.weight > 0).collect();
-    if weighted.is_empty() {
-        edges.iter().collect()
-    } else {
-        weighted
-    }
+    if weighted.is_empty() { edges.iter().collect() } else { weighted }
 }
 
 /// Cuts a sorted list to the nearest region, filled up to [`EDGES_MIN`] from what follows, and
@@ -245,11 +220,7 @@ fn keep_nearest(ranked: &mut Vec<Ranked<'_>>, client: Subnet) {
     let Some(nearest) = ranked.first().map(|first| first.nearness) else {
         return;
     };
-    let near = ranked
-        .iter()
-        .take_while(|each| each.nearness == nearest)
-        .count()
-        .min(EDGES_MAX);
+    let near = ranked.iter().take_while(|each| each.nearness == nearest).count().min(EDGES_MAX);
     if near < EDGES_MIN {
         ranked.truncate(EDGES_MIN);
     } else {
@@ -266,10 +237,7 @@ fn targets(ranked: &[Ranked<'_>], family: Family) -> Vec<Target> {
     let mut targets = Vec::new();
     for each in ranked {
         for addr in each.edge.addrs.iter().filter(|addr| is_of(family, **addr)) {
-            let target = Target {
-                addr: *addr,
-                port: each.edge.https_port,
-            };
+            let target = Target { addr: *addr, port: each.edge.https_port };
             if targets.len() < TARGETS_MAX && !targets.contains(&target) {
                 targets.push(target);
             }
@@ -286,11 +254,7 @@ fn is_of(family: Family, addr: IpAddr) -> bool {
 }
 
 fn client_prefix(addr: IpAddr) -> u8 {
-    if addr.is_ipv4() {
-        CLIENT_PREFIX_V4
-    } else {
-        CLIENT_PREFIX_V6
-    }
+    if addr.is_ipv4() { CLIENT_PREFIX_V4 } else { CLIENT_PREFIX_V6 }
 }
 
 /// An edge's bid for a subnet; the highest wins.
@@ -340,9 +304,7 @@ struct Found<'t> {
 
 impl Default for Trie {
     fn default() -> Trie {
-        Trie {
-            nodes: vec![Node::default()],
-        }
+        Trie { nodes: vec![Node::default()] }
     }
 }
 
@@ -371,10 +333,7 @@ impl Trie {
     /// what the client told, because a cache would not use more.
     fn find(&self, client: Subnet) -> Found<'_> {
         let mut at = &self.nodes[0];
-        let mut found = Found {
-            regions: &at.regions,
-            scope: 0,
-        };
+        let mut found = Found { regions: &at.regions, scope: 0 };
         for index in 0..client.prefix() {
             if at.children == [0, 0] {
                 break;

@@ -82,21 +82,14 @@ impl FromStr for Subnet {
     /// Reads `address/prefix`, or an address alone as a block of one. Bits behind the prefix are
     /// refused: they are a slip of the pen more often than not.
     fn from_str(text: &str) -> Result<Subnet, BadSubnet> {
-        let bad = |reason| BadSubnet {
-            text: text.to_owned(),
-            reason,
-        };
+        let bad = |reason| BadSubnet { text: text.to_owned(), reason };
         let (addr, prefix) = match text.split_once('/') {
             Some((addr, prefix)) => (addr, Some(prefix)),
             None => (text, None),
         };
-        let addr: IpAddr = addr
-            .parse()
-            .map_err(|_| bad("the address cannot be read"))?;
+        let addr: IpAddr = addr.parse().map_err(|_| bad("the address cannot be read"))?;
         let prefix = match prefix {
-            Some(digits) => digits
-                .parse()
-                .map_err(|_| bad("the prefix is not a number"))?,
+            Some(digits) => digits.parse().map_err(|_| bad("the prefix is not a number"))?,
             None => width(addr),
         };
         if prefix > width(addr) {
@@ -137,26 +130,11 @@ mod tests {
 
     #[test]
     fn text_is_read_back_and_slips_are_refused() {
-        for good in [
-            "0.0.0.0/0",
-            "10.0.0.0/8",
-            "192.0.2.1/32",
-            "::/0",
-            "2001:db8::/33",
-        ] {
+        for good in ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.1/32", "::/0", "2001:db8::/33"] {
             assert_eq!(good.parse::<Subnet>().unwrap().to_string(), good);
         }
         assert_eq!("192.0.2.1".parse::<Subnet>().unwrap().prefix(), 32);
-        for bad in [
-            "",
-            "/",
-            "10.0.0.0/33",
-            "::/129",
-            "10.0.0.1/8",
-            "10.0.0.0/",
-            "a/8",
-            "10/8",
-        ] {
+        for bad in ["", "/", "10.0.0.0/33", "::/129", "10.0.0.1/8", "10.0.0.0/", "a/8", "10/8"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
     }

@@ -48,11 +48,7 @@ pub struct DnsView {
 impl DnsView {
     /// Seconds an answer may be kept.
     pub fn ttl_secs(&self) -> u32 {
-        if route::something_is_down(&self.edges) {
-            TTL_SECS / 2
-        } else {
-            TTL_SECS
-        }
+        if route::something_is_down(&self.edges) { TTL_SECS / 2 } else { TTL_SECS }
     }
 }
 
@@ -97,10 +93,7 @@ impl Zone {
     /// # Errors
     /// When the zone's name cannot be one, or no address of a name server is known.
     pub fn new(config: &DnsConfig, listen: SocketAddr) -> Result<Zone, BadDnsConfig> {
-        let bad = |reason| BadDnsConfig::Zone {
-            zone: config.zone.clone(),
-            reason,
-        };
+        let bad = |reason| BadDnsConfig::Zone { zone: config.zone.clone(), reason };
         let mut apex = Name::from_ascii(config.zone.trim_end_matches('.'))
             .map_err(|_| bad("is not a domain name"))?
             .to_lowercase();
@@ -111,8 +104,7 @@ impl Zone {
         let apex_text =
             text_of(&apex).ok_or_else(|| bad("may hold only a-z, 0-9, '-', '_' and dots"))?;
         let below = |label: &str| {
-            apex.prepend_label(label)
-                .map_err(|_| bad("leaves no room for names below it"))
+            apex.prepend_label(label).map_err(|_| bad("leaves no room for names below it"))
         };
         // The longest label a site can have must fit, or an answer could not be written.
         below(&"x".repeat(63))?;
@@ -125,17 +117,9 @@ impl Zone {
         };
         let mut servers = Vec::new();
         for (index, addrs) in by_server(addrs).into_iter().enumerate() {
-            servers.push(NameServer {
-                name: below(&format!("ns{}", index + 1))?,
-                addrs,
-            });
+            servers.push(NameServer { name: below(&format!("ns{}", index + 1))?, addrs });
         }
-        Ok(Zone {
-            mailbox: below("hostmaster")?,
-            apex_text,
-            servers,
-            apex,
-        })
+        Ok(Zone { mailbox: below("hostmaster")?, apex_text, servers, apex })
     }
 
     /// What `name` is, given the names the sites have.
@@ -153,17 +137,11 @@ impl Zone {
         let Some(text) = text_of(name) else {
             return Place::Missing;
         };
-        let label = text
-            .strip_suffix(&self.apex_text)
-            .and_then(|text| text.strip_suffix('.'));
+        let label = text.strip_suffix(&self.apex_text).and_then(|text| text.strip_suffix('.'));
         if names.hosts.contains(&text) || label.is_some_and(|label| is_site(label, view)) {
             return Place::Host;
         }
-        if names.empty.contains(&text) {
-            Place::Empty
-        } else {
-            Place::Missing
-        }
+        if names.empty.contains(&text) { Place::Empty } else { Place::Missing }
     }
 
     /// The SOA record.
@@ -228,9 +206,8 @@ impl SiteNames {
         let mut names = SiteNames::default();
         for domain in view.domains.keys() {
             let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-            let Some(below) = domain
-                .strip_suffix(&zone.apex_text)
-                .and_then(|text| text.strip_suffix('.'))
+            let Some(below) =
+                domain.strip_suffix(&zone.apex_text).and_then(|text| text.strip_suffix('.'))
             else {
                 continue;
             };
@@ -268,13 +245,7 @@ fn is_site(label: &str, view: &DnsView) -> bool {
 /// The addresses of ns1, ns2, … : the first of each family, the second of each, and so on.
 fn by_server(addrs: &[IpAddr]) -> Vec<Vec<IpAddr>> {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addrs.iter().partition(|addr| addr.is_ipv4());
-    let server = |index| {
-        v4.get(index)
-            .into_iter()
-            .chain(v6.get(index))
-            .copied()
-            .collect()
-    };
+    let server = |index| v4.get(index).into_iter().chain(v6.get(index)).copied().collect();
     (0..v4.len().max(v6.len())).map(server).collect()
 }
 
@@ -302,10 +273,7 @@ mod tests {
     use super::*;
 
     fn zone_of(text: &str) -> Result<Zone, BadDnsConfig> {
-        let config = DnsConfig {
-            zone: text.to_owned(),
-            ..DnsConfig::default()
-        };
+        let config = DnsConfig { zone: text.to_owned(), ..DnsConfig::default() };
         Zone::new(&config, "127.0.0.1:53".parse().unwrap())
     }
 
@@ -314,14 +282,9 @@ mod tests {
         let zone = zone_of("Atoll.Test.").unwrap();
         let view = DnsView {
             sites: ["docs", "ns1", "a-b"].map(str::to_owned).into(),
-            domains: [
-                "www.deep.atoll.test",
-                "Shop.atoll.test.",
-                "example.org",
-                "xatoll.test",
-            ]
-            .map(|domain| (domain.to_owned(), "docs".to_owned()))
-            .into(),
+            domains: ["www.deep.atoll.test", "Shop.atoll.test.", "example.org", "xatoll.test"]
+                .map(|domain| (domain.to_owned(), "docs".to_owned()))
+                .into(),
             ..DnsView::default()
         };
         let names = SiteNames::new(&zone, &view);
@@ -347,10 +310,7 @@ mod tests {
             ("test.", Place::Outside),
             (".", Place::Outside),
         ] {
-            let labels = name
-                .split('.')
-                .filter(|label| !label.is_empty())
-                .map(str::as_bytes);
+            let labels = name.split('.').filter(|label| !label.is_empty()).map(str::as_bytes);
             let name = Name::from_labels(labels).unwrap();
             assert_eq!(zone.place(&name, &view, &names), place, "{name}");
         }
@@ -361,10 +321,7 @@ mod tests {
     #[test]
     fn name_servers_pair_the_families() {
         let addrs = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|addr| addr.parse().unwrap());
-        let config = DnsConfig {
-            ns_addrs: addrs.into(),
-            ..DnsConfig::default()
-        };
+        let config = DnsConfig { ns_addrs: addrs.into(), ..DnsConfig::default() };
         let zone = Zone::new(&config, "0.0.0.0:53".parse().unwrap()).unwrap();
         assert_eq!(zone.ns().len(), 2);
         assert_eq!(zone.glue().len(), 3);
@@ -374,18 +331,8 @@ mod tests {
 
     #[test]
     fn bad_zones_are_refused() {
-        for bad in [
-            "",
-            ".",
-            "a..b",
-            "sp ace.test",
-            &"x.".repeat(120),
-            &"y".repeat(64),
-        ] {
-            assert!(
-                matches!(zone_of(bad), Err(BadDnsConfig::Zone { .. })),
-                "{bad}"
-            );
+        for bad in ["", ".", "a..b", "sp ace.test", &"x.".repeat(120), &"y".repeat(64)] {
+            assert!(matches!(zone_of(bad), Err(BadDnsConfig::Zone { .. })), "{bad}");
         }
         let config = DnsConfig::default();
         let any = Zone::new(&config, "[::]:53".parse().unwrap());

@@ -26,17 +26,12 @@ enum State {
     /// No request passes until then.
     Open { until: Instant, period: Duration },
     /// One request passes, to find out.
-    HalfOpen {
-        trial_since: Option<Instant>,
-        period: Duration,
-    },
+    HalfOpen { trial_since: Option<Instant>, period: Duration },
 }
 
 impl Default for Breaker {
     fn default() -> Breaker {
-        Breaker {
-            state: State::Closed { failures: 0 },
-        }
+        Breaker { state: State::Closed { failures: 0 } }
     }
 }
 
@@ -48,21 +43,12 @@ impl Breaker {
             State::Closed { .. } => true,
             State::Open { until, .. } if now < until => false,
             State::Open { period, .. } => {
-                self.state = State::HalfOpen {
-                    trial_since: Some(now),
-                    period,
-                };
+                self.state = State::HalfOpen { trial_since: Some(now), period };
                 true
             }
-            State::HalfOpen {
-                trial_since: Some(since),
-                ..
-            } if now < since + TRIAL => false,
+            State::HalfOpen { trial_since: Some(since), .. } if now < since + TRIAL => false,
             State::HalfOpen { period, .. } => {
-                self.state = State::HalfOpen {
-                    trial_since: Some(now),
-                    period,
-                };
+                self.state = State::HalfOpen { trial_since: Some(now), period };
                 true
             }
         }
@@ -87,21 +73,15 @@ impl Breaker {
     /// The upstream did not answer, or with something that is no answer.
     pub fn failed(&mut self, now: Instant) {
         self.state = match self.state {
-            State::Closed { failures } if failures + 1 < FAILURES => State::Closed {
-                failures: failures + 1,
-            },
-            State::Closed { .. } => State::Open {
-                until: now + OPEN_FIRST,
-                period: OPEN_FIRST,
-            },
+            State::Closed { failures } if failures + 1 < FAILURES => {
+                State::Closed { failures: failures + 1 }
+            }
+            State::Closed { .. } => State::Open { until: now + OPEN_FIRST, period: OPEN_FIRST },
             // A request from before it opened says nothing new.
             State::Open { until, period } => State::Open { until, period },
             State::HalfOpen { period, .. } => {
                 let period = (period * 2).min(OPEN_MAX);
-                State::Open {
-                    until: now + period,
-                    period,
-                }
+                State::Open { until: now + period, period }
             }
         };
     }

@@ -69,10 +69,7 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
         let (mut landing, joined) = self.board(id, work)?;
         let landed = landing.wait_for(Option::is_some).await;
         match landed.as_deref() {
-            Ok(Some(value)) => Ok(Landed {
-                value: value.clone(),
-                joined,
-            }),
+            Ok(Some(value)) => Ok(Landed { value: value.clone(), joined }),
             Ok(None) | Err(_) => Err(NoFlight::Died),
         }
     }
@@ -105,10 +102,7 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
         let (land, landing) = watch::channel(None);
         flights.insert(id, landing.clone());
         drop(flights);
-        let over = Over {
-            flights: self.flights.clone(),
-            id,
-        };
+        let over = Over { flights: self.flights.clone(), id };
         let work = work();
         atoll_net::task::spawn("edge-fill", async move {
             // Dropped last: whoever comes before that still finds the outcome here, and whoever
@@ -196,9 +190,8 @@ mod tests {
     #[tokio::test]
     async fn many_waiters_one_fetch() {
         let slow = Slow::new(10, 1000);
-        let asked: Vec<_> = (0..100)
-            .map(|_| atoll_net::task::spawn("test", slow.clone().ask(1)))
-            .collect();
+        let asked: Vec<_> =
+            (0..100).map(|_| atoll_net::task::spawn("test", slow.clone().ask(1))).collect();
         slow.until_waiting(100).await;
         slow.gate.add_permits(1);
         let mut first = 0;
@@ -221,16 +214,8 @@ mod tests {
         first.abort();
         assert!(first.await.is_err());
         slow.gate.add_permits(1);
-        let landed = tokio::time::timeout(Duration::from_secs(5), second)
-            .await
-            .unwrap();
-        assert_eq!(
-            landed.unwrap().unwrap(),
-            Landed {
-                value: 7,
-                joined: true
-            }
-        );
+        let landed = tokio::time::timeout(Duration::from_secs(5), second).await.unwrap();
+        assert_eq!(landed.unwrap().unwrap(), Landed { value: 7, joined: true });
         assert_eq!(slow.fetches.load(Ordering::SeqCst), 1);
     }
 
@@ -250,9 +235,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_and_the_next_may_try() {
         let coalescer: Coalescer<u32> = Coalescer::new(4, 4);
-        let died = coalescer
-            .run(id(1), || async { panic!("on purpose") })
-            .await;
+        let died = coalescer.run(id(1), || async { panic!("on purpose") }).await;
         assert_eq!(died, Err(NoFlight::Died));
         // The list is cleared when the task is gone, which may be a moment later.
         loop {

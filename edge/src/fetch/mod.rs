@@ -93,10 +93,7 @@ pub enum FillError {
 impl FillError {
     /// An error of upstream.
     pub fn upstream(id: ChunkId, reason: impl Into<Arc<str>>) -> FillError {
-        FillError::Upstream {
-            id,
-            reason: reason.into(),
-        }
+        FillError::Upstream { id, reason: reason.into() }
     }
 }
 
@@ -119,11 +116,7 @@ pub struct Chunks {
 impl Chunks {
     /// A cache in front of an upstream.
     pub fn new(cache: Arc<Cache>, upstream: Arc<dyn Upstream>) -> Chunks {
-        Chunks {
-            cache,
-            coalescer: Coalescer::new(FLIGHTS_MAX, WAITERS_MAX),
-            upstream,
-        }
+        Chunks { cache, coalescer: Coalescer::new(FLIGHTS_MAX, WAITERS_MAX), upstream }
     }
 
     /// The cache.
@@ -138,17 +131,10 @@ impl Chunks {
     pub async fn get(&self, id: ChunkId, worth: Worth) -> Result<Got, FillError> {
         if let Some(bytes) = self.cache.memory(&id) {
             metrics::counter!("atoll_edge_cache_hits_total", "tier" => "memory").increment(1);
-            return Ok(Got {
-                bytes,
-                source: Source::Memory,
-                collapsed: false,
-            });
+            return Ok(Got { bytes, source: Source::Memory, collapsed: false });
         }
         let (cache, upstream) = (self.cache.clone(), self.upstream.clone());
-        let landed = self
-            .coalescer
-            .run(id, || fill(cache, upstream, id, worth))
-            .await;
+        let landed = self.coalescer.run(id, || fill(cache, upstream, id, worth)).await;
         let landed = landed.map_err(|error| match error {
             NoFlight::Busy => FillError::Busy,
             NoFlight::Died => FillError::upstream(id, error.to_string()),
@@ -157,11 +143,7 @@ impl Chunks {
             metrics::counter!("atoll_edge_fill_waiters_total").increment(1);
         }
         let (bytes, source) = landed.value?;
-        Ok(Got {
-            bytes,
-            source,
-            collapsed: landed.joined,
-        })
+        Ok(Got { bytes, source, collapsed: landed.joined })
     }
 }
 
@@ -192,11 +174,7 @@ async fn fill(
     metrics::histogram!("atoll_edge_fill_seconds", "outcome" => outcome)
         .record(started.elapsed().as_secs_f64());
     let Fetched { bytes, source } = fetched?;
-    let label = if source == Source::Origin {
-        "origin"
-    } else {
-        "shield"
-    };
+    let label = if source == Source::Origin { "origin" } else { "shield" };
     metrics::counter!("atoll_edge_upstream_chunks_total", "source" => label).increment(1);
     metrics::counter!("atoll_edge_upstream_bytes_total", "source" => label)
         .increment(bytes.len() as u64);
@@ -256,17 +234,11 @@ pub(crate) mod tests {
                 }
                 if self.corrupt.load(Ordering::SeqCst) {
                     let bytes = Bytes::from_static(b"wrong");
-                    return Ok(Fetched {
-                        bytes,
-                        source: Source::Origin,
-                    });
+                    return Ok(Fetched { bytes, source: Source::Origin });
                 }
                 let found = self.chunks.lock().unwrap().get(&id).cloned();
                 let bytes = found.ok_or_else(|| FillError::upstream(id, "no such chunk"))?;
-                Ok(Fetched {
-                    bytes,
-                    source: Source::Origin,
-                })
+                Ok(Fetched { bytes, source: Source::Origin })
             })
         }
     }
@@ -275,22 +247,11 @@ pub(crate) mod tests {
     async fn a_chunk_is_fetched_once_and_then_a_hit() {
         let upstream = Arc::new(FakeUpstream::default());
         let id = upstream.add("hello");
-        let chunks = Arc::new(Chunks::new(
-            Arc::new(Cache::in_memory(1 << 20)),
-            upstream.clone(),
-        ));
+        let chunks = Arc::new(Chunks::new(Arc::new(Cache::in_memory(1 << 20)), upstream.clone()));
         let all = futures_util::future::join_all((0..50).map(|_| chunks.get(id, Worth::Use))).await;
         assert!(all.iter().all(|got| got.as_ref().unwrap().bytes == "hello"));
-        assert_eq!(
-            all.iter()
-                .filter(|got| !got.as_ref().unwrap().collapsed)
-                .count(),
-            1
-        );
-        assert_eq!(
-            chunks.get(id, Worth::Use).await.unwrap().source,
-            Source::Memory
-        );
+        assert_eq!(all.iter().filter(|got| !got.as_ref().unwrap().collapsed).count(), 1);
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap().source, Source::Memory);
         assert_eq!(upstream.fetches(), 1);
     }
 
@@ -300,10 +261,7 @@ pub(crate) mod tests {
         let id = upstream.add("right");
         let chunks = Chunks::new(Arc::new(Cache::in_memory(1 << 20)), upstream.clone());
         upstream.corrupt.store(true, Ordering::SeqCst);
-        assert!(matches!(
-            chunks.get(id, Worth::Use).await,
-            Err(FillError::Upstream { .. })
-        ));
+        assert!(matches!(chunks.get(id, Worth::Use).await, Err(FillError::Upstream { .. })));
         upstream.corrupt.store(false, Ordering::SeqCst);
         assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "right");
     }
@@ -321,10 +279,7 @@ pub(crate) mod tests {
         drop(chunks);
         upstream.down.store(true, Ordering::SeqCst);
         let chunks = Chunks::new(open(), upstream);
-        assert_eq!(
-            chunks.get(page, Worth::Use).await.unwrap().source,
-            Source::Disk
-        );
+        assert_eq!(chunks.get(page, Worth::Use).await.unwrap().source, Source::Disk);
         assert!(chunks.get(data, Worth::Use).await.is_err());
     }
 }

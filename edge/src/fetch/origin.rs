@@ -25,10 +25,7 @@ pub struct Origin {
 impl Origin {
     /// The chunkservers of a cluster.
     pub fn new(cluster: Cluster) -> Origin {
-        Origin {
-            cluster,
-            breaker: Mutex::new(Breaker::default()),
-        }
+        Origin { cluster, breaker: Mutex::new(Breaker::default()) }
     }
 
     /// Reads one chunk.
@@ -46,10 +43,7 @@ impl Origin {
             Ok(Err(_)) | Err(_) => self.breaker(|breaker| breaker.failed(Instant::now())),
         }
         match read {
-            Ok(Ok(bytes)) => Ok(Fetched {
-                bytes,
-                source: Source::Origin,
-            }),
+            Ok(Ok(bytes)) => Ok(Fetched { bytes, source: Source::Origin }),
             Ok(Err(error)) => Err(FillError::upstream(id, error.to_string())),
             Err(_) => Err(FillError::upstream(id, "the origin took too long")),
         }

@@ -45,19 +45,14 @@ impl Service for ShieldService {
         let EdgeRequest::Chunk { id } = request;
         match self.chunks.get(id, Worth::Use).await {
             Ok(got) => {
-                let head = EdgeResponse::Chunk {
-                    hit: got.source.is_hit(),
-                };
+                let head = EdgeResponse::Chunk { hit: got.source.is_hit() };
                 Ok(Answer::with_body(head, vec![got.bytes]))
             }
             Err(error @ FillError::Busy) => Err(WireError::unavailable(error.to_string())),
             // Not this shield's fault: its caller must not think less of it.
             Err(error @ FillError::Upstream { .. }) => {
                 let fault = Fault::Upstream;
-                Err(WireError {
-                    fault,
-                    ..WireError::unavailable(error.to_string())
-                })
+                Err(WireError { fault, ..WireError::unavailable(error.to_string()) })
             }
         }
     }

@@ -90,10 +90,7 @@ impl Shields {
         match answer {
             Ok((EdgeResponse::Chunk { hit }, bytes)) if ChunkId::of(&bytes) == id => {
                 self.breaker(shield.id, Breaker::succeeded);
-                Some(Fetched {
-                    bytes,
-                    source: Source::Shield(hit),
-                })
+                Some(Fetched { bytes, source: Source::Shield(hit) })
             }
             Ok(_) => {
                 tracing::warn!(shield = %shield.id, chunk = %id.short(), "a shield sent wrong bytes");
@@ -124,10 +121,7 @@ impl Shields {
 /// The shields in the order in which they are to be asked for a chunk: those of the region, or
 /// all when it has none.
 fn ranked<'a>(id: &ChunkId, shields: &'a [Shield], region: &str) -> Vec<&'a Shield> {
-    let mut near: Vec<&Shield> = shields
-        .iter()
-        .filter(|shield| shield.region == region)
-        .collect();
+    let mut near: Vec<&Shield> = shields.iter().filter(|shield| shield.region == region).collect();
     if near.is_empty() {
         near = shields.iter().collect();
     }
@@ -149,11 +143,7 @@ mod tests {
 
     fn shield(id: u64, region: &str) -> Shield {
         let addr = SocketAddr::from(([127, 0, 0, 1], 1));
-        Shield {
-            id: NodeId(id),
-            addr,
-            region: region.to_owned(),
-        }
+        Shield { id: NodeId(id), addr, region: region.to_owned() }
     }
 
     fn first(chunk: u32, shields: &[Shield]) -> NodeId {
@@ -179,12 +169,7 @@ mod tests {
     fn the_own_region_comes_first_and_any_other_is_better_than_none() {
         let all = [shield(1, "us"), shield(2, "eu"), shield(3, "us")];
         let id = ChunkId::of(b"x");
-        let ids = |region| {
-            ranked(&id, &all, region)
-                .iter()
-                .map(|s| s.id.0)
-                .collect::<Vec<_>>()
-        };
+        let ids = |region| ranked(&id, &all, region).iter().map(|s| s.id.0).collect::<Vec<_>>();
         assert_eq!(ids("eu"), [2]);
         assert_eq!(ids("us").len(), 2);
         assert_eq!(ids("ap").len(), 3);

@@ -83,18 +83,10 @@ pub async fn open(
     len: u64,
 ) -> Result<Opened, BodyError> {
     if len == 0 {
-        return Ok(Opened {
-            body: Body::Empty,
-            first: None,
-        });
+        return Ok(Opened { body: Body::Empty, first: None });
     }
     if let (Content::Extents(extents), [part], true) = (&content, &parts[..], suffix.is_empty())
-        && let [
-            Extent {
-                id: Some(id),
-                len: length,
-            },
-        ] = extents.as_slice()
+        && let [Extent { id: Some(id), len: length }] = extents.as_slice()
         && part.prefix.is_empty()
     {
         return one_chunk(&chunks, *id, *length, part.range).await;
@@ -117,10 +109,7 @@ pub async fn open(
     };
     let first = reader.first;
     if head.len() as u64 == len {
-        return Ok(Opened {
-            body: Body::Whole(head),
-            first,
-        });
+        return Ok(Opened { body: Body::Whole(head), first });
     }
     let rest = stream::unfold(Some(reader), |reader| async move {
         let mut reader = reader?;
@@ -130,13 +119,8 @@ pub async fn open(
             Err(error) => Some((Err(error), None)),
         }
     });
-    let parts = stream::once(std::future::ready(Ok(head)))
-        .chain(rest)
-        .boxed();
-    Ok(Opened {
-        body: Body::Stream(BodyStream { left: len, parts }),
-        first,
-    })
+    let parts = stream::once(std::future::ready(Ok(head))).chain(rest).boxed();
+    Ok(Opened { body: Body::Stream(BodyStream { left: len, parts }), first })
 }
 
 /// The body of most answers: a range of a file of one chunk.
@@ -147,16 +131,11 @@ async fn one_chunk(
     range: ByteRange,
 ) -> Result<Opened, BodyError> {
     let got = chunks.get(id, Worth::Use).await?;
-    let within = usize::try_from(range.from)
-        .ok()
-        .zip(usize::try_from(range.to).ok());
+    let within = usize::try_from(range.from).ok().zip(usize::try_from(range.to).ok());
     match within {
         Some((from, to)) if got.bytes.len() == length as usize && to <= got.bytes.len() => {
             let body = Body::Whole(got.bytes.slice(from..to));
-            Ok(Opened {
-                body,
-                first: Some((got.source, got.collapsed)),
-            })
+            Ok(Opened { body, first: Some((got.source, got.collapsed)) })
         }
         _ => Err(BodyError::Length),
     }
@@ -254,10 +233,7 @@ fn load(chunks: Arc<Chunks>, piece: Piece) -> Loading {
             Piece::Chunk { id, len, from, to } => {
                 let got = chunks.get(id, Worth::Use).await?;
                 if got.bytes.len() != len as usize {
-                    return Err(FillError::upstream(
-                        id,
-                        "its length is not what the list says",
-                    ));
+                    return Err(FillError::upstream(id, "its length is not what the list says"));
                 }
                 let bytes = got.bytes.slice(from as usize..to as usize);
                 Ok((bytes, Some((got.source, got.collapsed))))
@@ -329,11 +305,7 @@ impl Cursor {
                 (VecDeque::new(), lists.iter().map(|(_, id)| *id).collect())
             }
         };
-        Cursor {
-            extents,
-            lists,
-            offset: 0,
-        }
+        Cursor { extents, lists, offset: 0 }
     }
 
     /// The next piece of `range`, which is shortened by it.
@@ -354,12 +326,7 @@ impl Cursor {
             return Ok(match extent.id {
                 Some(id) => {
                     range.from += u64::from(to - from);
-                    Piece::Chunk {
-                        id,
-                        len: extent.len,
-                        from,
-                        to,
-                    }
+                    Piece::Chunk { id, len: extent.len, from, to }
                 }
                 None => {
                     let len = (to - from).min(ZEROS_BYTES);
@@ -373,10 +340,7 @@ impl Cursor {
     async fn read_list(&mut self, chunks: &Chunks) -> Result<(), FillError> {
         let Some(list) = self.lists.pop_front() else {
             let none = ChunkId::default();
-            return Err(FillError::upstream(
-                none,
-                "the content is shorter than its size says",
-            ));
+            return Err(FillError::upstream(none, "the content is shorter than its size says"));
         };
         let got = chunks.get(list, Worth::Use).await?;
         let extents = ExtentList::decode(&got.bytes)
@@ -411,10 +375,7 @@ mod tests {
             } else {
                 Some(upstream.add(part.to_vec()))
             };
-            extents.push(Extent {
-                id,
-                len: u32::try_from(part.len()).unwrap(),
-            });
+            extents.push(Extent { id, len: u32::try_from(part.len()).unwrap() });
         }
         if !lists || extents.is_empty() {
             return Content::from_extents(extents);
@@ -423,10 +384,7 @@ mod tests {
             let list = ExtentList::V1(some.to_vec()).encode();
             (u32::try_from(list.len()).unwrap(), upstream.add(list))
         });
-        Content::Lists {
-            size: all.len() as u64,
-            lists: lists.collect(),
-        }
+        Content::Lists { size: all.len() as u64, lists: lists.collect() }
     }
 
     async fn read(body: Body) -> Result<Vec<u8>, BodyError> {
@@ -444,21 +402,12 @@ mod tests {
     }
 
     fn part(from: usize, to: usize) -> Part {
-        let range = ByteRange {
-            from: from as u64,
-            to: to as u64,
-        };
-        Part {
-            prefix: Bytes::new(),
-            range,
-        }
+        let range = ByteRange { from: from as u64, to: to as u64 };
+        Part { prefix: Bytes::new(), range }
     }
 
     fn chunks(upstream: &Arc<FakeUpstream>) -> Arc<Chunks> {
-        Arc::new(Chunks::new(
-            Arc::new(Cache::in_memory(1 << 20)),
-            upstream.clone(),
-        ))
+        Arc::new(Chunks::new(Arc::new(Cache::in_memory(1 << 20)), upstream.clone()))
     }
 
     #[tokio::test]
@@ -466,13 +415,7 @@ mod tests {
         let upstream = Arc::new(FakeUpstream::default());
         let mut all = bytes(1000);
         let content = content(&upstream, &mut all, 100, false);
-        let opened = open(
-            chunks(&upstream),
-            content,
-            vec![part(150, 160)],
-            Bytes::new(),
-            10,
-        );
+        let opened = open(chunks(&upstream), content, vec![part(150, 160)], Bytes::new(), 10);
         let opened = opened.await.unwrap();
         assert_eq!(opened.first, Some((Source::Origin, false)));
         assert_eq!(read(opened.body).await.unwrap(), all[150..160]);
@@ -484,13 +427,7 @@ mod tests {
         let upstream = Arc::new(FakeUpstream::default());
         let mut all = bytes(1000);
         let content = content(&upstream, &mut all, 100, false);
-        let opened = open(
-            chunks(&upstream),
-            content,
-            vec![part(0, 1000)],
-            Bytes::new(),
-            1000,
-        );
+        let opened = open(chunks(&upstream), content, vec![part(0, 1000)], Bytes::new(), 1000);
         let opened = opened.await.unwrap();
         upstream.down.store(true, Ordering::SeqCst);
         assert!(matches!(read(opened.body).await, Err(BodyError::Fill(_))));
@@ -500,34 +437,13 @@ mod tests {
     async fn contents_shorter_or_longer_than_announced_are_errors() {
         let upstream = Arc::new(FakeUpstream::default());
         let id = upstream.add(bytes(50));
-        let lying = Content::Extents(vec![Extent {
-            id: Some(id),
-            len: 60,
-        }]);
-        let opened = open(
-            chunks(&upstream),
-            lying,
-            vec![part(0, 60)],
-            Bytes::new(),
-            60,
-        )
-        .await;
+        let lying = Content::Extents(vec![Extent { id: Some(id), len: 60 }]);
+        let opened = open(chunks(&upstream), lying, vec![part(0, 60)], Bytes::new(), 60).await;
         assert!(opened.is_err());
-        let list = ExtentList::V1(vec![Extent {
-            id: Some(id),
-            len: 50,
-        }])
-        .encode();
+        let list = ExtentList::V1(vec![Extent { id: Some(id), len: 50 }]).encode();
         let lists = vec![(1, upstream.add(list))];
         let lying = Content::Lists { size: 80, lists };
-        let opened = open(
-            chunks(&upstream),
-            lying,
-            vec![part(0, 80)],
-            Bytes::new(),
-            80,
-        )
-        .await;
+        let opened = open(chunks(&upstream), lying, vec![part(0, 80)], Bytes::new(), 80).await;
         let outcome = match opened {
             Ok(opened) => read(opened.body).await.is_err(),
             Err(_) => true,

@@ -72,9 +72,7 @@ pub fn range_allowed(headers: &HeaderMap, is: Validators<'_>, now: SystemTime) -
 
 /// Cuts a time to the whole seconds that a header can say.
 pub fn whole_seconds(time: SystemTime) -> SystemTime {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
@@ -82,11 +80,7 @@ pub fn whole_seconds(time: SystemTime) -> SystemTime {
 fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
-    if values.next().is_some() {
-        None
-    } else {
-        parse_date(value.as_bytes())
-    }
+    if values.next().is_some() { None } else { parse_date(value.as_bytes()) }
 }
 
 fn parse_date(value: &[u8]) -> Option<SystemTime> {
@@ -119,11 +113,7 @@ impl<'a> Iterator for Tags<'a> {
         } else {
             return None;
         };
-        let length = self
-            .0
-            .get(prefix..)?
-            .iter()
-            .position(|byte| *byte == b'"')?;
+        let length = self.0.get(prefix..)?.iter().position(|byte| *byte == b'"')?;
         let (tag, rest) = self.0.split_at(prefix + length + 1);
         self.0 = rest;
         Some(tag)
@@ -152,10 +142,7 @@ mod tests {
     const NEW: &str = "Tue, 03 Nov 2026 00:00:00 GMT";
 
     fn is() -> Validators<'static> {
-        Validators {
-            etag: "\"x\"",
-            last_modified: httpdate::parse_http_date(AT).unwrap(),
-        }
+        Validators { etag: "\"x\"", last_modified: httpdate::parse_http_date(AT).unwrap() }
     }
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -193,33 +180,18 @@ mod tests {
             (&[("if-modified-since", NEW)], NotModified),
             (&[("if-modified-since", OLD)], Proceed),
             (&[("if-modified-since", "nonsense")], Proceed),
-            (
-                &[("if-modified-since", AT), ("if-modified-since", AT)],
-                Proceed,
-            ),
+            (&[("if-modified-since", AT), ("if-modified-since", AT)], Proceed),
             (&[("if-unmodified-since", AT)], Proceed),
             (&[("if-unmodified-since", NEW)], Proceed),
             (&[("if-unmodified-since", OLD)], Failed),
             (&[("if-unmodified-since", "0")], Proceed),
             // If-None-Match overrides If-Modified-Since, If-Match overrides If-Unmodified-Since.
-            (
-                &[("if-none-match", "\"y\""), ("if-modified-since", NEW)],
-                Proceed,
-            ),
-            (
-                &[("if-match", "\"x\""), ("if-unmodified-since", OLD)],
-                Proceed,
-            ),
+            (&[("if-none-match", "\"y\""), ("if-modified-since", NEW)], Proceed),
+            (&[("if-match", "\"x\""), ("if-unmodified-since", OLD)], Proceed),
             // If-Match is evaluated before If-None-Match.
             (&[("if-match", "\"y\""), ("if-none-match", "\"x\"")], Failed),
-            (
-                &[("if-match", "\"x\""), ("if-none-match", "\"x\"")],
-                NotModified,
-            ),
-            (
-                &[("if-unmodified-since", NEW), ("if-modified-since", NEW)],
-                NotModified,
-            ),
+            (&[("if-match", "\"x\""), ("if-none-match", "\"x\"")], NotModified),
+            (&[("if-unmodified-since", NEW), ("if-modified-since", NEW)], NotModified),
         ];
         for (pairs, expected) in cases {
             assert_eq!(evaluate(&headers(pairs), is()), *expected, "{pairs:?}");

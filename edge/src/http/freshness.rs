@@ -16,11 +16,7 @@ const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
 /// The value of `Cache-Control` for the file at `path`.
 pub fn cache_control(path: &[u8]) -> &'static str {
-    if is_fingerprinted(path) {
-        IMMUTABLE
-    } else {
-        REVALIDATE
-    }
+    if is_fingerprinted(path) { IMMUTABLE } else { REVALIDATE }
 }
 
 /// Names such as `app.3f9a0c1d.js` (8 or more hex digits between dots) and `index-BX3k2_aq.css`
@@ -44,17 +40,11 @@ fn is_fingerprinted(path: &[u8]) -> bool {
     };
     let hex = |text: &str| text.len() >= 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let token = |text: &str| {
-        text.len() == 8
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    let dotted = stem
-        .rsplit_once('.')
-        .is_some_and(|(_, part)| hex(part) && mixed(part));
-    let dashed = stem
-        .rsplit_once('-')
-        .is_some_and(|(_, part)| (token(part) || hex(part)) && mixed(part));
+    let dotted = stem.rsplit_once('.').is_some_and(|(_, part)| hex(part) && mixed(part));
+    let dashed =
+        stem.rsplit_once('-').is_some_and(|(_, part)| (token(part) || hex(part)) && mixed(part));
     dotted || dashed
 }
 

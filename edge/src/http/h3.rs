@@ -88,20 +88,14 @@ pub async fn serve(
                 tracing::debug!(%error, "a connection cannot be asked to come again");
             }
         } else {
-            connections.spawn(
-                "h3",
-                connection(incoming, responder.clone(), shutdown.clone()),
-            );
+            connections.spawn("h3", connection(incoming, responder.clone(), shutdown.clone()));
         }
     }
     // New connections are refused from here on, while those that exist finish.
     endpoint.set_server_config(None);
     connections.drain(DRAIN).await;
     endpoint.close(VarInt::from_u32(0x100), b"");
-    if timeout(Duration::from_secs(1), endpoint.wait_idle())
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_secs(1), endpoint.wait_idle()).await.is_err() {
         tracing::debug!("closed without hearing from every visitor");
     }
     Ok(())
@@ -132,9 +126,7 @@ async fn connection(incoming: quinn::Incoming, responder: Arc<Responder>, shutdo
     };
     let mut builder = h3::server::builder();
     builder.max_field_section_size(HEAD_BYTES_MAX as u64);
-    let built = builder
-        .build::<_, Bytes>(h3_quinn::Connection::new(quic))
-        .await;
+    let built = builder.build::<_, Bytes>(h3_quinn::Connection::new(quic)).await;
     let mut connection = match built {
         Ok(connection) => connection,
         Err(error) => {
@@ -225,10 +217,7 @@ async fn request(resolver: Resolver, responder: Arc<Responder>) {
         stream.stop_stream(Code::H3_INTERNAL_ERROR);
         return;
     }
-    if timeout(BODY_TIMEOUT, read_to_end(&mut stream))
-        .await
-        .is_err()
-    {
+    if timeout(BODY_TIMEOUT, read_to_end(&mut stream)).await.is_err() {
         tracing::debug!("an h3 request did not end");
     }
 }
@@ -319,11 +308,7 @@ pub(crate) mod client {
             let drive = atoll_net::task::spawn("test-h3", async move {
                 drop(std::future::poll_fn(|cx| driver.poll_close(cx)).await);
             });
-            Client {
-                send,
-                endpoint,
-                _drive: atoll_net::task::AbortOnDrop::new(drive),
-            }
+            Client { send, endpoint, _drive: atoll_net::task::AbortOnDrop::new(drive) }
         }
 
         /// Sends a request; the body is an error when the stream was aborted, which may also

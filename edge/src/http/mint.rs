@@ -31,10 +31,7 @@ impl Mint {
     /// # Errors
     /// When it cannot be read.
     pub fn load(dir: &Path) -> Result<Mint, NetError> {
-        Ok(Mint {
-            authority: ClusterCa::load(dir)?,
-            made: Mutex::default(),
-        })
+        Ok(Mint { authority: ClusterCa::load(dir)?, made: Mutex::default() })
     }
 
     /// The certificate for a name, made if need be; `None` when it cannot be.
@@ -77,20 +74,11 @@ mod tests {
     fn a_name_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
         let cluster = atoll_proto::ClusterId([3; 16]);
-        ClusterCa::create(cluster)
-            .unwrap()
-            .save(dir.path())
-            .unwrap();
+        ClusterCa::create(cluster).unwrap().save(dir.path()).unwrap();
         let mint = Mint::load(dir.path()).unwrap();
         let blog = mint.certificate("blog.localhost").unwrap();
-        assert!(Arc::ptr_eq(
-            &blog,
-            &mint.certificate("Blog.localhost").unwrap()
-        ));
-        assert!(!Arc::ptr_eq(
-            &blog,
-            &mint.certificate("shop.localhost").unwrap()
-        ));
+        assert!(Arc::ptr_eq(&blog, &mint.certificate("Blog.localhost").unwrap()));
+        assert!(!Arc::ptr_eq(&blog, &mint.certificate("shop.localhost").unwrap()));
         assert!(mint.certificate("not a name").is_none());
         assert!(Mint::load(&dir.path().join("absent")).is_err());
     }

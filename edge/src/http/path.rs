@@ -64,17 +64,11 @@ pub fn parse(raw: &[u8]) -> Result<SitePath, BadPath> {
     if decoded.contains(&0) {
         return Err(BadPath::Malformed("the path holds a NUL byte"));
     }
-    if decoded
-        .split(|byte| *byte == b'/')
-        .any(|segment| segment == b"..")
-    {
+    if decoded.split(|byte| *byte == b'/').any(|segment| segment == b"..") {
         return Err(BadPath::Malformed("the path holds a '..' segment"));
     }
     if decoded.is_empty() {
-        return Ok(SitePath {
-            path: decoded,
-            directory: true,
-        });
+        return Ok(SitePath { path: decoded, directory: true });
     }
     let directory = decoded.ends_with(b"/");
     let mut path = decoded;
@@ -118,17 +112,11 @@ mod tests {
     use super::*;
 
     fn file(path: &[u8]) -> Result<SitePath, BadPath> {
-        Ok(SitePath {
-            path: path.to_vec(),
-            directory: false,
-        })
+        Ok(SitePath { path: path.to_vec(), directory: false })
     }
 
     fn dir(path: &[u8]) -> Result<SitePath, BadPath> {
-        Ok(SitePath {
-            path: path.to_vec(),
-            directory: true,
-        })
+        Ok(SitePath { path: path.to_vec(), directory: true })
     }
 
     #[test]
@@ -173,25 +161,13 @@ mod tests {
             "/a/..%2F",
             "/%2e%2e%2f",
         ] {
-            assert!(
-                matches!(parse(raw.as_bytes()), Err(BadPath::Malformed(_))),
-                "{raw}"
-            );
+            assert!(matches!(parse(raw.as_bytes()), Err(BadPath::Malformed(_))), "{raw}");
         }
         let long = format!("/{}", "a".repeat(256));
         let deep = format!("/{}", "a/".repeat(3000));
-        for raw in [
-            "//",
-            "//a",
-            "/a//b",
-            "/a//",
-            "/./a",
-            "/a/.",
-            "/.",
-            "//evil.example/",
-            &long,
-            &deep,
-        ] {
+        for raw in
+            ["//", "//a", "/a//b", "/a//", "/./a", "/a/.", "/.", "//evil.example/", &long, &deep]
+        {
             assert_eq!(parse(raw.as_bytes()), Err(BadPath::Impossible), "{raw}");
         }
     }

@@ -36,10 +36,7 @@ pub async fn serve(
 
 async fn connection(stream: TcpStream, https_port: u16, shutdown: Shutdown) {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .and_then(|value| value.to_str().ok());
+        let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
         let answer = answer(request.uri(), host, https_port);
         async move { Ok::<_, Infallible>(answer) }
     });
@@ -65,22 +62,13 @@ async fn connection(stream: TcpStream, https_port: u16, shutdown: Shutdown) {
 fn answer(uri: &Uri, host: Option<&str>, https_port: u16) -> Response<Full<Bytes>> {
     let location = location(uri, host, https_port);
     let (status, text) = match &location {
-        Some(_) => (
-            StatusCode::PERMANENT_REDIRECT,
-            "This site is served over HTTPS.\n",
-        ),
-        None => (
-            StatusCode::BAD_REQUEST,
-            "The request names no host to redirect to.\n",
-        ),
+        Some(_) => (StatusCode::PERMANENT_REDIRECT, "This site is served over HTTPS.\n"),
+        None => (StatusCode::BAD_REQUEST, "The request names no host to redirect to.\n"),
     };
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
     if let Some(location) = location {
         headers.insert(header::LOCATION, location);
@@ -94,14 +82,8 @@ fn answer(uri: &Uri, host: Option<&str>, https_port: u16) -> Response<Full<Bytes
 fn location(uri: &Uri, host: Option<&str>, https_port: u16) -> Option<HeaderValue> {
     let named = uri.authority().map(http::uri::Authority::as_str).or(host)?;
     let host = host::normalized(named)?;
-    let port = if https_port == 443 {
-        String::new()
-    } else {
-        format!(":{https_port}")
-    };
-    let path = uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
+    let port = if https_port == 443 { String::new() } else { format!(":{https_port}") };
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     if !path.starts_with('/') {
         return None;
     }
@@ -122,14 +104,8 @@ mod tests {
             to("/a%20b?c=d", Some("Blog.localhost:8080"), 8443).unwrap(),
             "https://blog.localhost:8443/a%20b?c=d"
         );
-        assert_eq!(
-            to("/", Some("blog.example"), 443).unwrap(),
-            "https://blog.example/"
-        );
-        assert_eq!(
-            to("http://x.test/y", Some("z"), 443).unwrap(),
-            "https://x.test/y"
-        );
+        assert_eq!(to("/", Some("blog.example"), 443).unwrap(), "https://blog.example/");
+        assert_eq!(to("http://x.test/y", Some("z"), 443).unwrap(), "https://x.test/y");
         assert_eq!(to("/", None, 443), None);
         assert_eq!(to("*", Some("blog.example"), 443), None);
         assert_eq!(to("/", Some("a b"), 443), None);

@@ -70,10 +70,7 @@ fn parse(value: &[u8], size: u64) -> Option<Asked> {
 /// Whether every range counts from the end: of an empty file those ask for the whole of it, which
 /// `Content-Range` cannot express.
 fn suffix_only(set: &str) -> bool {
-    let mut specs = set
-        .split(',')
-        .map(str::trim)
-        .filter(|spec| !spec.is_empty());
+    let mut specs = set.split(',').map(str::trim).filter(|spec| !spec.is_empty());
     specs.all(|spec| spec.starts_with('-') && number(&spec[1..]).is_some_and(|n| n > 0))
 }
 
@@ -83,25 +80,15 @@ fn one(spec: &str, size: u64) -> Option<Option<ByteRange>> {
     let (first, last) = (first.trim_end(), last.trim_start());
     if first.is_empty() {
         let length = number(last)?.min(size);
-        let range = ByteRange {
-            from: size - length,
-            to: size,
-        };
+        let range = ByteRange { from: size - length, to: size };
         return Some((length > 0).then_some(range));
     }
     let from = number(first)?;
-    let to = if last.is_empty() {
-        size
-    } else {
-        number(last)?.checked_add(1)?
-    };
+    let to = if last.is_empty() { size } else { number(last)?.checked_add(1)? };
     if to <= from && !last.is_empty() {
         return None;
     }
-    Some((from < size).then_some(ByteRange {
-        from,
-        to: to.min(size),
-    }))
+    Some((from < size).then_some(ByteRange { from, to: to.min(size) }))
 }
 
 /// Digits only; more than a u64 holds is behind the end of every file.
@@ -124,11 +111,7 @@ fn coalesced(ranges: Vec<ByteRange>) -> Vec<ByteRange> {
             _ => merged.push(range),
         }
     }
-    if merged.len() == ranges.len() {
-        ranges
-    } else {
-        merged
-    }
+    if merged.len() == ranges.len() { ranges } else { merged }
 }
 
 impl ByteRange {
@@ -178,18 +161,10 @@ impl Multipart {
             })
             .collect();
         let suffix = Bytes::from(format!("\r\n--{boundary}--\r\n"));
-        let framing = prefixes
-            .iter()
-            .map(|prefix| prefix.len() as u64)
-            .sum::<u64>();
+        let framing = prefixes.iter().map(|prefix| prefix.len() as u64).sum::<u64>();
         let len = framing + ranges.iter().map(ByteRange::len).sum::<u64>() + suffix.len() as u64;
         let content_type = format!("multipart/byteranges; boundary={boundary}");
-        Multipart {
-            content_type,
-            prefixes,
-            suffix,
-            len,
-        }
+        Multipart { content_type, prefixes, suffix, len }
     }
 }
 
@@ -208,14 +183,7 @@ mod tests {
     }
 
     fn ranges(list: &[(u64, u64)]) -> Asked {
-        Asked::Ranges(
-            list.iter()
-                .map(|(from, to)| ByteRange {
-                    from: *from,
-                    to: *to,
-                })
-                .collect(),
-        )
+        Asked::Ranges(list.iter().map(|(from, to)| ByteRange { from: *from, to: *to }).collect())
     }
 
     #[test]
@@ -258,10 +226,7 @@ mod tests {
         assert_eq!(ask("bytes=0-0", 0), Asked::Unsatisfiable);
         assert_eq!(ask("bytes=-5", 0), Asked::Whole);
         let many: Vec<String> = (0..17).map(|n| format!("{}-{}", n * 10, n * 10)).collect();
-        assert_eq!(
-            ask(&format!("bytes={}", many.join(",")), 10_000),
-            Asked::Whole
-        );
+        assert_eq!(ask(&format!("bytes={}", many.join(",")), 10_000), Asked::Whole);
         let mut twice = HeaderMap::new();
         twice.append(header::RANGE, HeaderValue::from_static("bytes=0-0"));
         twice.append(header::RANGE, HeaderValue::from_static("bytes=1-1"));
@@ -279,11 +244,7 @@ mod tests {
         }
         body.extend_from_slice(&framed.suffix);
         assert_eq!(body.len() as u64, framed.len);
-        assert!(
-            String::from_utf8(body)
-                .unwrap()
-                .contains("Content-Range: bytes 5-8/10")
-        );
+        assert!(String::from_utf8(body).unwrap().contains("Content-Range: bytes 5-8/10"));
     }
 
     proptest! {

@@ -46,11 +46,7 @@ enum Target {
 impl Responder {
     /// `name` is the node's name.
     pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
-        Responder {
-            index,
-            chunks,
-            name: structured_name(name),
-        }
+        Responder { index, chunks, name: structured_name(name) }
     }
 
     /// Answers a request.
@@ -63,10 +59,7 @@ impl Responder {
         let headers = &mut response.headers;
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if !headers.contains_key(CACHE_STATUS) {
             set(headers, CACHE_STATUS, &format!("{}; hit", self.name));
         }
@@ -97,10 +90,7 @@ impl Responder {
             Ok(asked) => self.target(deploy, &asked, request.uri.query()).await,
             Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
             Err(BadPath::Impossible) => {
-                let root = SitePath {
-                    path: Vec::new(),
-                    directory: true,
-                };
+                let root = SitePath { path: Vec::new(), directory: true };
                 self.not_found(deploy, &root).await
             }
         };
@@ -157,19 +147,12 @@ impl Responder {
     async fn file(&self, request: &Request, entry: &Entry, now: SystemTime) -> Response {
         let etag = format!("\"{}\"", entry.content.id());
         let last_modified = last_modified(entry, now);
-        let is = Validators {
-            etag: &etag,
-            last_modified,
-        };
+        let is = Validators { etag: &etag, last_modified };
         match conditional::evaluate(&request.headers, is) {
             Outcome::Proceed => {}
             Outcome::NotModified => {
                 let headers = file_headers(entry, &etag, last_modified);
-                return Response {
-                    status: StatusCode::NOT_MODIFIED,
-                    headers,
-                    body: Body::Empty,
-                };
+                return Response { status: StatusCode::NOT_MODIFIED, headers, body: Body::Empty };
             }
             Outcome::Failed => {
                 let text = "The file is not in the state that the request requires.";
@@ -179,11 +162,8 @@ impl Responder {
         // Ranges are defined for GET alone (RFC 9110 §14.2).
         let ranged =
             request.method == Method::GET && conditional::range_allowed(&request.headers, is, now);
-        let asked = if ranged {
-            range::asked(&request.headers, entry.size())
-        } else {
-            Asked::Whole
-        };
+        let asked =
+            if ranged { range::asked(&request.headers, entry.size()) } else { Asked::Whole };
         match asked {
             Asked::Whole if request.method == Method::HEAD => {
                 self.head(entry, &etag, last_modified)
@@ -199,11 +179,7 @@ impl Responder {
         let mut headers = file_headers(entry, etag, last_modified);
         headers.insert(header::CONTENT_TYPE, content_type(entry));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(entry.size()));
-        Response {
-            status: StatusCode::OK,
-            headers,
-            body: Body::Empty,
-        }
+        Response { status: StatusCode::OK, headers, body: Body::Empty }
     }
 
     async fn whole(&self, entry: &Entry, status: StatusCode, now: SystemTime) -> Response {
@@ -216,16 +192,9 @@ impl Responder {
                 response.headers.remove(name);
             }
         }
-        let range = ByteRange {
-            from: 0,
-            to: entry.size(),
-        };
-        let parts = vec![Part {
-            prefix: Bytes::new(),
-            range,
-        }];
-        self.fill(response, entry, parts, Bytes::new(), entry.size())
-            .await
+        let range = ByteRange { from: 0, to: entry.size() };
+        let parts = vec![Part { prefix: Bytes::new(), range }];
+        self.fill(response, entry, parts, Bytes::new(), entry.size()).await
     }
 
     async fn ranges(
@@ -238,48 +207,20 @@ impl Responder {
         let size = entry.size();
         let mut response = self.head(entry, etag, last_modified);
         response.status = StatusCode::PARTIAL_CONTENT;
-        let part = |prefix, range: &ByteRange| Part {
-            prefix,
-            range: *range,
-        };
+        let part = |prefix, range: &ByteRange| Part { prefix, range: *range };
         if let [range] = ranges {
-            set(
-                &mut response.headers,
-                header::CONTENT_RANGE,
-                &range.content_range(size),
-            );
-            response
-                .headers
-                .insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
+            set(&mut response.headers, header::CONTENT_RANGE, &range.content_range(size));
+            response.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
             let parts = vec![part(Bytes::new(), range)];
-            return self
-                .fill(response, entry, parts, Bytes::new(), range.len())
-                .await;
+            return self.fill(response, entry, parts, Bytes::new(), range.len()).await;
         }
         let inner = content_type(entry);
         let inner = inner.to_str().unwrap_or("application/octet-stream");
         let multipart = Multipart::new(ranges, size, inner, etag.as_bytes());
-        set(
-            &mut response.headers,
-            header::CONTENT_TYPE,
-            &multipart.content_type,
-        );
-        response
-            .headers
-            .insert(header::CONTENT_LENGTH, HeaderValue::from(multipart.len));
-        let parts = multipart
-            .prefixes
-            .into_iter()
-            .zip(ranges)
-            .map(|(prefix, r)| part(prefix, r));
-        self.fill(
-            response,
-            entry,
-            parts.collect(),
-            multipart.suffix,
-            multipart.len,
-        )
-        .await
+        set(&mut response.headers, header::CONTENT_TYPE, &multipart.content_type);
+        response.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(multipart.len));
+        let parts = multipart.prefixes.into_iter().zip(ranges).map(|(prefix, r)| part(prefix, r));
+        self.fill(response, entry, parts.collect(), multipart.suffix, multipart.len).await
     }
 
     /// Gives a response its body, or a 503 in its place.
@@ -327,14 +268,8 @@ impl Responder {
 
     fn unavailable(&self, text: &str) -> Response {
         let mut response = page(StatusCode::SERVICE_UNAVAILABLE, text);
-        response
-            .headers
-            .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
-        set(
-            &mut response.headers,
-            CACHE_STATUS,
-            &format!("{}; fwd=miss", self.name),
-        );
+        response.headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
+        set(&mut response.headers, CACHE_STATUS, &format!("{}; fwd=miss", self.name));
         response
     }
 }
@@ -363,11 +298,7 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Result<String, &'static str> {
 fn file_headers(entry: &Entry, etag: &str, last_modified: SystemTime) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(16);
     set(&mut headers, header::ETAG, etag);
-    set(
-        &mut headers,
-        header::LAST_MODIFIED,
-        &httpdate::fmt_http_date(last_modified),
-    );
+    set(&mut headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(last_modified));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let control = freshness::cache_control(entry.path.as_bytes());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
@@ -389,41 +320,24 @@ fn last_modified(entry: &Entry, now: SystemTime) -> SystemTime {
 
 fn allowed(status: StatusCode) -> Response {
     let mut response = match status {
-        StatusCode::NO_CONTENT => Response {
-            status,
-            headers: HeaderMap::new(),
-            body: Body::Empty,
-        },
+        StatusCode::NO_CONTENT => Response { status, headers: HeaderMap::new(), body: Body::Empty },
         _ => page(status, "This site can only be read."),
     };
-    response
-        .headers
-        .insert(header::ALLOW, HeaderValue::from_static(ALLOW));
+    response.headers.insert(header::ALLOW, HeaderValue::from_static(ALLOW));
     response
 }
 
 fn redirect(location: &str) -> Response {
-    let mut response = page(
-        StatusCode::PERMANENT_REDIRECT,
-        "This page has another address.",
-    );
+    let mut response = page(StatusCode::PERMANENT_REDIRECT, "This page has another address.");
     set(&mut response.headers, header::LOCATION, location);
     response
 }
 
 fn unsatisfiable(size: u64) -> Response {
-    let mut response = page(
-        StatusCode::RANGE_NOT_SATISFIABLE,
-        "The file does not have the bytes asked for.",
-    );
-    set(
-        &mut response.headers,
-        header::CONTENT_RANGE,
-        &format!("bytes */{size}"),
-    );
-    response
-        .headers
-        .insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let mut response =
+        page(StatusCode::RANGE_NOT_SATISFIABLE, "The file does not have the bytes asked for.");
+    set(&mut response.headers, header::CONTENT_RANGE, &format!("bytes */{size}"));
+    response.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     response
 }
 
@@ -436,22 +350,12 @@ fn page(status: StatusCode, text: &str) -> Response {
         code = status.as_u16(),
     );
     let mut headers = HeaderMap::with_capacity(12);
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(html.len()));
-    let control = if status.is_server_error() {
-        "no-store"
-    } else {
-        "public, max-age=0, must-revalidate"
-    };
+    let control =
+        if status.is_server_error() { "no-store" } else { "public, max-age=0, must-revalidate" };
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
-    Response {
-        status,
-        headers,
-        body: Body::Whole(Bytes::from(html)),
-    }
+    Response { status, headers, body: Body::Whole(Bytes::from(html)) }
 }
 
 /// A name as RFC 8941 writes it: a token where it can be one, else a string.

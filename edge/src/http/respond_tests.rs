@@ -45,11 +45,7 @@ impl Fixture {
         let index = Index::open(ClusterId([1; 16]), chunks.clone(), suffixes, None, 16 << 20);
         let site = |name: &str| {
             let name: SiteName = name.parse().unwrap();
-            PublishEvent::SiteSet(Site {
-                name,
-                domains: Vec::new(),
-                created_ms: 0,
-            })
+            PublishEvent::SiteSet(Site { name, domains: Vec::new(), created_ms: 0 })
         };
         let alias = PublishEvent::AliasSet(Alias {
             site: "blog".parse().unwrap(),
@@ -61,29 +57,18 @@ impl Fixture {
         let events = [site("blog"), site("empty"), alias];
         let entries: Vec<PublishEntry> = (1..)
             .zip(events)
-            .map(|(seq, event)| PublishEntry {
-                seq: Seq(seq),
-                at_ms: 0,
-                event,
-            })
+            .map(|(seq, event)| PublishEntry { seq: Seq(seq), at_ms: 0, event })
             .collect();
         let mut table = index.table().as_ref().clone();
         follow::apply(&index, &mut table, &entries).await;
         index.put(table).await.unwrap();
         let responder = Arc::new(Responder::new(Arc::new(index), chunks, "edge-1"));
-        Fixture {
-            upstream,
-            responder,
-            deploy: published.deploy,
-        }
+        Fixture { upstream, responder, deploy: published.deploy }
     }
 
     async fn send(&self, method: Method, target: &str, headers: &[(&str, &str)]) -> Answer {
         let mut map = HeaderMap::new();
-        map.insert(
-            header::HOST,
-            HeaderValue::from_static("blog.localhost:8443"),
-        );
+        map.insert(header::HOST, HeaderValue::from_static("blog.localhost:8443"));
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             if name == header::HOST {
@@ -92,12 +77,7 @@ impl Fixture {
             map.append(name, HeaderValue::from_str(value).unwrap());
         }
         let uri = target.parse().unwrap();
-        let request = Request {
-            method,
-            uri,
-            headers: map,
-            protocol: Protocol::H1,
-        };
+        let request = Request { method, uri, headers: map, protocol: Protocol::H1 };
         let response = self.responder.respond(&request).await;
         let body = match response.body {
             Body::Empty => Ok(Vec::new()),
@@ -113,11 +93,7 @@ impl Fixture {
                 }
             }
         };
-        Answer {
-            status: response.status.as_u16(),
-            headers: response.headers,
-            body,
-        }
+        Answer { status: response.status.as_u16(), headers: response.headers, body }
     }
 
     async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Answer {
@@ -133,9 +109,7 @@ struct Answer {
 
 impl Answer {
     fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap())
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     fn text(&self) -> String {
@@ -176,19 +150,12 @@ async fn paths_lead_to_files_redirects_and_404_pages() {
     ];
     for (target, status, text) in cases {
         let answer = site.get(target, &[]).await;
-        assert_eq!(
-            (answer.status, answer.text().as_str()),
-            (status, text),
-            "{target}"
-        );
+        assert_eq!((answer.status, answer.text().as_str()), (status, text), "{target}");
         assert_eq!(answer.header("content-length"), text.len().to_string());
         assert_eq!(answer.header("atoll-deploy"), site.deploy.to_string());
     }
     let answer = site.get("/docs?a=b&c", &[]).await;
-    assert_eq!(
-        (answer.status, answer.header("location")),
-        (308, "/docs/?a=b&c")
-    );
+    assert_eq!((answer.status, answer.header("location")), (308, "/docs/?a=b&c"));
     for target in ["/../x", "/%2e%2e/x", "/a%00b", "/%", "/%zz"] {
         assert_eq!(site.get(target, &[]).await.status, 400, "{target}");
     }
@@ -209,66 +176,36 @@ async fn hosts_lead_to_sites() {
         ("a b", 400),
         ("", 400),
     ] {
-        assert_eq!(
-            site.get("/", &[("host", host)]).await.status,
-            status,
-            "{host}"
-        );
+        assert_eq!(site.get("/", &[("host", host)]).await.status, status, "{host}");
     }
     let published = site.get("/", &[("host", "empty.localhost")]).await;
     assert!(published.text().contains("Nothing is published here yet"));
-    assert_eq!(
-        site.get("https://blog.localhost/", &[("host", "x")])
-            .await
-            .status,
-        200
-    );
+    assert_eq!(site.get("https://blog.localhost/", &[("host", "x")]).await.status, 200);
 }
 
 #[tokio::test]
 async fn headers_say_what_the_file_is() {
     let site = Fixture::new(FILES).await;
     let first = site.get("/", &[]).await;
-    assert_eq!(
-        first.header("cache-status"),
-        "edge-1; fwd=miss; stored; detail=origin"
-    );
+    assert_eq!(first.header("cache-status"), "edge-1; fwd=miss; stored; detail=origin");
     let answer = site.get("/", &[]).await;
     assert_eq!(answer.header("cache-status"), "edge-1; hit");
-    assert_eq!(
-        answer.header("etag"),
-        format!("\"{}\"", ChunkId::of(b"home"))
-    );
-    assert_eq!(
-        answer.header("last-modified"),
-        "Mon, 02 Nov 2026 00:00:00 GMT"
-    );
+    assert_eq!(answer.header("etag"), format!("\"{}\"", ChunkId::of(b"home")));
+    assert_eq!(answer.header("last-modified"), "Mon, 02 Nov 2026 00:00:00 GMT");
     assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
     assert_eq!(answer.header("accept-ranges"), "bytes");
-    assert_eq!(
-        answer.header("cache-control"),
-        "public, max-age=0, must-revalidate"
-    );
+    assert_eq!(answer.header("cache-control"), "public, max-age=0, must-revalidate");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
     assert!(!answer.header("date").is_empty());
     let script = site.get("/app-BX3k2_aq.js", &[]).await;
     assert!(script.header("cache-control").contains("immutable"));
     let head = site.send(Method::HEAD, "/", &[]).await;
-    for name in [
-        "etag",
-        "content-length",
-        "content-type",
-        "last-modified",
-        "cache-control",
-    ] {
+    for name in ["etag", "content-length", "content-type", "last-modified", "cache-control"] {
         assert_eq!(head.header(name), answer.header(name), "{name}");
     }
     assert_eq!((head.status, head.text().as_str()), (200, ""));
     let missing = site.get("/nothing", &[]).await;
-    assert_eq!(
-        (missing.header("etag"), missing.header("last-modified")),
-        ("", "")
-    );
+    assert_eq!((missing.header("etag"), missing.header("last-modified")), ("", ""));
 }
 
 #[tokio::test]
@@ -277,13 +214,7 @@ async fn methods() {
     let options = site.send(Method::OPTIONS, "/", &[]).await;
     assert_eq!((options.status, options.header("allow")), (204, ALLOW));
     assert_eq!(site.send(Method::OPTIONS, "*", &[]).await.status, 204);
-    for method in [
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::TRACE,
-        Method::PATCH,
-    ] {
+    for method in [Method::POST, Method::PUT, Method::DELETE, Method::TRACE, Method::PATCH] {
         let answer = site.send(method, "/", &[]).await;
         assert_eq!((answer.status, answer.header("allow")), (405, ALLOW));
     }
@@ -294,25 +225,13 @@ async fn preconditions_and_ranges() {
     let site = Fixture::new(FILES).await;
     let etag = site.get("/ten", &[]).await.header("etag").to_owned();
     let not_modified = site.get("/ten", &[("if-none-match", &etag)]).await;
-    assert_eq!(
-        (not_modified.status, not_modified.text().as_str()),
-        (304, "")
-    );
+    assert_eq!((not_modified.status, not_modified.text().as_str()), (304, ""));
     assert_eq!(not_modified.header("etag"), etag);
     assert_eq!(not_modified.header("content-length"), "");
-    assert_eq!(
-        site.get("/ten", &[("if-match", "\"no\"")]).await.status,
-        412
-    );
+    assert_eq!(site.get("/ten", &[("if-match", "\"no\"")]).await.status, 412);
     // Preconditions do not turn a 404 into something else.
-    assert_eq!(
-        site.get("/nothing", &[("if-match", "\"no\"")]).await.status,
-        404
-    );
-    assert_eq!(
-        site.get("/nothing", &[("range", "bytes=0-1")]).await.status,
-        404
-    );
+    assert_eq!(site.get("/nothing", &[("if-match", "\"no\"")]).await.status, 404);
+    assert_eq!(site.get("/nothing", &[("range", "bytes=0-1")]).await.status, 404);
 
     let one = site.get("/ten", &[("range", "bytes=2-4")]).await;
     assert_eq!((one.status, one.text().as_str()), (206, "234"));
@@ -320,33 +239,18 @@ async fn preconditions_and_ranges() {
     assert_eq!(one.header("content-length"), "3");
     assert_eq!(one.header("etag"), etag);
     let beyond = site.get("/ten", &[("range", "bytes=10-")]).await;
-    assert_eq!(
-        (beyond.status, beyond.header("content-range")),
-        (416, "bytes */10")
-    );
+    assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */10"));
     let stale = [("range", "bytes=2-4"), ("if-range", "\"old\"")];
     assert_eq!(site.get("/ten", &stale).await.status, 200);
     let fresh = [("range", "bytes=2-4"), ("if-range", &etag)];
     assert_eq!(site.get("/ten", &fresh).await.status, 206);
-    assert_eq!(
-        site.send(Method::HEAD, "/ten", &[("range", "bytes=2-4")])
-            .await
-            .status,
-        200
-    );
-    assert_eq!(
-        site.get("/empty.txt", &[("range", "bytes=0-")])
-            .await
-            .status,
-        416
-    );
+    assert_eq!(site.send(Method::HEAD, "/ten", &[("range", "bytes=2-4")]).await.status, 200);
+    assert_eq!(site.get("/empty.txt", &[("range", "bytes=0-")]).await.status, 416);
 
     let several = site.get("/ten", &[("range", "bytes=0-0,5-6")]).await;
     assert_eq!(several.status, 206);
     let kind = several.header("content-type");
-    let boundary = kind
-        .strip_prefix("multipart/byteranges; boundary=")
-        .unwrap();
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").unwrap();
     let text = several.text();
     assert_eq!(several.header("content-length"), text.len().to_string());
     let parts: Vec<&str> = text.split(&format!("--{boundary}")).collect();
@@ -366,10 +270,7 @@ async fn what_does_not_exist_costs_upstream_nothing() {
     site.get("/docs/nothing", &[]).await;
     let before = site.upstream.fetches();
     for number in 0..200 {
-        assert_eq!(
-            site.get(&format!("/random/{number}"), &[]).await.status,
-            404
-        );
+        assert_eq!(site.get(&format!("/random/{number}"), &[]).await.status, 404);
         assert_eq!(site.send(Method::HEAD, "/ten", &[]).await.status, 200);
     }
     assert_eq!(site.upstream.fetches(), before);
@@ -380,19 +281,14 @@ async fn large_files_come_whole_and_ranges_fetch_little() {
     let big = noise(3_500_000);
     let site = Fixture::new(&[("big", &big)]).await;
     let before = site.upstream.fetches();
-    let range = site
-        .get("/big", &[("range", "bytes=2000000-2000009")])
-        .await;
+    let range = site.get("/big", &[("range", "bytes=2000000-2000009")]).await;
     assert_eq!(range.body.unwrap(), big[2_000_000..2_000_010]);
     assert_eq!(site.upstream.fetches(), before + 1);
     let whole = site.get("/big", &[]).await;
     assert_eq!(whole.header("content-length"), "3500000");
     assert!(whole.body.unwrap() == big);
     assert_eq!(site.upstream.fetches(), before + 4);
-    assert_ne!(
-        whole.headers[header::ETAG],
-        format!("\"{}\"", ChunkId::of(&big))
-    );
+    assert_ne!(whole.headers[header::ETAG], format!("\"{}\"", ChunkId::of(&big)));
 }
 
 #[tokio::test]
@@ -404,10 +300,7 @@ async fn without_upstream_a_miss_is_503_and_a_hit_goes_on() {
     site.upstream.down.store(true, Ordering::SeqCst);
     assert_eq!(site.get("/", &[]).await.status, 200);
     let broken = site.get("/big", &[]).await;
-    assert!(
-        broken.status == 200 && broken.body.is_err(),
-        "never short, never wrong"
-    );
+    assert!(broken.status == 200 && broken.body.is_err(), "never short, never wrong");
     let missing = site.get("/big", &[("range", "bytes=2000000-")]).await;
     assert_eq!((missing.status, missing.header("retry-after")), (503, "1"));
     assert_eq!(missing.header("cache-control"), "no-store");

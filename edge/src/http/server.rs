@@ -46,13 +46,7 @@ pub fn bind(http: SocketAddr, https: SocketAddr) -> Result<Bound, BindError> {
     let plain = socket::tcp(http).map_err(failed("http", http))?;
     let http_addr = plain.local_addr().map_err(failed("http", http))?;
     let (tcp, quic, https_addr) = socket::tcp_and_udp(https).map_err(failed("https", https))?;
-    Ok(Bound {
-        http: plain,
-        https: tcp,
-        quic,
-        http_addr,
-        https_addr,
-    })
+    Ok(Bound { http: plain, https: tcp, quic, http_addr, https_addr })
 }
 
 impl Bound {
@@ -69,10 +63,7 @@ impl Bound {
         let (over_tcp, over_quic) = (certificate.tcp()?, certificate.quic()?);
         let port = self.https_addr.port();
         let tasks = Tasks::new();
-        tasks.spawn(
-            "listen-http",
-            ended("http", plain::serve(self.http, port, shutdown.clone())),
-        );
+        tasks.spawn("listen-http", ended("http", plain::serve(self.http, port, shutdown.clone())));
         let https = tcp::serve(self.https, over_tcp, responder.clone(), shutdown.clone());
         tasks.spawn("listen-https", ended("https", https));
         let quic = h3::serve(self.quic, over_quic, responder, shutdown.clone());

@@ -38,9 +38,7 @@ fn certificate(dir: &Path) -> (Arc<Certificate>, rustls::ClientConfig) {
     std::fs::write(&chain, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(&chain).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_file(&chain).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -61,15 +59,7 @@ impl Server {
         let (trigger, shutdown) = pair();
         let serve = bound.serve(site.responder.clone(), certificate, shutdown);
         let running = atoll_net::task::spawn("test-server", serve);
-        Server {
-            site,
-            http,
-            https,
-            tls,
-            trigger,
-            running,
-            _dir: dir,
-        }
+        Server { site, http, https, tls, trigger, running, _dir: dir }
     }
 
     async fn connect_tls(&self, alpn: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
@@ -77,10 +67,7 @@ impl Server {
         tls.alpn_protocols = vec![alpn.to_vec()];
         let stream = TcpStream::connect(self.https).await.unwrap();
         let name = ServerName::try_from(HOST).unwrap();
-        TlsConnector::from(Arc::new(tls))
-            .connect(name, stream)
-            .await
-            .unwrap()
+        TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap()
     }
 
     async fn client(&self, protocol: Protocol) -> Any {
@@ -93,9 +80,7 @@ impl Server {
             }
             Protocol::H2 => {
                 let io = TokioIo::new(self.connect_tls(b"h2").await);
-                let (send, drive) = hyper::client::conn::http2::handshake(Exec, io)
-                    .await
-                    .unwrap();
+                let (send, drive) = hyper::client::conn::http2::handshake(Exec, io).await.unwrap();
                 drop(atoll_net::task::spawn("test-h2", drive.map(drop)));
                 Any::H2(send)
             }
@@ -137,11 +122,7 @@ struct Answer {
 impl Any {
     async fn get(&mut self, path: &str, range: Option<&str>) -> Answer {
         let absolute = !matches!(self, Any::H1(_));
-        let uri = if absolute {
-            format!("https://{HOST}{path}")
-        } else {
-            path.to_owned()
-        };
+        let uri = if absolute { format!("https://{HOST}{path}") } else { path.to_owned() };
         let mut request = http::Request::get(uri);
         if !absolute {
             request = request.header("host", HOST);
@@ -164,17 +145,11 @@ impl Any {
                 match client.request(request).await {
                     Ok((response, body)) => {
                         let (parts, ()) = response.into_parts();
-                        Answer {
-                            status: parts.status.as_u16(),
-                            headers: parts.headers,
-                            body,
-                        }
+                        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
                     }
-                    Err(error) => Answer {
-                        status: 0,
-                        headers: http::HeaderMap::new(),
-                        body: Err(error),
-                    },
+                    Err(error) => {
+                        Answer { status: 0, headers: http::HeaderMap::new(), body: Err(error) }
+                    }
                 }
             }
         }
@@ -185,11 +160,7 @@ async fn collect(response: http::Response<hyper::body::Incoming>) -> Answer {
     let (parts, body) = response.into_parts();
     let body = body.collect().await.map(|all| all.to_bytes().to_vec());
     let body = body.map_err(|error| error.to_string());
-    Answer {
-        status: parts.status.as_u16(),
-        headers: parts.headers,
-        body,
-    }
+    Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
 const ALL: [Protocol; 3] = [Protocol::H1, Protocol::H2, Protocol::H3];
@@ -200,10 +171,8 @@ async fn every_protocol_serves_every_size_byte_for_byte() {
         .into_iter()
         .map(|len| (format!("f{len}"), noise(len)))
         .collect();
-    let list: Vec<(&str, &[u8])> = files
-        .iter()
-        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
-        .collect();
+    let list: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let server = Server::start(&list).await;
     for protocol in ALL {
         let mut client = server.client(protocol).await;
@@ -212,10 +181,7 @@ async fn every_protocol_serves_every_size_byte_for_byte() {
             assert_eq!(answer.status, 200, "{protocol:?} {name}");
             assert!(answer.body.unwrap() == *bytes, "{protocol:?} {name}");
             assert_eq!(answer.headers["content-length"], bytes.len().to_string());
-            assert_eq!(
-                answer.headers.contains_key("alt-svc"),
-                protocol != Protocol::H3
-            );
+            assert_eq!(answer.headers.contains_key("alt-svc"), protocol != Protocol::H3);
         }
         let big = &files[5].1;
         for (range, expected) in [
@@ -241,17 +207,9 @@ async fn a_body_that_cannot_be_completed_is_aborted_not_shortened() {
     for protocol in ALL {
         let mut client = server.client(protocol).await;
         // Only the first chunk is at hand.
-        server
-            .site
-            .upstream
-            .down
-            .store(false, std::sync::atomic::Ordering::SeqCst);
+        server.site.upstream.down.store(false, std::sync::atomic::Ordering::SeqCst);
         assert_eq!(client.get("/big", Some("bytes=0-0")).await.status, 206);
-        server
-            .site
-            .upstream
-            .down
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        server.site.upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let answer = client.get("/big", None).await;
         // The reset of an h3 stream may overtake the head.
         assert!(answer.status == 200 || protocol == Protocol::H3);
@@ -272,10 +230,7 @@ async fn plain_http_redirects() {
     stream.read_to_string(&mut text).await.unwrap();
     let text = text.to_ascii_lowercase();
     assert!(text.starts_with("http/1.1 308"), "{text}");
-    let location = format!(
-        "location: https://blog.localhost:{}/a?b",
-        server.https.port()
-    );
+    let location = format!("location: https://blog.localhost:{}/a?b", server.https.port());
     assert!(text.contains(&location), "{text}");
     server.stop().await;
 }
@@ -284,18 +239,13 @@ async fn plain_http_redirects() {
 async fn long_heads_are_431() {
     let server = Server::start(&[("index.html", b"home")]).await;
     let mut stream = server.connect_tls(b"http/1.1").await;
-    let head = format!(
-        "GET / HTTP/1.1\r\nHost: {HOST}\r\nX: {}\r\n\r\n",
-        "a".repeat(100_000)
-    );
+    let head = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX: {}\r\n\r\n", "a".repeat(100_000));
     // The answer may come, and the connection close, before all of it is written.
     drop(stream.write_all(head.as_bytes()).await);
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 431");
-    let Any::H3(mut client) = server.client(Protocol::H3).await else {
-        unreachable!()
-    };
+    let Any::H3(mut client) = server.client(Protocol::H3).await else { unreachable!() };
     let request = http::Request::get(format!("https://{HOST}/")).header("x", "a".repeat(100_000));
     // This client may refuse to send what the server said it does not take.
     if let Ok((response, _)) = client.request(request.body(()).unwrap()).await {
@@ -334,10 +284,7 @@ async fn junk_on_every_port_harms_nobody() {
     for protocol in ALL {
         let mut client = server.client(protocol).await;
         let answer = client.get("/", None).await;
-        assert_eq!(
-            (answer.status, answer.body.unwrap().as_slice()),
-            (200, &b"home"[..])
-        );
+        assert_eq!((answer.status, answer.body.unwrap().as_slice()), (200, &b"home"[..]));
     }
     server.stop().await;
 }
@@ -354,11 +301,7 @@ async fn shutdown_lets_open_connections_go_quickly() {
     let began = std::time::Instant::now();
     let addr = server.https;
     server.stop().await;
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert!(TcpStream::connect(addr).await.is_err());
     for client in clients {
         if let Any::H3(client) = client {

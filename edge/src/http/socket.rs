@@ -79,11 +79,7 @@ fn force_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
             size,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -63,16 +63,8 @@ pub async fn serve(
     let alt_svc =
         HeaderValue::from_str(&format!("h3=\":{port}\"; ma=86400")).map_err(io::Error::other)?;
     let acceptor = TlsAcceptor::from(tls);
-    let shared = Arc::new(Shared {
-        responder,
-        acceptor,
-        alt_svc,
-        shutdown: shutdown.clone(),
-    });
-    accept(listener, "https", shutdown, move |stream| {
-        connection(stream, shared.clone())
-    })
-    .await
+    let shared = Arc::new(Shared { responder, acceptor, alt_svc, shutdown: shutdown.clone() });
+    accept(listener, "https", shutdown, move |stream| connection(stream, shared.clone())).await
 }
 
 /// Gives every connection a task, within the bound, until shutdown.
@@ -124,10 +116,7 @@ where
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let activity = Arc::new(Activity::new(Instant::now()));
-    let stream = Watched {
-        stream,
-        activity: activity.clone(),
-    };
+    let stream = Watched { stream, activity: activity.clone() };
     let Ok(Ok(stream)) = timeout(HEAD_TIMEOUT, shared.acceptor.accept(stream)).await else {
         metrics::counter!("atoll_edge_handshakes_failed_total", "protocol" => "tls").increment(1);
         return;
@@ -153,14 +142,8 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
             .initial_stream_window_size(64 << 10)
             .initial_connection_window_size(256 << 10);
         let connection = pin!(builder.serve_connection(io, service));
-        until_done(
-            connection,
-            http2::Connection::graceful_shutdown,
-            &shared,
-            &activity,
-            false,
-        )
-        .await
+        until_done(connection, http2::Connection::graceful_shutdown, &shared, &activity, false)
+            .await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -169,14 +152,7 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX);
         let connection = pin!(builder.serve_connection(io, service));
-        until_done(
-            connection,
-            http1::Connection::graceful_shutdown,
-            &shared,
-            &activity,
-            true,
-        )
-        .await
+        until_done(connection, http1::Connection::graceful_shutdown, &shared, &activity, true).await
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, protocol = protocol.as_str(), "a connection ended early");
@@ -222,24 +198,14 @@ async fn answer(
 ) -> Result<http::Response<HyperBody>, Infallible> {
     let open = Open::new(activity);
     let (parts, _) = request.into_parts();
-    let request = Request {
-        method: parts.method,
-        uri: parts.uri,
-        headers: parts.headers,
-        protocol,
-    };
+    let request =
+        Request { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
     let response = shared.responder.respond(&request).await;
-    let body = HyperBody {
-        body: response.body,
-        protocol,
-        _open: open,
-    };
+    let body = HyperBody { body: response.body, protocol, _open: open };
     let mut answer = http::Response::new(body);
     *answer.status_mut() = response.status;
     *answer.headers_mut() = response.headers;
-    answer
-        .headers_mut()
-        .insert(header::ALT_SVC, shared.alt_svc.clone());
+    answer.headers_mut().insert(header::ALT_SVC, shared.alt_svc.clone());
     Ok(answer)
 }
 
@@ -453,16 +419,10 @@ mod tests {
         activity.opened();
         now += IDLE_TIMEOUT / 2;
         activity.progressed(now);
-        assert!(
-            !activity.is_stuck(true, now),
-            "an answer may take long while it moves"
-        );
+        assert!(!activity.is_stuck(true, now), "an answer may take long while it moves");
         activity.closed(now);
         now += IDLE_TIMEOUT - Duration::from_secs(1);
-        assert!(
-            !activity.is_stuck(true, now),
-            "a connection may wait for its next request"
-        );
+        assert!(!activity.is_stuck(true, now), "a connection may wait for its next request");
         now += Duration::from_secs(2);
         assert!(activity.is_stuck(true, now) && activity.is_stuck(false, now));
     }

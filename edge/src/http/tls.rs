@@ -147,9 +147,7 @@ impl Certificate {
         let (chain, key) = (self.chain.clone(), self.key.clone());
         let modified = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
         let work = move || (modified(&chain), modified(&key));
-        atoll_net::task::spawn_blocking("certificate", work)
-            .await
-            .unwrap_or_default()
+        atoll_net::task::spawn_blocking("certificate", work).await.unwrap_or_default()
     }
 }
 
@@ -162,10 +160,7 @@ impl ResolvesServerCert for Certificate {
 }
 
 fn read(chain_path: &Path, key_path: &Path) -> Result<CertifiedKey, TlsError> {
-    let bad = |path: &Path, reason: String| TlsError::File {
-        path: path.to_owned(),
-        reason,
-    };
+    let bad = |path: &Path, reason: String| TlsError::File { path: path.to_owned(), reason };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(chain_path)
         .and_then(Iterator::collect)
         .map_err(|error| bad(chain_path, error.to_string()))?;
@@ -174,11 +169,7 @@ fn read(chain_path: &Path, key_path: &Path) -> Result<CertifiedKey, TlsError> {
     }
     let key =
         PrivateKeyDer::from_pem_file(key_path).map_err(|error| bad(key_path, error.to_string()))?;
-    Ok(CertifiedKey::from_der(
-        chain,
-        key,
-        &aws_lc_rs::default_provider(),
-    )?)
+    Ok(CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())?)
 }
 
 #[cfg(test)]

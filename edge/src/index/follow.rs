@@ -29,11 +29,8 @@ const INVALIDATE: Duration = Duration::from_secs(5);
 /// Follows the log until shutdown.
 pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Shutdown) {
     let work = async {
-        let backoff = Backoff {
-            base: Duration::from_millis(50),
-            max: Duration::from_secs(1),
-            factor: 2.0,
-        };
+        let backoff =
+            Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1), factor: 2.0 };
         let mut failures = 0;
         loop {
             match step(&index, &cluster, edge).await {
@@ -68,11 +65,7 @@ enum StepError {
 async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), StepError> {
     let table = index.table();
     // An edge that knows nothing has nothing to wait for.
-    let wait = if table.is_known() {
-        WAIT
-    } else {
-        Duration::ZERO
-    };
+    let wait = if table.is_known() { WAIT } else { Duration::ZERO };
     let request = MasterRequest::Watch {
         after: table.seq(),
         edge: Some(edge),
@@ -100,12 +93,7 @@ async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), Step
 pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEntry]) {
     prefetch(index, deploys_of(entries)).await;
     for entry in entries {
-        if let PublishEvent::Invalidate {
-            site,
-            patterns,
-            soft,
-        } = &entry.event
-        {
+        if let PublishEvent::Invalidate { site, patterns, soft } = &entry.event {
             if *soft {
                 index.count_soft();
             } else {
@@ -173,32 +161,15 @@ mod tests {
     use crate::index::tests::Published;
 
     fn entry(seq: u64, event: PublishEvent) -> PublishEntry {
-        PublishEntry {
-            seq: Seq(seq),
-            at_ms: 0,
-            event,
-        }
+        PublishEntry { seq: Seq(seq), at_ms: 0, event }
     }
 
     fn publish(deploy: DeployId) -> Vec<PublishEntry> {
         let site: atoll_proto::SiteName = "blog".parse().unwrap();
-        let set = Site {
-            name: site.clone(),
-            domains: vec![],
-            created_ms: 0,
-        };
+        let set = Site { name: site.clone(), domains: vec![], created_ms: 0 };
         let alias = AliasName::production();
-        let alias = Alias {
-            site,
-            alias,
-            deploy,
-            seq: Seq(2),
-            at_ms: 0,
-        };
-        vec![
-            entry(1, PublishEvent::SiteSet(set)),
-            entry(2, PublishEvent::AliasSet(alias)),
-        ]
+        let alias = Alias { site, alias, deploy, seq: Seq(2), at_ms: 0 };
+        vec![entry(1, PublishEvent::SiteSet(set)), entry(2, PublishEvent::AliasSet(alias))]
     }
 
     fn index(upstream: &Arc<FakeUpstream>, dir: &std::path::Path) -> (Index, Arc<Chunks>) {
@@ -206,13 +177,7 @@ mod tests {
         let chunks = Arc::new(Chunks::new(Arc::new(cache), upstream.clone()));
         let suffixes = vec!["localhost".to_owned()];
         let cluster = ClusterId([1; 16]);
-        let index = Index::open(
-            cluster,
-            chunks.clone(),
-            suffixes,
-            Some(dir.to_owned()),
-            8 << 20,
-        );
+        let index = Index::open(cluster, chunks.clone(), suffixes, Some(dir.to_owned()), 8 << 20);
         (index, chunks)
     }
 
@@ -231,42 +196,19 @@ mod tests {
             let (index, chunks) = index(&upstream, dir.path());
             take_in(&index, &publish(published.deploy)).await;
             let fetches = upstream.fetches();
-            assert!(
-                index
-                    .lookup(published.deploy, b"index.html")
-                    .await
-                    .unwrap()
-                    .is_some()
-            );
-            assert!(
-                index
-                    .lookup(published.deploy, b"missing")
-                    .await
-                    .unwrap()
-                    .is_none()
-            );
+            assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
+            assert!(index.lookup(published.deploy, b"missing").await.unwrap().is_none());
             assert_eq!(upstream.fetches(), fetches);
             chunks.cache().flush().await;
         }
-        upstream
-            .down
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let (index, _) = index(&upstream, dir.path());
         let site = "blog".parse().unwrap();
         assert_eq!(
             index.site_of("blog.localhost"),
-            Found::Deploy {
-                site,
-                deploy: published.deploy
-            }
+            Found::Deploy { site, deploy: published.deploy }
         );
-        assert!(
-            index
-                .lookup(published.deploy, b"index.html")
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
         assert!(!index.is_current(Duration::from_secs(10), Instant::now()));
     }
 
@@ -278,10 +220,7 @@ mod tests {
         let deploy = ChunkId::of(b"nowhere");
         take_in(&index, &publish(deploy)).await;
         let site = "blog".parse().unwrap();
-        assert_eq!(
-            index.site_of("blog.localhost"),
-            Found::Deploy { site, deploy }
-        );
+        assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy });
         assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
         assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
     }
@@ -299,23 +238,12 @@ mod tests {
         }
         let invalidate = |seq, patterns, soft| {
             let site = "blog".parse().unwrap();
-            entry(
-                seq,
-                PublishEvent::Invalidate {
-                    site,
-                    patterns,
-                    soft,
-                },
-            )
+            entry(seq, PublishEvent::Invalidate { site, patterns, soft })
         };
         take_in(&index, &[invalidate(3, vec![Pattern::All], true)]).await;
         assert!(chunks.cache().memory(&a).is_some());
         assert_eq!(index.soft_invalidations(), 1);
-        take_in(
-            &index,
-            &[invalidate(4, vec![Pattern::Path("/b/".into())], false)],
-        )
-        .await;
+        take_in(&index, &[invalidate(4, vec![Pattern::Path("/b/".into())], false)]).await;
         assert!(chunks.cache().memory(&a).is_some() && chunks.cache().memory(&b).is_none());
         take_in(&index, &[invalidate(5, vec![Pattern::All], false)]).await;
         assert!(chunks.cache().memory(&a).is_none());

@@ -34,23 +34,14 @@ pub fn normalized(host: &str) -> Option<String> {
 /// What a normalized host names, if it is one of ours.
 pub fn resolve(host: &str, suffixes: &[String], table: &Table) -> Option<HostName> {
     if let Some(site) = table.domain(host) {
-        return Some(HostName {
-            site: site.clone(),
-            alias: AliasName::production(),
-        });
+        return Some(HostName { site: site.clone(), alias: AliasName::production() });
     }
-    let label = suffixes
-        .iter()
-        .find_map(|suffix| host.strip_suffix(suffix)?.strip_suffix('.'))?;
+    let label = suffixes.iter().find_map(|suffix| host.strip_suffix(suffix)?.strip_suffix('.'))?;
     match label.split_once("--") {
-        Some((alias, site)) => Some(HostName {
-            site: site.parse().ok()?,
-            alias: alias.parse().ok()?,
-        }),
-        None => Some(HostName {
-            site: label.parse().ok()?,
-            alias: AliasName::production(),
-        }),
+        Some((alias, site)) => {
+            Some(HostName { site: site.parse().ok()?, alias: alias.parse().ok()? })
+        }
+        None => Some(HostName { site: label.parse().ok()?, alias: AliasName::production() }),
     }
 }
 
@@ -67,16 +58,7 @@ mod tests {
     fn hosts_are_normalized() {
         assert_eq!(normalized("Blog.LocalHost:8443").unwrap(), "blog.localhost");
         assert_eq!(normalized("blog.atoll.test.").unwrap(), "blog.atoll.test");
-        for bad in [
-            "",
-            ":443",
-            "a b",
-            "a/b",
-            "[::1]:443",
-            "a:b",
-            "é.test",
-            "a\r\nb",
-        ] {
+        for bad in ["", ":443", "a b", "a/b", "[::1]:443", "a:b", "é.test", "a\r\nb"] {
             assert_eq!(normalized(bad), None, "{bad}");
         }
     }
@@ -99,10 +81,7 @@ mod tests {
         };
         assert_eq!(found("blog.localhost").unwrap(), "blog/production");
         assert_eq!(found("blog.atoll.test").unwrap(), "blog/production");
-        assert_eq!(
-            found("preview-7--blog.localhost").unwrap(),
-            "blog/preview-7"
-        );
+        assert_eq!(found("preview-7--blog.localhost").unwrap(), "blog/preview-7");
         assert_eq!(found("shop.example").unwrap(), "shop/production");
         for unknown in [
             "localhost",

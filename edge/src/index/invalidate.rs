@@ -38,11 +38,7 @@ pub(super) async fn drop_matching(index: &Index, site: &SiteName, patterns: &[Pa
             }
         }
     }
-    let dropped = index
-        .chunks
-        .cache()
-        .drop_chunks(chunks.into_iter().collect())
-        .await;
+    let dropped = index.chunks.cache().drop_chunks(chunks.into_iter().collect()).await;
     metrics::counter!("atoll_edge_invalidated_chunks_total").increment(dropped as u64);
     tracing::info!(%site, dropped, "invalidated");
 }
@@ -52,16 +48,10 @@ async fn matching(
     deploy: DeployId,
     patterns: &[Pattern],
 ) -> Result<Vec<Entry>, atoll_client::ClientError> {
-    let whole = patterns
-        .iter()
-        .any(|p| matches!(p, Pattern::Prefix(_) | Pattern::All));
+    let whole = patterns.iter().any(|p| matches!(p, Pattern::Prefix(_) | Pattern::All));
     if whole {
         let mut entries = atoll_client::entries(index.pages(), deploy).await?;
-        entries.retain(|entry| {
-            patterns
-                .iter()
-                .any(|pattern| matches(pattern, &entry.path.0))
-        });
+        entries.retain(|entry| patterns.iter().any(|pattern| matches(pattern, &entry.path.0)));
         return Ok(entries);
     }
     let mut entries = Vec::new();
@@ -79,10 +69,7 @@ fn files_of(pattern: &Pattern) -> Vec<Vec<u8>> {
         return Vec::new();
     };
     match path::parse(path.as_bytes()) {
-        Ok(asked) => rules::candidates(&asked)
-            .into_iter()
-            .map(|c| c.file)
-            .collect(),
+        Ok(asked) => rules::candidates(&asked).into_iter().map(|c| c.file).collect(),
         Err(_) => Vec::new(),
     }
 }

@@ -104,10 +104,7 @@ impl Index {
             return Found::Unknown;
         };
         match state.aliases.get(&named.alias) {
-            Some(alias) => Found::Deploy {
-                site: named.site,
-                deploy: alias.deploy,
-            },
+            Some(alias) => Found::Deploy { site: named.site, deploy: alias.deploy },
             None => Found::Unpublished,
         }
     }
@@ -212,10 +209,7 @@ pub(crate) mod tests {
     fn content(upstream: &FakeUpstream, bytes: &[u8]) -> Content {
         let extents = bytes.chunks(1 << 20).map(|part| {
             let id = upstream.add(part.to_vec());
-            Extent {
-                id: Some(id),
-                len: u32::try_from(part.len()).unwrap(),
-            }
+            Extent { id: Some(id), len: u32::try_from(part.len()).unwrap() }
         });
         Content::from_extents(extents.collect())
     }

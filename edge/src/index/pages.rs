@@ -25,10 +25,7 @@ pub struct Pages {
 impl Pages {
     /// Pages out of `chunks`, with room for so many bytes of decoded ones.
     pub fn new(chunks: Arc<Chunks>, bytes_max: usize) -> Pages {
-        Pages {
-            chunks,
-            decoded: RwLock::new(S3Fifo::new(bytes_max)),
-        }
+        Pages { chunks, decoded: RwLock::new(S3Fifo::new(bytes_max)) }
     }
 
     fn decoded(&self, id: &ChunkId) -> Option<Arc<Page>> {
@@ -43,16 +40,12 @@ impl PageSource for Pages {
             return Ok(page);
         }
         let got =
-            self.chunks
-                .get(id, Worth::Keep)
-                .await
-                .map_err(|error| ClientError::Unreachable {
-                    what: format!("manifest page {}", id.short()),
-                    reason: error.to_string(),
-                })?;
-        let page = Page::decode(&got.bytes).map_err(|error| ClientError::Malformed {
-            what: format!("page {id}: {error}"),
-        })?;
+            self.chunks.get(id, Worth::Keep).await.map_err(|error| ClientError::Unreachable {
+                what: format!("manifest page {}", id.short()),
+                reason: error.to_string(),
+            })?;
+        let page = Page::decode(&got.bytes)
+            .map_err(|error| ClientError::Malformed { what: format!("page {id}: {error}") })?;
         let page = Arc::new(page);
         let cost = got.bytes.len() * DECODED_FACTOR;
         let mut decoded = self.decoded.write().unwrap_or_else(PoisonError::into_inner);

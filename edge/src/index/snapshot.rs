@@ -71,17 +71,12 @@ fn encode(cluster: ClusterId, snapshot: &PublishSnapshot) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<(ClusterId, PublishSnapshot), &'static str> {
-    let length = bytes
-        .len()
-        .checked_sub(CHECK_BYTES)
-        .ok_or("it is too short")?;
+    let length = bytes.len().checked_sub(CHECK_BYTES).ok_or("it is too short")?;
     let (bytes, check) = bytes.split_at(length);
     if blake3::hash(bytes).as_bytes() != check {
         return Err("its checksum is wrong");
     }
-    let body = bytes
-        .strip_prefix(MAGIC)
-        .ok_or("it is of another version")?;
+    let body = bytes.strip_prefix(MAGIC).ok_or("it is of another version")?;
     atoll_proto::decode(body).map_err(|_| "its body does not decode")
 }
 
@@ -95,16 +90,9 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        let site = Site {
-            name: "a".parse().unwrap(),
-            domains: vec!["a.example".into()],
-            created_ms: 1,
-        };
-        let snapshot = PublishSnapshot {
-            seq: Seq(9),
-            sites: vec![site],
-            aliases: vec![],
-        };
+        let site =
+            Site { name: "a".parse().unwrap(), domains: vec!["a.example".into()], created_ms: 1 };
+        let snapshot = PublishSnapshot { seq: Seq(9), sites: vec![site], aliases: vec![] };
         Table::of_snapshot(ClusterId([1; 16]), snapshot)
     }
 

@@ -43,11 +43,7 @@ impl Table {
 
     /// The table a snapshot describes. Aliases of sites it does not have are left out.
     pub fn of_snapshot(cluster: ClusterId, snapshot: PublishSnapshot) -> Table {
-        let mut table = Table {
-            seq: snapshot.seq,
-            known: true,
-            ..Table::empty(cluster)
-        };
+        let mut table = Table { seq: snapshot.seq, known: true, ..Table::empty(cluster) };
         for site in snapshot.sites {
             table.set_site(site);
         }
@@ -61,11 +57,7 @@ impl Table {
     pub fn to_snapshot(&self) -> PublishSnapshot {
         PublishSnapshot {
             seq: self.seq,
-            sites: self
-                .sites
-                .values()
-                .map(|state| state.site.clone())
-                .collect(),
+            sites: self.sites.values().map(|state| state.site.clone()).collect(),
             aliases: (self.sites.values())
                 .flat_map(|state| state.aliases.values().cloned())
                 .collect(),
@@ -140,10 +132,7 @@ impl Table {
         match self.sites.get_mut(&site.name) {
             Some(state) => Arc::make_mut(state).site = site,
             None => {
-                let state = SiteState {
-                    site: site.clone(),
-                    aliases: BTreeMap::new(),
-                };
+                let state = SiteState { site: site.clone(), aliases: BTreeMap::new() };
                 self.sites.insert(site.name, Arc::new(state));
             }
         }
@@ -156,9 +145,7 @@ impl Table {
 
     fn set_alias(&mut self, alias: Alias) {
         if let Some(state) = self.sites.get_mut(&alias.site) {
-            Arc::make_mut(state)
-                .aliases
-                .insert(alias.alias.clone(), alias);
+            Arc::make_mut(state).aliases.insert(alias.alias.clone(), alias);
         }
     }
 }
@@ -191,21 +178,14 @@ mod tests {
     fn table(events: Vec<PublishEvent>) -> Table {
         let mut table = Table::empty(ClusterId([7; 16]));
         for (index, event) in events.into_iter().enumerate() {
-            table.apply(&PublishEntry {
-                seq: Seq(index as u64 + 1),
-                at_ms: 0,
-                event,
-            });
+            table.apply(&PublishEntry { seq: Seq(index as u64 + 1), at_ms: 0, event });
         }
         table
     }
 
     fn current(table: &Table, site: &str, alias: &str) -> Option<ChunkId> {
         let state = table.site(&site.parse().unwrap())?;
-        state
-            .aliases
-            .get(&alias.parse().unwrap())
-            .map(|alias| alias.deploy)
+        state.aliases.get(&alias.parse().unwrap()).map(|alias| alias.deploy)
     }
 
     #[test]
@@ -218,36 +198,20 @@ mod tests {
         ]);
         assert_eq!(current(&now, "a", "production"), Some(ChunkId::of(b"3")));
         assert_eq!(now.seq(), Seq(4));
-        let old = PublishEntry {
-            seq: Seq(2),
-            at_ms: 0,
-            event: alias("a", "production", "old"),
-        };
+        let old = PublishEntry { seq: Seq(2), at_ms: 0, event: alias("a", "production", "old") };
         now.apply(&old);
         assert_eq!(current(&now, "a", "production"), Some(ChunkId::of(b"3")));
         let event = PublishEvent::AliasRemoved {
             site: "a".parse().unwrap(),
             alias: "preview".parse().unwrap(),
         };
-        now.apply(&PublishEntry {
-            seq: Seq(9),
-            at_ms: 0,
-            event,
-        });
+        now.apply(&PublishEntry { seq: Seq(9), at_ms: 0, event });
         assert_eq!(current(&now, "a", "preview"), None);
-        now.apply(&PublishEntry {
-            seq: Seq(10),
-            at_ms: 0,
-            event: site("a", &["b.example"]),
-        });
+        now.apply(&PublishEntry { seq: Seq(10), at_ms: 0, event: site("a", &["b.example"]) });
         assert!(now.domain("a.example").is_none() && now.domain("b.example").is_some());
         assert!(current(&now, "a", "production").is_some());
         let event = PublishEvent::SiteRemoved("a".parse().unwrap());
-        now.apply(&PublishEntry {
-            seq: Seq(11),
-            at_ms: 0,
-            event,
-        });
+        now.apply(&PublishEntry { seq: Seq(11), at_ms: 0, event });
         assert!(now.sites().next().is_none() && now.domains().next().is_none());
     }
 
@@ -266,11 +230,7 @@ mod tests {
     fn a_copy_does_not_change_with_its_original() {
         let before = table(vec![site("a", &[]), alias("a", "production", "1")]);
         let mut after = before.clone();
-        after.apply(&PublishEntry {
-            seq: Seq(5),
-            at_ms: 0,
-            event: alias("a", "production", "2"),
-        });
+        after.apply(&PublishEntry { seq: Seq(5), at_ms: 0, event: alias("a", "production", "2") });
         assert_eq!(current(&before, "a", "production"), Some(ChunkId::of(b"1")));
         assert_eq!(current(&after, "a", "production"), Some(ChunkId::of(b"2")));
     }

@@ -56,10 +56,8 @@ pub fn not_found_pages(asked: &SitePath) -> Vec<Vec<u8>> {
             directories.push(&asked.path[..=at]);
         }
     }
-    let mut pages: Vec<Vec<u8>> = directories
-        .iter()
-        .map(|directory| [*directory, b"404.html"].concat())
-        .collect();
+    let mut pages: Vec<Vec<u8>> =
+        directories.iter().map(|directory| [*directory, b"404.html"].concat()).collect();
     if asked.directory && !asked.path.is_empty() && pages.len() < NOT_FOUND_DEPTH_MAX {
         pages.push([asked.path.as_slice(), b"/404.html"].concat());
     }
@@ -76,27 +74,19 @@ mod tests {
     fn names(raw: &str) -> Vec<(String, Action)> {
         let asked = parse(raw.as_bytes()).unwrap();
         let name = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        candidates(&asked)
-            .into_iter()
-            .map(|c| (name(c.file), c.action))
-            .collect()
+        candidates(&asked).into_iter().map(|c| (name(c.file), c.action)).collect()
     }
 
     fn pages(raw: &str) -> Vec<String> {
         let asked = parse(raw.as_bytes()).unwrap();
-        not_found_pages(&asked)
-            .into_iter()
-            .map(|page| String::from_utf8(page).unwrap())
-            .collect()
+        not_found_pages(&asked).into_iter().map(|page| String::from_utf8(page).unwrap()).collect()
     }
 
     #[test]
     fn files_directories_and_clean_urls() {
         use Action::{RedirectToDirectory, Serve};
         let of = |list: &[(&str, Action)]| -> Vec<(String, Action)> {
-            list.iter()
-                .map(|(name, action)| ((*name).to_owned(), *action))
-                .collect()
+            list.iter().map(|(name, action)| ((*name).to_owned(), *action)).collect()
         };
         assert_eq!(names("/"), of(&[("index.html", Serve)]));
         assert_eq!(names("/docs/"), of(&[("docs/index.html", Serve)]));
@@ -114,9 +104,6 @@ mod tests {
         assert_eq!(pages("/a"), ["404.html"]);
         assert_eq!(pages("/a/b/c"), ["a/b/404.html", "a/404.html", "404.html"]);
         assert_eq!(pages("/a/b/"), ["a/b/404.html", "a/404.html", "404.html"]);
-        assert_eq!(
-            pages(&format!("/{}", "a/".repeat(200))).len(),
-            NOT_FOUND_DEPTH_MAX
-        );
+        assert_eq!(pages(&format!("/{}", "a/".repeat(200))).len(), NOT_FOUND_DEPTH_MAX);
     }
 }

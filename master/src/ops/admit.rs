@@ -97,8 +97,8 @@ fn new_pages(master: &Master, pages: &[AdmitPage]) -> WireResult<Vec<AdmitPage>>
     for page in pages {
         let known = objects::get(&*state, &page.id).map_err(store_failed)?;
         // Data has no children to count: whatever is in the table may be referred to as data.
-        let admitted = known
-            .is_some_and(|object| object.kind == page.kind || page.kind == ObjectKind::Data);
+        let admitted =
+            known.is_some_and(|object| object.kind == page.kind || page.kind == ObjectKind::Data);
         if !admitted && seen.insert(page.id) {
             new.push(*page);
         }

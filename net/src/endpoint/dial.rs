@@ -70,17 +70,8 @@ impl Endpoint {
         let label = role.as_str();
         let _in_flight = Counted::new(metrics::gauge!("atoll_net_calls_in_flight", "to" => label));
         let request = wire::encode(head).map_err(CallError::Refused)?;
-        let trace = options
-            .trace
-            .map_or_else(TraceContext::root, |trace| trace.child());
-        let call = Outgoing {
-            addr: to,
-            request,
-            body,
-            started,
-            options,
-            trace,
-        };
+        let trace = options.trace.map_or_else(TraceContext::root, |trace| trace.child());
+        let call = Outgoing { addr: to, request, body, started, options, trace };
         let result = self.attempts(role, &call).await;
         let outcome = result.as_ref().map_or_else(CallError::label, |_| "ok");
         metrics::counter!("atoll_net_calls_total", "to" => label, "outcome" => outcome)
@@ -88,25 +79,18 @@ impl Endpoint {
         metrics::histogram!("atoll_net_call_seconds", "to" => label)
             .record(started.elapsed().as_secs_f64());
         let (head, body) = result?;
-        let head = atoll_proto::decode(&head).map_err(|error| CallError::Malformed {
-            addr: to,
-            reason: error.reason,
-        })?;
+        let head = atoll_proto::decode(&head)
+            .map_err(|error| CallError::Malformed { addr: to, reason: error.reason })?;
         Ok((head, body))
     }
 
     async fn attempts(&self, role: Role, call: &Outgoing) -> Result<(Bytes, Bytes), CallError> {
-        let unreachable = |reason: String| CallError::Unreachable {
-            addr: call.addr,
-            reason,
-        };
+        let unreachable = |reason: String| CallError::Unreachable { addr: call.addr, reason };
         loop {
             let lease = self
                 .0
                 .pool
-                .lease((call.addr, role), call.deadline(), || {
-                    dial(self.clone(), call.addr, role)
-                })
+                .lease((call.addr, role), call.deadline(), || dial(self.clone(), call.addr, role))
                 .await
                 .map_err(|reason| unreachable(reason.to_string()))?;
             match self.attempt(&lease, call).await {
@@ -130,11 +114,7 @@ impl Endpoint {
             Ok(Err(error)) => return Err(Failure::NotSent(explain(&error))),
             Err(_) => return Err(call.late("no stream was free")),
         };
-        let mut stream = CallStream {
-            send,
-            recv,
-            finished: false,
-        };
+        let mut stream = CallStream { send, recv, finished: false };
         self.send(&mut stream, call).await?;
         match timeout_at(deadline, self.receive(&mut stream, call)).await {
             Ok(received) => received,
@@ -181,10 +161,7 @@ impl Endpoint {
             Err(FrameError::Read(error)) => return Err(call.broken(&error, stream.finished)),
         };
         stream.finished = true;
-        self.0
-            .meters
-            .bytes_in
-            .increment((head.len() + body.len()) as u64);
+        self.0.meters.bytes_in.increment((head.len() + body.len()) as u64);
         match kind {
             Kind::Answer => Ok((head, body)),
             Kind::Error => match atoll_proto::decode::<WireError>(&head) {
@@ -232,10 +209,7 @@ impl Outgoing {
     }
 
     fn malformed(&self, reason: String) -> Failure {
-        Failure::Final(CallError::Malformed {
-            addr: self.addr,
-            reason,
-        })
+        Failure::Final(CallError::Malformed { addr: self.addr, reason })
     }
 
     fn broken(&self, error: &ReadError, sent_whole: bool) -> Failure {
@@ -248,10 +222,7 @@ impl Outgoing {
             other => other.to_string(),
         };
         if sent_whole {
-            Failure::Final(CallError::Lost {
-                addr: self.addr,
-                reason,
-            })
+            Failure::Final(CallError::Lost { addr: self.addr, reason })
         } else {
             Failure::NotSent(reason)
         }

@@ -104,14 +104,7 @@ impl Endpoint {
             bytes_out: metrics::counter!("atoll_net_bytes_total", "direction" => "out"),
         };
         let pool = pool::Pool::default();
-        let inner = Arc::new(Inner {
-            quinn,
-            settings,
-            peer,
-            addr: local,
-            pool,
-            meters,
-        });
+        let inner = Arc::new(Inner { quinn, settings, peer, addr: local, pool, meters });
         crate::task::spawn("reap-connections", reap(Arc::downgrade(&inner)));
         Ok(Endpoint(inner))
     }
@@ -132,10 +125,7 @@ impl Endpoint {
     pub async fn close(&self) {
         self.0.pool.clear();
         self.0.quinn.close(close::STOPPED, b"stopped");
-        if tokio::time::timeout(CLOSE_WAIT, self.0.quinn.wait_idle())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(CLOSE_WAIT, self.0.quinn.wait_idle()).await.is_err() {
             tracing::debug!("closed without hearing from every peer");
         }
     }
@@ -184,13 +174,8 @@ impl Drop for Counted {
 fn peer_of(connection: &quinn::Connection) -> Result<Peer, NetError> {
     let chain = connection
         .peer_identity()
-        .and_then(|any| {
-            any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-                .ok()
-        })
+        .and_then(|any| any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
         .ok_or_else(|| NetError::identity("the peer showed no certificate"))?;
-    let leaf = chain
-        .first()
-        .ok_or_else(|| NetError::identity("the peer's chain is empty"))?;
+    let leaf = chain.first().ok_or_else(|| NetError::identity("the peer's chain is empty"))?;
     Peer::of_certificate(leaf)
 }

@@ -91,11 +91,7 @@ impl Pool {
                 State::Ready(connection) if connection.close_reason().is_none() => {
                     let connection = connection.clone();
                     drop(state);
-                    return Ok(Lease {
-                        slot: claim,
-                        connection,
-                        fresh: false,
-                    });
+                    return Ok(Lease { slot: claim, connection, fresh: false });
                 }
                 // A finished attempt that is still here died before it could say so.
                 State::Dialing(dialing) if dialing.peek().is_none() => dialing.clone(),
@@ -107,11 +103,7 @@ impl Pool {
             }
         };
         match tokio::time::timeout_at(deadline, dialing).await {
-            Ok(Ok(connection)) => Ok(Lease {
-                slot: claim,
-                connection,
-                fresh: true,
-            }),
+            Ok(Ok(connection)) => Ok(Lease { slot: claim, connection, fresh: true }),
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err("no connection before the deadline of the call".into()),
         }
@@ -168,9 +160,7 @@ fn evict_oldest(slots: &mut HashMap<Key, Arc<Slot>>) -> Result<(), Arc<str>> {
         .min_by_key(|(_, slot)| *lock(&slot.used))
         .map(|(key, _)| *key);
     let slot = oldest.and_then(|key| slots.remove(&key)).ok_or_else(|| {
-        Arc::from(format!(
-            "all {CONNECTIONS_MAX} connections of this process are busy; try later"
-        ))
+        Arc::from(format!("all {CONNECTIONS_MAX} connections of this process are busy; try later"))
     })?;
     slot.close();
     Ok(())
@@ -185,12 +175,9 @@ fn start(slot: Arc<Slot>, dial: impl Future<Output = Dialed> + Send + 'static) -
         };
         dialed
     });
-    async move {
-        task.await
-            .unwrap_or_else(|_| Err("the connection attempt was cancelled".into()))
-    }
-    .boxed()
-    .shared()
+    async move { task.await.unwrap_or_else(|_| Err("the connection attempt was cancelled".into())) }
+        .boxed()
+        .shared()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -227,11 +214,7 @@ mod tests {
         }
         assert_eq!(attempts.load(Ordering::Relaxed), 1);
         assert!(lease().await.is_err());
-        assert_eq!(
-            attempts.load(Ordering::Relaxed),
-            2,
-            "a failure is not remembered"
-        );
+        assert_eq!(attempts.load(Ordering::Relaxed), 2, "a failure is not remembered");
     }
 
     #[tokio::test]
@@ -251,9 +234,8 @@ mod tests {
     fn the_pool_is_bounded_and_evicts_only_idle_slots() {
         let pool = Pool::default();
         let port = |n: usize| key(u16::try_from(n).unwrap());
-        let claims: Vec<Claim> = (0..CONNECTIONS_MAX)
-            .map(|n| pool.claim(port(n)).unwrap())
-            .collect();
+        let claims: Vec<Claim> =
+            (0..CONNECTIONS_MAX).map(|n| pool.claim(port(n)).unwrap()).collect();
         assert!(pool.claim(port(CONNECTIONS_MAX)).is_err());
         drop(claims);
         assert!(pool.claim(port(CONNECTIONS_MAX)).is_ok());

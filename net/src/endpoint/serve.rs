@@ -145,11 +145,7 @@ impl<S: Service> Server<S> {
     }
 
     async fn handshake(&self, incoming: Incoming) -> Result<(Connection, Peer), String> {
-        let config = self
-            .endpoint
-            .0
-            .settings
-            .server(incoming.remote_address().ip());
+        let config = self.endpoint.0.settings.server(incoming.remote_address().ip());
         let connection = incoming
             .accept_with(config)
             .map_err(|error| error.to_string())?
@@ -214,11 +210,7 @@ impl<S: Service> Server<S> {
         recv: RecvStream,
         running: mpsc::Sender<()>,
     ) {
-        let request = Request {
-            server: self,
-            client: client.clone(),
-            arrived: Instant::now(),
-        };
+        let request = Request { server: self, client: client.clone(), arrived: Instant::now() };
         crate::task::spawn("request", async move {
             request.serve(send, recv).await;
             drop(running);
@@ -320,49 +312,25 @@ impl<S: Service> Request<S> {
     }
 
     async fn read_head(&self, recv: &mut RecvStream) -> Result<Head<S::Request>, (u8, FrameError)> {
-        let prefix = wire::read_prefix(recv)
-            .await
-            .map_err(|error| (frame::VERSION, error))?;
+        let prefix = wire::read_prefix(recv).await.map_err(|error| (frame::VERSION, error))?;
         let in_version = |error| (prefix.version, error);
-        let body_len = self
-            .check(&prefix)
-            .map_err(FrameError::Bad)
-            .map_err(in_version)?;
-        let bytes = wire::read_bytes(recv, prefix.head_len as usize)
-            .await
-            .map_err(in_version)?;
-        self.server
-            .endpoint
-            .0
-            .meters
-            .bytes_in
-            .increment(bytes.len() as u64);
-        self.parse(prefix.version, body_len, &bytes)
-            .map_err(FrameError::Bad)
-            .map_err(in_version)
+        let body_len = self.check(&prefix).map_err(FrameError::Bad).map_err(in_version)?;
+        let bytes = wire::read_bytes(recv, prefix.head_len as usize).await.map_err(in_version)?;
+        self.server.endpoint.0.meters.bytes_in.increment(bytes.len() as u64);
+        self.parse(prefix.version, body_len, &bytes).map_err(FrameError::Bad).map_err(in_version)
     }
 
     fn check(&self, prefix: &Prefix) -> Result<usize, WireError> {
         if prefix.kind != Kind::Request {
             return Err(WireError::invalid("a reply where a request belongs"));
         }
-        let max = self
-            .server
-            .limits
-            .body_bytes_max
-            .min(self.server.limits.in_flight_bytes);
-        usize::try_from(prefix.body_len)
-            .ok()
-            .filter(|len| *len <= max)
-            .ok_or_else(|| {
-                WireError::new(
-                    Code::Limit,
-                    format!(
-                        "body of {} bytes; at most {max} are taken here",
-                        prefix.body_len
-                    ),
-                )
-            })
+        let max = self.server.limits.body_bytes_max.min(self.server.limits.in_flight_bytes);
+        usize::try_from(prefix.body_len).ok().filter(|len| *len <= max).ok_or_else(|| {
+            WireError::new(
+                Code::Limit,
+                format!("body of {} bytes; at most {max} are taken here", prefix.body_len),
+            )
+        })
     }
 
     fn parse(
@@ -463,9 +431,7 @@ impl<S: Service> Request<S> {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => {
                 tracing::error!(panic = panic_text(&*panic), "a handler panicked");
-                Err(WireError::internal(
-                    "the handler of this request failed: a bug, see the log",
-                ))
+                Err(WireError::internal("the handler of this request failed: a bug, see the log"))
             }
             Err(_) => Err(late("the deadline passed before the operation was done")),
         })
@@ -480,19 +446,14 @@ impl<S: Service> Request<S> {
             .map_err(|_| WireError::new(Code::Limit, "body too large"))?;
         let permits = async {
             let request = self.server.requests.clone().acquire_owned().await?;
-            let body = self
-                .server
-                .body_units
-                .clone()
-                .acquire_many_owned(units)
-                .await?;
+            let body = self.server.body_units.clone().acquire_many_owned(units).await?;
             Ok::<_, tokio::sync::AcquireError>((request, body))
         };
         match timeout_at(until, permits).await {
             Ok(Ok(permits)) => Ok(permits),
-            Ok(Err(_)) | Err(_) => Err(WireError::unavailable(
-                "this node is overloaded; try another or later",
-            )),
+            Ok(Err(_)) | Err(_) => {
+                Err(WireError::unavailable("this node is overloaded; try another or later"))
+            }
         }
     }
 

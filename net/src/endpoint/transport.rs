@@ -46,11 +46,7 @@ impl Settings {
             config.transport_config(transport);
             config
         });
-        Ok(Settings {
-            endpoint: endpoint_config(identity)?,
-            server,
-            client,
-        })
+        Ok(Settings { endpoint: endpoint_config(identity)?, server, client })
     }
 
     pub(crate) fn server(&self, peer: IpAddr) -> Arc<quinn::ServerConfig> {
@@ -91,10 +87,8 @@ fn transport(local: bool) -> Arc<TransportConfig> {
 /// node can tell its peers at once that their old connections are gone (stateless reset,
 /// RFC 9000 section 10.3) instead of leaving them to time out.
 fn endpoint_config(identity: &Identity) -> Result<quinn::EndpointConfig, NetError> {
-    let secret = blake3::derive_key(
-        "atoll-net 2026-11 stateless reset",
-        identity.key_pem.as_bytes(),
-    );
+    let secret =
+        blake3::derive_key("atoll-net 2026-11 stateless reset", identity.key_pem.as_bytes());
     let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(secret)));
     config
         .cid_generator(|| Box::new(RandomCids))
@@ -125,10 +119,7 @@ struct ResetKey([u8; 32]);
 
 impl HmacKey for ResetKey {
     fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
-        blake3::Hasher::new_keyed(&self.0)
-            .update(data)
-            .finalize_xof()
-            .fill(signature_out);
+        blake3::Hasher::new_keyed(&self.0).update(data).finalize_xof().fill(signature_out);
     }
 
     fn signature_len(&self) -> usize {

@@ -60,9 +60,8 @@ impl ClusterCa {
         let key = new_key()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(&format!("Atoll cluster {cluster}"));
-        params.subject_alt_names = vec![SanType::URI(
-            ca_uri(cluster).try_into().map_err(NetError::identity)?,
-        )];
+        params.subject_alt_names =
+            vec![SanType::URI(ca_uri(cluster).try_into().map_err(NetError::identity)?)];
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         valid_for(&mut params, CA_LIFETIME);
@@ -84,10 +83,7 @@ impl ClusterCa {
     /// # Errors
     /// When a file is missing or is not what it should be.
     pub fn load(dir: &Path) -> Result<ClusterCa, NetError> {
-        ClusterCa::from_pem(
-            read_file(&dir.join(CA_CERT_FILE))?,
-            read_file(&dir.join(CA_KEY_FILE))?,
-        )
+        ClusterCa::from_pem(read_file(&dir.join(CA_CERT_FILE))?, read_file(&dir.join(CA_KEY_FILE))?)
     }
 
     fn from_pem(cert_pem: String, key_pem: String) -> Result<ClusterCa, NetError> {
@@ -95,28 +91,16 @@ impl ClusterCa {
             CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(NetError::identity)?;
         let cluster = uris(&der)?
             .iter()
-            .find_map(|uri| {
-                uri.strip_prefix("atoll://")?
-                    .strip_suffix("/ca")?
-                    .parse()
-                    .ok()
-            })
+            .find_map(|uri| uri.strip_prefix("atoll://")?.strip_suffix("/ca")?.parse().ok())
             .ok_or_else(|| NetError::identity("not the certificate of a cluster's authority"))?;
         let key = KeyPair::from_pem(&key_pem).map_err(NetError::identity)?;
         let (_, parsed) = X509Certificate::from_der(&der).map_err(NetError::identity)?;
         if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key).as_slice()
         {
-            return Err(NetError::identity(
-                "the authority's key does not fit its certificate",
-            ));
+            return Err(NetError::identity("the authority's key does not fit its certificate"));
         }
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(NetError::identity)?;
-        Ok(ClusterCa {
-            cluster,
-            cert_pem,
-            key_pem,
-            issuer,
-        })
+        Ok(ClusterCa { cluster, cert_pem, key_pem, issuer })
     }
 
     /// The cluster this authority speaks for.
@@ -135,26 +119,16 @@ impl ClusterCa {
     /// When the name is not 1 to 64 letters, digits, dots, dashes or underscores.
     pub fn issue(&self, role: Role, name: &str) -> Result<Identity, NetError> {
         check_name(name)?;
-        let peer = Peer {
-            cluster: self.cluster,
-            role,
-            name: name.to_owned(),
-        };
+        let peer = Peer { cluster: self.cluster, role, name: name.to_owned() };
         let mut params =
             CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(NetError::identity)?;
         let uri = peer.to_string().try_into().map_err(NetError::identity)?;
         params.subject_alt_names.push(SanType::URI(uri));
         params.distinguished_name = subject(&format!("{role} {name}"));
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let (cert_pem, key_pem) = self.sign(params, NODE_LIFETIME)?;
-        Ok(Identity {
-            ca_pem: self.cert_pem.clone(),
-            cert_pem,
-            key_pem,
-        })
+        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem })
     }
 
     /// Makes a key and a certificate for the edges' HTTPS listeners. Such a certificate is no
@@ -163,19 +137,13 @@ impl ClusterCa {
     /// # Errors
     /// When there is no name, or one is no DNS name or IP address, or is the internal one.
     pub fn issue_web(&self, dns_names: &[String]) -> Result<WebCert, NetError> {
-        let first = dns_names
-            .first()
-            .ok_or_else(|| NetError::identity("no name to certify"))?;
+        let first = dns_names.first().ok_or_else(|| NetError::identity("no name to certify"))?;
         for name in dns_names {
             check_web_name(name)?;
         }
         let mut params = CertificateParams::new(dns_names.to_vec()).map_err(NetError::identity)?;
         // A common name is at most 64 characters (RFC 5280, ub-common-name).
-        params.distinguished_name = subject(if first.len() <= 64 {
-            first
-        } else {
-            "Atoll edge"
-        });
+        params.distinguished_name = subject(if first.len() <= 64 { first } else { "Atoll edge" });
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let (chain_pem, key_pem) = self.sign(params, WEB_LIFETIME)?;
         Ok(WebCert { chain_pem, key_pem })
@@ -191,9 +159,7 @@ impl ClusterCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         valid_for(&mut params, lifetime);
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(NetError::identity)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(NetError::identity)?;
         Ok((certificate.pem(), key.serialize_pem()))
     }
 }
@@ -238,14 +204,10 @@ fn check_web_name(name: &str) -> Result<(), NetError> {
     let host = name.strip_prefix("*.").unwrap_or(name);
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     if host.len() > 253 || !host.split('.').all(label) || name == SERVER_NAME {
-        return Err(NetError::identity(format!(
-            "{name:?} cannot stand in a web certificate"
-        )));
+        return Err(NetError::identity(format!("{name:?} cannot stand in a web certificate")));
     }
     Ok(())
 }
@@ -256,9 +218,7 @@ pub(super) fn uris(der: &[u8]) -> Result<Vec<String>, NetError> {
     if !rest.is_empty() {
         return Err(NetError::identity("bytes follow the certificate"));
     }
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(NetError::identity)?;
+    let names = certificate.subject_alternative_name().map_err(NetError::identity)?;
     Ok(names.map_or_else(Vec::new, |names| {
         let uri = |name: &GeneralName<'_>| match name {
             GeneralName::URI(uri) => Some((*uri).to_owned()),
@@ -278,28 +238,19 @@ pub(super) fn read_file(path: &Path) -> Result<String, NetError> {
 
 /// Writes a file whole or not at all, durably, with exactly this mode.
 pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), NetError> {
-    let parent = path
-        .parent()
-        .expect("callers join a file name to a directory");
+    let parent = path.parent().expect("callers join a file name to a directory");
     let part = path.with_extension(format!("part{}", std::process::id()));
     let write = || {
         fs::create_dir_all(parent)?;
         drop(fs::remove_file(&part));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&part)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&part, path)?;
         fs::File::open(parent)?.sync_all()
     };
-    write().map_err(|source| NetError::File {
-        verb: "write",
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| NetError::File { verb: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -316,10 +267,7 @@ mod tests {
         let made = ClusterCa::create(CLUSTER).unwrap();
         made.save(dir.path()).unwrap();
         made.save(dir.path()).unwrap();
-        let mode = fs::metadata(dir.path().join("ca.key"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
         let loaded = ClusterCa::load(dir.path()).unwrap();
@@ -329,19 +277,12 @@ mod tests {
         let identity = loaded.issue(Role::Edge, "reef-1.example").unwrap();
         let node = dir.path().join("node");
         identity.save(&node).unwrap();
-        let mode = fs::metadata(node.join("node.key"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(node.join("node.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let again = Identity::load(&node).unwrap();
         assert_eq!(again, identity);
         let peer = again.peer().unwrap();
-        let expected = Peer {
-            cluster: CLUSTER,
-            role: Role::Edge,
-            name: "reef-1.example".into(),
-        };
+        let expected = Peer { cluster: CLUSTER, role: Role::Edge, name: "reef-1.example".into() };
         assert_eq!(peer, expected);
         assert!(!format!("{again:?}{loaded:?}").contains("PRIVATE"));
     }
@@ -349,14 +290,8 @@ mod tests {
     #[test]
     fn a_key_of_another_authority_is_noticed() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        ClusterCa::create(CLUSTER)
-            .unwrap()
-            .save(one.path())
-            .unwrap();
-        ClusterCa::create(CLUSTER)
-            .unwrap()
-            .save(two.path())
-            .unwrap();
+        ClusterCa::create(CLUSTER).unwrap().save(one.path()).unwrap();
+        ClusterCa::create(CLUSTER).unwrap().save(two.path()).unwrap();
         fs::copy(two.path().join("ca.key"), one.path().join("ca.key")).unwrap();
         assert!(ClusterCa::load(one.path()).is_err());
     }
@@ -376,11 +311,7 @@ mod tests {
     #[test]
     fn a_web_certificate_is_no_identity_and_openssl_style_fields_are_there() {
         let ca = ClusterCa::create(CLUSTER).unwrap();
-        let names = [
-            "blog.localhost".to_owned(),
-            "*.localhost".into(),
-            "127.0.0.1".into(),
-        ];
+        let names = ["blog.localhost".to_owned(), "*.localhost".into(), "127.0.0.1".into()];
         let web = ca.issue_web(&names).unwrap();
         let der = CertificateDer::from_pem_slice(web.chain_pem.as_bytes()).unwrap();
         assert!(Peer::of_certificate(&der).is_err());

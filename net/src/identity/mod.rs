@@ -68,14 +68,11 @@ impl FromStr for Role {
     type Err = NetError;
 
     fn from_str(text: &str) -> Result<Role, NetError> {
-        Role::ALL
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or_else(|| {
-                NetError::identity(format!(
-                    "{text:?} is not a role (master, chunkserver, edge or client)"
-                ))
-            })
+        Role::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            NetError::identity(format!(
+                "{text:?} is not a role (master, chunkserver, edge or client)"
+            ))
+        })
     }
 }
 
@@ -124,9 +121,7 @@ impl Peer {
         match uris.as_slice() {
             [uri] => uri.parse(),
             [] => Err(NetError::identity("the certificate names no Atoll node")),
-            _ => Err(NetError::identity(
-                "the certificate names more than one node",
-            )),
+            _ => Err(NetError::identity("the certificate names more than one node")),
         }
     }
 }
@@ -185,9 +180,7 @@ impl Identity {
     /// When the certificate does not parse or names no node.
     pub fn peer(&self) -> Result<Peer, NetError> {
         let chain = self.chain()?;
-        let leaf = chain
-            .first()
-            .ok_or_else(|| NetError::identity("no certificate"))?;
+        let leaf = chain.first().ok_or_else(|| NetError::identity("no certificate"))?;
         Peer::of_certificate(leaf)
     }
 

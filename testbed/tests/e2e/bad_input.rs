@@ -50,10 +50,7 @@ fn deploy(cluster: &DevCluster, folder: &Path) -> Result<Outcome> {
 /// The error names this, and exits with 1.
 fn refused(outcome: Outcome, named: &str) -> Result<()> {
     let outcome = outcome.expect_code(1)?;
-    ensure!(
-        outcome.stderr.contains(named),
-        "{named:?} is not named: {outcome}"
-    );
+    ensure!(outcome.stderr.contains(named), "{named:?} is not named: {outcome}");
     ensure!(!outcome.stderr.contains("panicked"), "{outcome}");
     Ok(())
 }
@@ -101,20 +98,14 @@ fn unreadable_file(cluster: &DevCluster) -> Result<()> {
         return refused(cluster.atoll(&arguments)?, "secret.txt");
     }
     let mut command = Command::new("setpriv");
-    command.args([
-        "--bounding-set=-dac_override,-dac_read_search",
-        "--inh-caps=-all",
-    ]);
+    command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]);
     command.arg(cluster.binary()).args(arguments);
     for (name, value) in cluster.command().get_envs() {
         if let Some(value) = value {
             command.env(name, value);
         }
     }
-    refused(
-        process::run(command, Duration::from_secs(60))?,
-        "secret.txt",
-    )
+    refused(process::run(command, Duration::from_secs(60))?, "secret.txt")
 }
 
 /// Such a deploy either fails by name or publishes something that was there.
@@ -146,9 +137,7 @@ fn a_file_that_changes_or_vanishes(cluster: &DevCluster) -> Result<()> {
         })
         .collect();
     stop.store(true, Ordering::Relaxed);
-    restless_thread
-        .join()
-        .map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+    restless_thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
     for outcome in outcomes? {
         match outcome.code {
             Some(0) => {}
@@ -164,10 +153,7 @@ fn a_file_that_changes_or_vanishes(cluster: &DevCluster) -> Result<()> {
         }
         ensure!(!outcome.stderr.contains("panicked"), "{outcome}");
     }
-    ensure!(
-        failed > 0,
-        "a file that never rests was deployed five times"
-    );
+    ensure!(failed > 0, "a file that never rests was deployed five times");
     // At rest, it can be deployed.
     cluster.deploy(&restless, "restless")?;
     Ok(())
@@ -191,10 +177,7 @@ fn arguments(cluster: &DevCluster) -> Result<()> {
     ];
     for arguments in usage {
         let outcome = cluster.atoll(arguments)?.expect_code(2)?;
-        ensure!(
-            !outcome.stderr.is_empty() && outcome.stdout.is_empty(),
-            "{outcome}"
-        );
+        ensure!(!outcome.stderr.is_empty() && outcome.stdout.is_empty(), "{outcome}");
     }
     let nothing = "0123456789abcdef".repeat(4);
     let failing: &[(&[&str], &str)] = &[
@@ -204,19 +187,13 @@ fn arguments(cluster: &DevCluster) -> Result<()> {
         (&["promote", SITE, &nothing], "0123456789ab"),
         (&["cat", "/no/such/file"], "/no/such/file"),
         (&["mv", "/no-such", "/elsewhere"], "/no-such"),
-        (
-            &["--config", "/no/such/config.toml", "status"],
-            "/no/such/config.toml",
-        ),
+        (&["--config", "/no/such/config.toml", "status"], "/no/such/config.toml"),
     ];
     for (arguments, named) in failing {
         refused(cluster.atoll(arguments)?, named)?;
     }
     let source = cluster.work().join("good");
-    refused(
-        cluster.atoll(&["deploy", word(&source), "--site", "new-site"])?,
-        "new-site",
-    )
+    refused(cluster.atoll(&["deploy", word(&source), "--site", "new-site"])?, "new-site")
 }
 
 /// A changed copy of the client's configuration.
@@ -234,47 +211,31 @@ fn configured(
 
 async fn tokens_and_clusters(cluster: &DevCluster) -> Result<()> {
     let source = cluster.work().join("good");
-    let wrong = configured(cluster, "wrong.toml", |config| {
-        config.token = Some("wrong".into())
-    })?;
+    let wrong = configured(cluster, "wrong.toml", |config| config.token = Some("wrong".into()))?;
     let none = configured(cluster, "none.toml", |config| config.token = None)?;
     for config in [&wrong, &none] {
         let deploy = ["deploy", word(&source), "--site", SITE, "--config", config];
         let outcome = cluster.atoll(&deploy)?.expect_code(3)?;
-        ensure!(
-            outcome.stderr.contains("token"),
-            "says what is missing: {outcome}"
-        );
-        cluster
-            .atoll(&["rm", "-r", "/x", "--config", config])?
-            .expect_code(3)?;
+        ensure!(outcome.stderr.contains("token"), "says what is missing: {outcome}");
+        cluster.atoll(&["rm", "-r", "/x", "--config", config])?.expect_code(3)?;
     }
     // A port where nobody is.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
     let gone = configured(cluster, "gone.toml", |config| config.masters = vec![nobody])?;
-    let outcome = cluster
-        .atoll(&["status", "--config", &gone])?
-        .expect_code(7)?;
-    ensure!(
-        outcome.stderr.contains(&nobody.to_string()),
-        "names it: {outcome}"
-    );
+    let outcome = cluster.atoll(&["status", "--config", &gone])?.expect_code(7)?;
+    ensure!(outcome.stderr.contains(&nobody.to_string()), "names it: {outcome}");
 
     // A certificate of another cluster's authority.
     let foreign = cluster.work().join("foreign");
     let ca = atoll_net::ClusterCa::create(atoll_proto::ClusterId([7; 16]))?;
-    ca.issue(atoll_net::Role::Client, "stranger")?
-        .save(&foreign)?;
+    ca.issue(atoll_net::Role::Client, "stranger")?.save(&foreign)?;
     let stranger = configured(cluster, "stranger.toml", |config| config.identity = foreign)?;
     let outcome = cluster.atoll(&["status", "--config", &stranger])?;
     ensure!([Some(3), Some(7)].contains(&outcome.code), "{outcome}");
 
     let torn = cluster.work().join("torn.toml");
     fs::write(&torn, "masters = [\"127.0.0.1:1\"\nunknown = 1\n")?;
-    refused(
-        cluster.atoll(&["status", "--config", word(&torn)])?,
-        "torn.toml",
-    )
+    refused(cluster.atoll(&["status", "--config", word(&torn)])?, "torn.toml")
 }
 
 /// Requests that no client library sends.
@@ -306,10 +267,7 @@ async fn requests(cluster: &DevCluster) -> Result<()> {
             ensure!(answer.status == 400, "{path} over {version:?}: {answer:?}");
         }
     }
-    let long = format!(
-        "GET /{} HTTP/1.1\r\nHost: {name}\r\n\r\n",
-        "a".repeat(1 << 20)
-    );
+    let long = format!("GET /{} HTTP/1.1\r\nHost: {name}\r\n\r\n", "a".repeat(1 << 20));
     let broken: [&[u8]; 8] = [
         b"\0\0\0\0\r\n\r\n",
         b"GET\r\n\r\n",
@@ -327,10 +285,7 @@ async fn requests(cluster: &DevCluster) -> Result<()> {
         ensure!(!served, "{:.60}: {head:.200}", request.escape_ascii());
     }
     let mut visitor = cluster.visit(Version::H1, edge, SITE).await?;
-    ensure!(
-        visitor.get("/version.txt").await?.status == 200,
-        "the edge has had enough"
-    );
+    ensure!(visitor.get("/version.txt").await?.status == 200, "the edge has had enough");
     Ok(())
 }
 

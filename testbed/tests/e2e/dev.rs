@@ -18,29 +18,16 @@ async fn dev_starts_resumes_and_stops_as_promised() -> Result<()> {
     let builder = DevCluster::builder().chunkservers(4).edges(3).shields(1);
     let cluster = builder.seed(seed).start()?;
     let ready = cluster.ready();
-    ensure!(
-        ready.masters.len() == 1 && ready.chunkservers.len() == 4,
-        "{ready:?}"
-    );
-    ensure!(
-        ready.visitor_edges().count() == 3 && ready.edges.len() == 4,
-        "{ready:?}"
-    );
+    ensure!(ready.masters.len() == 1 && ready.chunkservers.len() == 4, "{ready:?}");
+    ensure!(ready.visitor_edges().count() == 3 && ready.edges.len() == 4, "{ready:?}");
     ensure!(ready.mount.is_none(), "{ready:?}");
     let zones: std::collections::BTreeSet<_> =
         ready.chunkservers.iter().map(|c| c.zone.clone()).collect();
-    ensure!(
-        zones.len() > 1,
-        "copies should stand in several zones: {zones:?}"
-    );
+    ensure!(zones.len() > 1, "copies should stand in several zones: {zones:?}");
     for node in ready.nodes() {
         ensure!(cluster.pid(node).is_some(), "{node} does not run");
         let data = ready.data(node).unwrap();
-        ensure!(
-            data.is_dir() && data.starts_with(cluster.data()),
-            "{}",
-            data.display()
-        );
+        ensure!(data.is_dir() && data.starts_with(cluster.data()), "{}", data.display());
     }
     for edge in &ready.edges {
         for path in ["/livez", "/readyz", "/metrics"] {
@@ -63,10 +50,7 @@ async fn dev_starts_resumes_and_stops_as_promised() -> Result<()> {
     ensure_served_everywhere(&cluster, "resumed", &tree, &Version::ALL).await?;
     let after = cluster.ready();
     for (before, after) in ready.chunkservers.iter().zip(&after.chunkservers) {
-        ensure!(
-            before.id == after.id && before.data == after.data,
-            "{before:?} {after:?}"
-        );
+        ensure!(before.id == after.id && before.data == after.data, "{before:?} {after:?}");
     }
 
     cluster.kill9_dev()?; // its children stop by themselves: checked inside
@@ -79,18 +63,10 @@ async fn dev_starts_resumes_and_stops_as_promised() -> Result<()> {
 }
 
 fn nodes_stop_and_start(cluster: &DevCluster) -> Result<()> {
-    let nodes = [
-        Node::chunkserver(2),
-        Node::edge(2),
-        Node::shield(1),
-        Node::master(1),
-    ];
+    let nodes = [Node::chunkserver(2), Node::edge(2), Node::shield(1), Node::master(1)];
     for node in nodes {
         cluster.stop_node(node)?;
-        ensure!(
-            cluster.dev_pid().is_some_and(atoll_testbed::process::alive),
-            "dev went along"
-        );
+        ensure!(cluster.dev_pid().is_some_and(atoll_testbed::process::alive), "dev went along");
         if node == Node::chunkserver(2) {
             wait::until(
                 "status tells that a chunkserver is away",
@@ -122,55 +98,19 @@ fn status(cluster: &DevCluster) -> Result<()> {
         }
         Ok(())
     };
-    has(
-        &status,
-        &[
-            "healthy",
-            "reasons",
-            "masters",
-            "chunkservers",
-            "placement_groups",
-        ],
-    )?;
+    has(&status, &["healthy", "reasons", "masters", "chunkservers", "placement_groups"])?;
     has(&status, &["chunks", "edges", "reconcile"])?;
     has(&status["masters"][0], &["id", "role", "log_index"])?;
-    let fields = [
-        "id",
-        "zone",
-        "state",
-        "chunks",
-        "bytes",
-        "oldest_unverified_s",
-    ];
+    let fields = ["id", "zone", "state", "chunks", "bytes", "oldest_unverified_s"];
     has(&status["chunkservers"][0], &fields)?;
-    has(
-        &status["placement_groups"],
-        &["total", "clean", "degraded", "lost"],
-    )?;
-    let fields = [
-        "live",
-        "under_replicated",
-        "corrupt_found",
-        "repaired",
-        "quarantined",
-        "dead_letters",
-    ];
+    has(&status["placement_groups"], &["total", "clean", "degraded", "lost"])?;
+    let fields =
+        ["live", "under_replicated", "corrupt_found", "repaired", "quarantined", "dead_letters"];
     has(&status["chunks"], &fields)?;
-    has(
-        &status["edges"][0],
-        &["name", "role", "region", "seq", "lease_ms", "ready"],
-    )?;
-    has(
-        &status["reconcile"],
-        &["bytes_sent", "roots_compared", "mismatches"],
-    )?;
+    has(&status["edges"][0], &["name", "role", "region", "seq", "lease_ms", "ready"])?;
+    has(&status["reconcile"], &["bytes_sent", "roots_compared", "mismatches"])?;
     ensure!(status["healthy"] == true, "{status}");
-    ensure!(
-        status["chunkservers"]
-            .as_array()
-            .is_some_and(|c| c.len() == 4),
-        "{status}"
-    );
+    ensure!(status["chunkservers"].as_array().is_some_and(|c| c.len() == 4), "{status}");
     Ok(())
 }
 
@@ -181,10 +121,7 @@ fn two_on_one_directory(cluster: &DevCluster) -> Result<()> {
     let second = cluster.start_atoll(&["dev".as_ref(), "--data".as_ref(), data.as_os_str()])?;
     let outcome = second.finish(Duration::from_secs(30))?.expect_code(1)?;
     let named = data.to_string_lossy();
-    ensure!(
-        outcome.stderr.contains(&*named),
-        "names the directory: {outcome}"
-    );
+    ensure!(outcome.stderr.contains(&*named), "names the directory: {outcome}");
     ensure!(fs::metadata(data)?.is_dir(), "the data is still there");
     Ok(())
 }

@@ -49,35 +49,18 @@ fn the_zone_is_answered_and_dead_edges_leave() -> Result<()> {
             let a = question(&name, RecordType::A)?;
             ensure!(a.metadata.authoritative, "{a:?}");
             ensure!(a.metadata.response_code == ResponseCode::NoError, "{a:?}");
-            ensure!(
-                addresses(&a).contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)),
-                "{a:?}"
-            );
+            ensure!(addresses(&a).contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)), "{a:?}");
             ensure!(a.answers.iter().all(|record| record.ttl <= 60), "{a:?}");
             let aaaa = question(&name, RecordType::AAAA)?;
-            ensure!(
-                aaaa.metadata.response_code == ResponseCode::NoError,
-                "{aaaa:?}"
-            );
+            ensure!(aaaa.metadata.response_code == ResponseCode::NoError, "{aaaa:?}");
             let https = question(&name, RecordType::HTTPS)?;
             ensure!(https_ports(&https).len() >= 2, "both edges: {https:?}");
             let soa = question(&dns.zone, RecordType::SOA)?;
-            ensure!(
-                soa.answers
-                    .iter()
-                    .any(|r| r.record_type() == RecordType::SOA),
-                "{soa:?}"
-            );
+            ensure!(soa.answers.iter().any(|r| r.record_type() == RecordType::SOA), "{soa:?}");
             let ns = question(&dns.zone, RecordType::NS)?;
-            ensure!(
-                ns.answers.iter().any(|r| r.record_type() == RecordType::NS),
-                "{ns:?}"
-            );
+            ensure!(ns.answers.iter().any(|r| r.record_type() == RecordType::NS), "{ns:?}");
             let absent = question("no.such.name.example", RecordType::A)?;
-            ensure!(
-                absent.metadata.response_code == ResponseCode::Refused,
-                "{absent:?}"
-            );
+            ensure!(absent.metadata.response_code == ResponseCode::Refused, "{absent:?}");
         }
         located(dns.addr, &name)?;
     }
@@ -90,16 +73,10 @@ fn located(server: std::net::SocketAddr, name: &str) -> Result<()> {
     let subnet = Some((IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 24));
     let answer = ask(server, Transport::Udp, name, RecordType::A, subnet)?;
     ensure!(!addresses(&answer).is_empty(), "{answer:?}");
-    let option = answer
-        .edns
-        .as_ref()
-        .and_then(|edns| edns.option(EdnsCode::Subnet));
+    let option = answer.edns.as_ref().and_then(|edns| edns.option(EdnsCode::Subnet));
     match option {
         Some(EdnsOption::Subnet(subnet)) => {
-            ensure!(
-                subnet.source_prefix() == 24,
-                "the option is repeated: {subnet:?}"
-            );
+            ensure!(subnet.source_prefix() == 24, "the option is repeated: {subnet:?}");
         }
         _ => anyhow::bail!("no client subnet in {answer:?}"),
     }

@@ -16,10 +16,7 @@ fn heavy(seed: u64) -> Tree {
     let mut tree = Tree::ordinary(seed, 40);
     let mut rng = seed::rng(seed);
     for number in 0..12 {
-        tree.put(
-            &format!("heavy/{number}.bin"),
-            random(&mut rng, (5 << 20) / 2),
-        );
+        tree.put(&format!("heavy/{number}.bin"), random(&mut rng, (5 << 20) / 2));
     }
     tree
 }
@@ -35,26 +32,16 @@ async fn any_chunkserver_may_be_killed_during_a_deploy_and_during_reads() -> Res
         let source = cluster.work().join(&site);
         tree.write(&source)?;
 
-        let data = cluster
-            .ready()
-            .data(node)
-            .context("a data directory")?
-            .to_owned();
+        let data = cluster.ready().data(node).context("a data directory")?.to_owned();
         let before = disk_bytes(&data);
         let mut deploy =
             cluster.start_atoll(&["deploy", word(&source), "--site", &site, "--create"])?;
         wait::until("the upload runs", Duration::from_secs(60), || {
             Ok((deploy.ended()? || disk_bytes(&data) > before + 4 * MIB).then_some(()))
         })?;
-        ensure!(
-            !deploy.ended()?,
-            "the deploy was over before {node} could be killed"
-        );
+        ensure!(!deploy.ended()?, "the deploy was over before {node} could be killed");
         fault.apply(&cluster)?;
-        deploy
-            .finish(Duration::from_secs(120))?
-            .ok()
-            .with_context(|| format!("{fault:?}"))?;
+        deploy.finish(Duration::from_secs(120))?.ok().with_context(|| format!("{fault:?}"))?;
         ensure_served_everywhere(&cluster, &site, &tree, &[Version::H2]).await?;
         fault.undo(&cluster)?;
         cluster.wait_healthy()?;
@@ -78,10 +65,7 @@ async fn killed_during_reads(cluster: &DevCluster, node: Node, seed: u64) -> Res
         if number == tree.files.len() / 3 {
             fault.apply(cluster)?;
         }
-        let answer = visitor
-            .get(&url_path(path))
-            .await
-            .with_context(|| format!("{fault:?}"))?;
+        let answer = visitor.get(&url_path(path)).await.with_context(|| format!("{fault:?}"))?;
         ensure!(
             answer.status == 200 && answer.body == *content,
             "{fault:?}: {}: {}",
@@ -102,9 +86,7 @@ async fn everything_acknowledged_survives_kill_9_of_the_whole_cluster() -> Resul
     tree.write(&source)?;
     cluster.deploy(&source, "kept")?;
     cluster.atoll(&["mkdir", "/dir"])?.ok()?;
-    cluster
-        .atoll(&["upload", word(&source), "/dir/tree"])?
-        .ok()?;
+    cluster.atoll(&["upload", word(&source), "/dir/tree"])?.ok()?;
     let mut second = tree.clone();
     for round in 0..3 {
         second.put("version.txt", format!("round {round}"));
@@ -116,18 +98,9 @@ async fn everything_acknowledged_survives_kill_9_of_the_whole_cluster() -> Resul
         let versions = [Version::ALL[round]];
         ensure_served_everywhere(&cluster, "kept", &tree, &versions).await?;
         ensure_served_everywhere(&cluster, "changing", &second, &versions).await?;
-        for path in [
-            "sizes/three-and-a-half.bin",
-            "index.html",
-            "sizes/empty.bin",
-        ] {
-            let found = cluster
-                .atoll(&["cat", &format!("/dir/tree/{path}")])?
-                .ok()?;
-            ensure!(
-                Some(&found.stdout[..]) == tree.content(path).map(|c| &c[..]),
-                "{path}"
-            );
+        for path in ["sizes/three-and-a-half.bin", "index.html", "sizes/empty.bin"] {
+            let found = cluster.atoll(&["cat", &format!("/dir/tree/{path}")])?.ok()?;
+            ensure!(Some(&found.stdout[..]) == tree.content(path).map(|c| &c[..]), "{path}");
         }
     }
     cluster.finish()

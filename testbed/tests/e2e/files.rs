@@ -8,11 +8,7 @@ use super::word;
 #[test]
 fn files_go_up_move_and_come_back_as_they_were() -> Result<()> {
     let seed = seed::or(9);
-    let cluster = DevCluster::builder()
-        .edges(1)
-        .shields(1)
-        .seed(seed)
-        .start()?;
+    let cluster = DevCluster::builder().edges(1).shields(1).seed(seed).start()?;
     let tree = Tree::generate(seed, 80);
     let source = cluster.work().join("tree");
     tree.write(&source)?;
@@ -26,28 +22,15 @@ fn files_go_up_move_and_come_back_as_they_were() -> Result<()> {
         ensure!(found.stdout == *content, "{path:?}");
     }
     let listed = cluster.atoll(&["ls", "/a/tree"])?.ok()?.text();
-    ensure!(
-        listed.contains("index.html") && listed.contains("sizes"),
-        "{listed}"
-    );
-    let stat = cluster
-        .atoll(&["stat", "/a/tree/sizes/chunk-plus-1.bin"])?
-        .ok()?
-        .text();
+    ensure!(listed.contains("index.html") && listed.contains("sizes"), "{listed}");
+    let stat = cluster.atoll(&["stat", "/a/tree/sizes/chunk-plus-1.bin"])?.ok()?.text();
     ensure!(stat.contains("1048577"), "{stat}");
 
     cluster.atoll(&["mv", "/a/tree", "/moved"])?.ok()?;
-    cluster
-        .atoll(&["cat", "/a/tree/index.html"])?
-        .expect_code(1)?;
+    cluster.atoll(&["cat", "/a/tree/index.html"])?.expect_code(1)?;
     let found = cluster.atoll(&["cat", "/moved/index.html"])?.ok()?;
-    ensure!(
-        Some(&found.stdout[..]) == tree.content("index.html").map(|c| &c[..]),
-        "{found}"
-    );
-    cluster
-        .atoll(&["cp", "/moved/sizes/two-chunks.bin", "/copy.bin"])?
-        .ok()?;
+    ensure!(Some(&found.stdout[..]) == tree.content("index.html").map(|c| &c[..]), "{found}");
+    cluster.atoll(&["cp", "/moved/sizes/two-chunks.bin", "/copy.bin"])?.ok()?;
     let found = cluster.atoll(&["cat", "/copy.bin"])?.ok()?;
     let expected = tree.content("sizes/two-chunks.bin").unwrap();
     ensure!(found.stdout == *expected, "the copy differs");

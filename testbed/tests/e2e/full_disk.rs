@@ -22,17 +22,11 @@ impl SmallDisk {
         std::fs::rename(directory, &aside)?;
         std::fs::create_dir(directory)?;
         let mut command = Command::new("mount");
-        command
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(directory);
-        process::run(command, Duration::from_secs(10))?
-            .ok()
-            .context("mounting needs root")?;
+        command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(directory);
+        process::run(command, Duration::from_secs(10))?.ok().context("mounting needs root")?;
         let disk = Self(directory.to_owned());
         let mut copy = Command::new("cp");
-        copy.arg("-a")
-            .arg(format!("{}/.", aside.display()))
-            .arg(directory);
+        copy.arg("-a").arg(format!("{}/.", aside.display())).arg(directory);
         process::run(copy, Duration::from_secs(30))?.ok()?;
         Ok(disk)
     }
@@ -53,22 +47,15 @@ async fn a_full_disk_under_one_chunkserver_loses_nothing() -> Result<()> {
     let seed = seed::or(12);
     let cluster = DevCluster::builder().seed(seed).start()?;
     let node = Node::chunkserver(2);
-    let data = cluster
-        .ready()
-        .data(node)
-        .context("a data directory")?
-        .to_owned();
+    let data = cluster.ready().data(node).context("a data directory")?.to_owned();
     Fault::Stop(node).apply(&cluster)?;
-    let disk = SmallDisk::under(&data, "96m")?;
+    let disk = SmallDisk::under(&data, "640m")?;
     Fault::Start(node).apply(&cluster)?;
     cluster.wait_healthy()?;
 
     let mut rng = seed::rng(seed);
     let mut trees = Vec::new();
-    let fill = Fault::FillDisk {
-        node,
-        leave_bytes: 6 << 20,
-    };
+    let fill = Fault::FillDisk { node, leave_bytes: 6 << 20 };
     for number in 0..4 {
         let mut tree = Tree::ordinary(seed + number, 30);
         for file in 0..6 {
@@ -77,9 +64,7 @@ async fn a_full_disk_under_one_chunkserver_loses_nothing() -> Result<()> {
         let site = format!("full-{number}");
         let source = cluster.work().join(&site);
         tree.write(&source)?;
-        cluster
-            .deploy(&source, &site)
-            .with_context(|| format!("deploy {number}: {fill:?}"))?;
+        cluster.deploy(&source, &site).with_context(|| format!("deploy {number}: {fill:?}"))?;
         trees.push((site, tree));
         if number == 0 {
             fill.apply(&cluster)?;
@@ -101,11 +86,7 @@ async fn a_full_disk_under_one_chunkserver_loses_nothing() -> Result<()> {
     let source = cluster.work().join("after");
     trees[0].1.write(&source)?;
     cluster.deploy(&source, "after")?;
-    ensure!(
-        cluster.pid(node).is_some(),
-        "{node} died: {}",
-        cluster.node_log(node)
-    );
+    ensure!(cluster.pid(node).is_some(), "{node} died: {}", cluster.node_log(node));
     cluster.stop_dev()?;
     drop(disk);
     cluster.finish()

@@ -59,19 +59,9 @@ async fn random_bytes_on_every_listener_kill_nothing() -> Result<()> {
         udp.push(dns.addr);
     }
     udp.extend(ready.masters.iter().map(|master| master.addr));
-    udp.extend(
-        ready
-            .chunkservers
-            .iter()
-            .map(|chunkserver| chunkserver.addr),
-    );
+    udp.extend(ready.chunkservers.iter().map(|chunkserver| chunkserver.addr));
     tcp.extend(ready.masters.iter().filter_map(|master| master.admin));
-    tcp.extend(
-        ready
-            .chunkservers
-            .iter()
-            .filter_map(|chunkserver| chunkserver.admin),
-    );
+    tcp.extend(ready.chunkservers.iter().filter_map(|chunkserver| chunkserver.admin));
 
     let mut rng = seed::rng(seed);
     for addr in udp {
@@ -111,9 +101,8 @@ fn noise_over_udp(addr: SocketAddr, rng: &mut StdRng) -> Result<()> {
 
 fn noise_over_tcp(addr: SocketAddr, rng: &mut StdRng) -> Result<()> {
     // Some stay open in silence meanwhile.
-    let silent: Vec<TcpStream> = (0..10)
-        .map(|_| TcpStream::connect(addr))
-        .collect::<std::io::Result<_>>()?;
+    let silent: Vec<TcpStream> =
+        (0..10).map(|_| TcpStream::connect(addr)).collect::<std::io::Result<_>>()?;
     for number in 0..CONNECTIONS {
         let mut stream = TcpStream::connect(addr)?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;

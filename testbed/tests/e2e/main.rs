@@ -30,16 +30,12 @@ use serde_json::Value;
 
 /// A field of a JSON object as a number.
 fn number(object: &Value, field: &str) -> u64 {
-    object[field]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{field} is no number in {object}"))
+    object[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {object}"))
 }
 
 /// A field of a JSON object as text.
 fn text<'a>(object: &'a Value, field: &str) -> &'a str {
-    object[field]
-        .as_str()
-        .unwrap_or_else(|| panic!("{field} is no text in {object}"))
+    object[field].as_str().unwrap_or_else(|| panic!("{field} is no text in {object}"))
 }
 
 /// A path as an argument.
@@ -68,15 +64,8 @@ fn disk_bytes(folder: &Path) -> u64 {
 async fn ensure_served(connection: &mut Connection, tree: &Tree, what: &str) -> Result<()> {
     for (path, content) in &tree.files {
         let url = url_path(path);
-        let answer = connection
-            .get(&url)
-            .await
-            .with_context(|| what.to_owned())?;
-        ensure!(
-            answer.status == 200,
-            "{what}: {url}: status {}",
-            answer.status
-        );
+        let answer = connection.get(&url).await.with_context(|| what.to_owned())?;
+        ensure!(answer.status == 200, "{what}: {url}: status {}", answer.status);
         ensure!(
             answer.body == *content,
             "{what}: {url}: {} bytes expected, {} received, first difference at {:?}",

@@ -15,44 +15,29 @@ use super::{text, word};
 /// Runs a script with `$1`, `$2`… as given; it must succeed.
 fn sh(script: &str, arguments: &[&Path]) -> Result<Outcome> {
     let mut command = Command::new("bash");
-    command
-        .args(["-euo", "pipefail", "-c", script, "sh"])
-        .args(arguments);
+    command.args(["-euo", "pipefail", "-c", script, "sh"]).args(arguments);
     process::run(command, Duration::from_secs(120))?.ok()
 }
 
 #[test]
 fn everyday_programs_work_on_the_mount() -> Result<()> {
     let seed = seed::or(13);
-    let cluster = DevCluster::builder()
-        .edges(1)
-        .mounted()
-        .seed(seed)
-        .start()?;
+    let cluster = DevCluster::builder().edges(1).mounted().seed(seed).start()?;
     let mount = cluster.mount();
     let tree = Tree::generate(seed, 150);
     let source = cluster.work().join("tree");
     tree.write(&source)?;
 
-    sh(
-        "cp -r \"$1\" \"$2/copied\" && diff -r \"$1\" \"$2/copied\"",
-        &[&source, &mount],
-    )?;
+    sh("cp -r \"$1\" \"$2/copied\" && diff -r \"$1\" \"$2/copied\"", &[&source, &mount])?;
     tree.ensure_equals(&Tree::read(&mount.join("copied"))?, "cp -r")?;
-    sh(
-        "mv \"$1/copied\" \"$1/moved\" && test ! -e \"$1/copied\"",
-        &[&mount],
-    )?;
+    sh("mv \"$1/copied\" \"$1/moved\" && test ! -e \"$1/copied\"", &[&mount])?;
     tree.ensure_equals(&Tree::read(&mount.join("moved"))?, "mv")?;
     sh(
         "tar -C \"$1\" -cf - . | (mkdir \"$2/untarred\" && tar -C \"$2/untarred\" -xf -) && \
         diff -r \"$1\" \"$2/untarred\"",
         &[&source, &mount],
     )?;
-    sh(
-        "rsync -a \"$1/\" \"$2/synced/\" && diff -r \"$1\" \"$2/synced\"",
-        &[&source, &mount],
-    )?;
+    sh("rsync -a \"$1/\" \"$2/synced/\" && diff -r \"$1\" \"$2/synced\"", &[&source, &mount])?;
     let again = sh("rsync -ai \"$1/\" \"$2/synced/\"", &[&source, &mount])?;
     ensure!(again.text().is_empty(), "rsync finds differences: {again}");
     sh("rm -r \"$1/moved\" && test ! -e \"$1/moved\"", &[&mount])?;
@@ -79,11 +64,7 @@ fn git(cluster: &DevCluster) -> Result<()> {
         echo more >> d1/f1; git commit -qam second; git fsck --strict
         test \"$(git log --oneline | wc -l)\" = 2
         git gc -q; git fsck --strict";
-    sh(
-        script,
-        &[&cluster.work().join("repository"), &cluster.mount()],
-    )
-    .map(drop)
+    sh(script, &[&cluster.work().join("repository"), &cluster.mount()]).map(drop)
 }
 
 /// Write a new file, sync it, rename it over the old one: how editors save.
@@ -106,15 +87,9 @@ fn editors(mount: &Path) -> Result<()> {
 fn offsets(mount: &Path) -> Result<()> {
     let path = mount.join("offsets.bin");
     let mut expected = vec![0u8; 3 << 20];
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     file.set_len(expected.len() as u64)?;
-    for (number, at) in [0usize, 1, 4095, 1 << 19, (1 << 20) - 7, (2 << 20) + 3]
-        .iter()
-        .enumerate()
+    for (number, at) in [0usize, 1, 4095, 1 << 19, (1 << 20) - 7, (2 << 20) + 3].iter().enumerate()
     {
         let content = vec![number as u8 + 1; 5000];
         file.write_all_at(&content, *at as u64)?;
@@ -174,9 +149,7 @@ fn both_ways(cluster: &DevCluster) -> Result<()> {
     for round in 0..3 {
         let content = format!("written by the command line {round}");
         fs::write(&local, &content)?;
-        cluster
-            .atoll(&["upload", word(&local), "/shared/by-cli.txt"])?
-            .ok()?;
+        cluster.atoll(&["upload", word(&local), "/shared/by-cli.txt"])?.ok()?;
         let path = mount.join("shared/by-cli.txt");
         wait::until("seen through the mount", Duration::from_secs(10), || {
             Ok((fs::read_to_string(&path)? == content).then_some(()))
@@ -184,20 +157,13 @@ fn both_ways(cluster: &DevCluster) -> Result<()> {
     }
     cluster.atoll(&["rm", "-r", "/shared"])?.ok()?;
     let path = mount.join("shared");
-    wait::holds("gone from the mount", Duration::from_secs(10), || {
-        !path.exists()
-    })
+    wait::holds("gone from the mount", Duration::from_secs(10), || !path.exists())
 }
 
 fn deploys_are_readable(cluster: &DevCluster, source: &Path, tree: &Tree) -> Result<()> {
     let done = cluster.deploy(source, "shown")?;
-    let deploy = cluster
-        .mount()
-        .join(".sites/shown")
-        .join(text(&done, "deploy"));
-    wait::holds("the deploy under /.sites", Duration::from_secs(10), || {
-        deploy.is_dir()
-    })?;
+    let deploy = cluster.mount().join(".sites/shown").join(text(&done, "deploy"));
+    wait::holds("the deploy under /.sites", Duration::from_secs(10), || deploy.is_dir())?;
     sh("diff -r \"$1\" \"$2\"", &[source, &deploy])?;
     tree.ensure_equals(&Tree::read(&deploy)?, "/.sites")?;
     let error = fs::write(deploy.join("new"), "x").unwrap_err();
@@ -208,11 +174,7 @@ fn deploys_are_readable(cluster: &DevCluster, source: &Path, tree: &Tree) -> Res
 #[test]
 fn what_was_synced_through_the_mount_survives_kill_9() -> Result<()> {
     let seed = seed::or(14);
-    let cluster = DevCluster::builder()
-        .edges(1)
-        .mounted()
-        .seed(seed)
-        .start()?;
+    let cluster = DevCluster::builder().edges(1).mounted().seed(seed).start()?;
     let tree = Tree::generate(seed, 60);
     let kept = cluster.mount().join("kept");
     tree.write(&kept)?; // every file is closed, so every one is durable
@@ -223,10 +185,7 @@ fn what_was_synced_through_the_mount_survives_kill_9() -> Result<()> {
     drop(file);
     cluster.start_dev()?;
     cluster.wait_healthy()?;
-    ensure!(
-        fs::read(cluster.mount().join("synced.txt"))? == b"synced",
-        "the synced file"
-    );
+    ensure!(fs::read(cluster.mount().join("synced.txt"))? == b"synced", "the synced file");
     tree.ensure_equals(&Tree::read(&kept)?, "after kill -9")?;
     cluster.finish()
 }

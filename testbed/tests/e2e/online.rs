@@ -26,10 +26,7 @@ async fn a_deployed_tree_is_served_byte_for_byte_by_every_edge() -> Result<()> {
     let done = cluster.deploy(&source, SITE)?;
     ensure!(number(&done, "files") == tree.files.len() as u64, "{done}");
     ensure!(number(&done, "bytes") == tree.bytes(), "{done}");
-    ensure!(
-        number(&done, "edges") == number(&done, "edges_acked"),
-        "{done}"
-    );
+    ensure!(number(&done, "edges") == number(&done, "edges_acked"), "{done}");
     let deploy = text(&done, "deploy").to_owned();
 
     for (name, addr) in cluster.edges() {
@@ -37,16 +34,8 @@ async fn a_deployed_tree_is_served_byte_for_byte_by_every_edge() -> Result<()> {
             let what = format!("{name} over {version:?}");
             let mut visitor = cluster.visit(version, addr, SITE).await?;
             ensure_served(&mut visitor, &tree, &what).await?;
-            let facts = Facts {
-                tree: &tree,
-                deploy: &deploy,
-                edge: &name,
-                version,
-            };
-            facts
-                .check(&mut visitor)
-                .await
-                .map_err(|error| error.context(what))?;
+            let facts = Facts { tree: &tree, deploy: &deploy, edge: &name, version };
+            facts.check(&mut visitor).await.map_err(|error| error.context(what))?;
         }
         hosts(&cluster, addr).await?;
     }
@@ -81,40 +70,22 @@ impl Facts<'_> {
         visitor.get("/version.txt").await?;
         let answer = visitor.get("/version.txt").await?;
         let etag = answer.header("etag");
-        ensure!(
-            etag.starts_with('"') && etag.len() > 10,
-            "no strong ETag: {answer:?}"
-        );
+        ensure!(etag.starts_with('"') && etag.len() > 10, "no strong ETag: {answer:?}");
         ensure!(answer.header("atoll-deploy") == self.deploy, "{answer:?}");
         ensure!(answer.header("accept-ranges") == "bytes", "{answer:?}");
-        ensure!(
-            answer.header("last-modified").ends_with("GMT"),
-            "{answer:?}"
-        );
-        ensure!(
-            answer.header("content-type").starts_with("text/plain"),
-            "{answer:?}"
-        );
+        ensure!(answer.header("last-modified").ends_with("GMT"), "{answer:?}");
+        ensure!(answer.header("content-type").starts_with("text/plain"), "{answer:?}");
         ensure!(answer.header("content-length") == "1", "{answer:?}");
         let cache = answer.header("cache-status");
-        ensure!(
-            cache.contains(self.edge) && cache.contains("hit"),
-            "{answer:?}"
-        );
+        ensure!(cache.contains(self.edge) && cache.contains("hit"), "{answer:?}");
         if self.version != Version::H3 {
             ensure!(answer.header("alt-svc").contains("h3=\":"), "{answer:?}");
         }
         let other = visitor.get("/index.html").await?;
         ensure!(other.header("etag") != etag, "one ETag for two contents");
-        ensure!(
-            other.header("content-type").starts_with("text/html"),
-            "{other:?}"
-        );
+        ensure!(other.header("content-type").starts_with("text/html"), "{other:?}");
         let with_query = visitor.get("/version.txt?v=1&x=%zz").await?;
-        ensure!(
-            with_query.status == 200,
-            "a query changes nothing: {with_query:?}"
-        );
+        ensure!(with_query.status == 200, "a query changes nothing: {with_query:?}");
         Ok(())
     }
 
@@ -139,10 +110,7 @@ impl Facts<'_> {
             let answer = visitor.send(Method::GET, path, &[(name, value)]).await?;
             ensure!(answer.status == status, "{name}: {value}: {answer:?}");
             if status == 304 {
-                ensure!(
-                    answer.body.is_empty() && answer.header("etag") == etag,
-                    "{answer:?}"
-                );
+                ensure!(answer.body.is_empty() && answer.header("etag") == etag, "{answer:?}");
             }
         }
         Ok(())
@@ -157,55 +125,28 @@ impl Facts<'_> {
             ("bytes=-5".to_owned(), size - 5..size),
             (format!("bytes={}-", size - 1), size - 1..size),
             (format!("bytes={}-{}", mib - 3, mib + 3), mib - 3..mib + 4),
-            (
-                format!("bytes={}-{}", mib / 2, 3 * mib),
-                mib / 2..3 * mib + 1,
-            ),
+            (format!("bytes={}-{}", mib / 2, 3 * mib), mib / 2..3 * mib + 1),
             (format!("bytes={}-{}", size - 2, size + 100), size - 2..size),
         ];
         for (range, expected) in cases {
             let answer = visitor.send(Method::GET, BIG, &[("range", &range)]).await?;
-            ensure!(
-                answer.status == 206,
-                "{range}: {} {:?}",
-                answer.status,
-                answer.headers
-            );
+            ensure!(answer.status == 206, "{range}: {} {:?}", answer.status, answer.headers);
             let said = format!("bytes {}-{}/{size}", expected.start, expected.end - 1);
-            ensure!(
-                answer.header("content-range") == said,
-                "{range}: {:?}",
-                answer.headers
-            );
+            ensure!(answer.header("content-range") == said, "{range}: {:?}", answer.headers);
             ensure!(answer.body == all[expected], "{range}: wrong bytes");
         }
         let beyond = format!("bytes={size}-");
-        let answer = visitor
-            .send(Method::GET, BIG, &[("range", &beyond)])
-            .await?;
+        let answer = visitor.send(Method::GET, BIG, &[("range", &beyond)]).await?;
         ensure!(answer.status == 416, "{answer:?}");
-        ensure!(
-            answer.header("content-range") == format!("bytes */{size}"),
-            "{answer:?}"
-        );
+        ensure!(answer.header("content-range") == format!("bytes */{size}"), "{answer:?}");
         let etag = answer_etag(visitor, BIG).await?;
         for (if_range, status) in [(etag.as_str(), 206), ("\"other\"", 200)] {
             let headers = [("range", "bytes=0-0"), ("if-range", if_range)];
             let answer = visitor.send(Method::GET, BIG, &headers).await?;
-            ensure!(
-                answer.status == status,
-                "if-range {if_range}: {}",
-                answer.status
-            );
+            ensure!(answer.status == status, "if-range {if_range}: {}", answer.status);
         }
-        let answer = visitor
-            .send(Method::GET, BIG, &[("range", "bytes=nonsense")])
-            .await?;
-        ensure!(
-            answer.status == 200 && answer.body.len() == size,
-            "{:?}",
-            answer.headers
-        );
+        let answer = visitor.send(Method::GET, BIG, &[("range", "bytes=nonsense")]).await?;
+        ensure!(answer.status == 200 && answer.body.len() == size, "{:?}", answer.headers);
         Ok(())
     }
 
@@ -214,18 +155,12 @@ impl Facts<'_> {
         let head = visitor.send(Method::HEAD, "/index.html", &[]).await?;
         ensure!(head.status == 200 && head.body.is_empty(), "{head:?}");
         for name in ["etag", "content-length", "content-type", "last-modified"] {
-            ensure!(
-                head.header(name) == full.header(name),
-                "{name}: {head:?} {full:?}"
-            );
+            ensure!(head.header(name) == full.header(name), "{name}: {head:?} {full:?}");
         }
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let answer = visitor.send(method.clone(), "/index.html", &[]).await?;
             ensure!(answer.status == 405, "{method}: {answer:?}");
-            ensure!(
-                answer.header("allow").contains("GET"),
-                "{method}: {answer:?}"
-            );
+            ensure!(answer.header("allow").contains("GET"), "{method}: {answer:?}");
         }
         let options = visitor.send(Method::OPTIONS, "/index.html", &[]).await?;
         ensure!([200, 204].contains(&options.status), "{options:?}");
@@ -236,24 +171,12 @@ impl Facts<'_> {
     async fn pages(&self, visitor: &mut Connection) -> Result<()> {
         for (url, file) in [("/", "index.html"), ("/part-2/", "part-2/index.html")] {
             let answer = visitor.get(url).await?;
-            ensure!(
-                answer.status == 200 && answer.body == self.content(file),
-                "{url}: {answer:?}"
-            );
+            ensure!(answer.status == 200 && answer.body == self.content(file), "{url}: {answer:?}");
         }
         let answer = visitor.get("/part-2").await?;
         ensure!([301, 302, 307, 308].contains(&answer.status), "{answer:?}");
-        ensure!(
-            answer.header("location").ends_with("/part-2/"),
-            "{answer:?}"
-        );
-        for url in [
-            "/nothing",
-            "/part-2/nothing.html",
-            "/a/b",
-            "/index.html/x",
-            "/%FF%FE",
-        ] {
+        ensure!(answer.header("location").ends_with("/part-2/"), "{answer:?}");
+        for url in ["/nothing", "/part-2/nothing.html", "/a/b", "/index.html/x", "/%FF%FE"] {
             let answer = visitor.get(url).await?;
             ensure!(answer.status == 404, "{url}: {answer:?}");
             ensure!(answer.body == self.content("404.html"), "{url}: {answer:?}");
@@ -263,11 +186,7 @@ impl Facts<'_> {
 }
 
 async fn answer_etag(visitor: &mut Connection, path: &str) -> Result<String> {
-    Ok(visitor
-        .send(Method::HEAD, path, &[])
-        .await?
-        .header("etag")
-        .to_owned())
+    Ok(visitor.send(Method::HEAD, path, &[]).await?.header("etag").to_owned())
 }
 
 /// The site's names in the zone are the same site; a name without a site is not.
@@ -277,16 +196,10 @@ async fn hosts(cluster: &DevCluster, addr: std::net::SocketAddr) -> Result<()> {
     let name = format!("{SITE}.{zone}");
     let mut visitor = Connection::open(Version::H2, addr, &name, &trust).await?;
     let answer = visitor.get("/version.txt").await?;
-    ensure!(
-        answer.status == 200 && answer.body == "0",
-        "{name}: {answer:?}"
-    );
+    ensure!(answer.status == 200 && answer.body == "0", "{name}: {answer:?}");
     let mut visitor = Connection::open(Version::H1, addr, &host("no-such-site"), &trust).await?;
     let answer = visitor.get("/version.txt").await?;
-    ensure!(
-        [404, 421].contains(&answer.status),
-        "an unknown host: {answer:?}"
-    );
+    ensure!([404, 421].contains(&answer.status), "an unknown host: {answer:?}");
     Ok(())
 }
 
@@ -310,22 +223,11 @@ fn curl_gets_the_same(cluster: &DevCluster, tree: &Tree) -> Result<()> {
             let name = host(SITE);
             let port = edge.https.port();
             let mut command = Command::new("curl");
-            command.args([
-                "-sS",
-                "--fail",
-                "--path-as-is",
-                flag,
-                "--cacert",
-                word(&ready.ca),
-            ]);
+            command.args(["-sS", "--fail", "--path-as-is", flag, "--cacert", word(&ready.ca)]);
             command.args(["--resolve", &format!("{name}:{port}:127.0.0.1")]);
             command.arg(format!("https://{name}:{port}{}", url_path(path)));
             let outcome = process::run(command, Duration::from_secs(60))?.ok()?;
-            ensure!(
-                outcome.stdout == *content,
-                "curl {flag} {}",
-                path.escape_ascii()
-            );
+            ensure!(outcome.stdout == *content, "curl {flag} {}", path.escape_ascii());
         }
     }
     Ok(())

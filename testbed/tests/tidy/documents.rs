@@ -10,10 +10,7 @@ use crate::tree::{documents, normalized, root, tree};
 
 #[test]
 fn links_in_documents_resolve() {
-    let mut report = Report::new(
-        "a link that leads nowhere",
-        "correct the path or the heading",
-    );
+    let mut report = Report::new("a link that leads nowhere", "correct the path or the heading");
     for (path, text) in documents() {
         for (number, target) in markdown_links(&text) {
             let place = format!("{path}:{number}");
@@ -67,10 +64,7 @@ fn functions_named_in_documents_exist() {
             }
         }
         if path.starts_with("docs/LIFE_OF_") && references < 5 {
-            report.add(
-                &path,
-                "a life without functions: name each hop as `file.rs::function`",
-            );
+            report.add(&path, "a life without functions: name each hop as `file.rs::function`");
         }
     }
     report.finish();
@@ -88,17 +82,12 @@ fn files_named_in_documents_exist() {
             let first = word.split('/').next().unwrap_or_default();
             let member = LAYERS.iter().any(|(folder, _)| *folder == first)
                 || ["docs", "scripts", "demo"].contains(&first);
-            let plain = word
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
             if !member || !plain || !word.contains('/') {
                 continue;
             }
             let folder = format!("{}/", word.trim_end_matches('/'));
-            if !tree
-                .iter()
-                .any(|file| *file == word || file.starts_with(&folder))
-            {
+            if !tree.iter().any(|file| *file == word || file.starts_with(&folder)) {
                 report.add(&format!("{path}:{number}"), &word);
             }
         }

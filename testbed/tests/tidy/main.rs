@@ -61,17 +61,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// `proto` is what is said, not how it travels: none of these below it, however indirectly.
-const NOT_UNDER_PROTO: &[&str] = &[
-    "tokio",
-    "mio",
-    "quinn",
-    "quinn-proto",
-    "rustls",
-    "hyper",
-    "socket2",
-    "rocksdb",
-    "openraft",
-];
+const NOT_UNDER_PROTO: &[&str] =
+    &["tokio", "mio", "quinn", "quinn-proto", "rustls", "hyper", "socket2", "rocksdb", "openraft"];
 
 /// A crate that shapes a part lives behind these files; elsewhere the part speaks its own words.
 struct Fence {
@@ -90,10 +81,7 @@ const FENCES: &[Fence] = &[
     },
     Fence {
         marks: &["rocksdb::", "use rocksdb;"],
-        inside: &[
-            "master/src/store/rocks.rs",
-            "chunkserver/src/store/rocks.rs",
-        ],
+        inside: &["master/src/store/rocks.rs", "chunkserver/src/store/rocks.rs"],
         instead: "add the operation to the store in rocks.rs and call that",
     },
     Fence {
@@ -102,14 +90,7 @@ const FENCES: &[Fence] = &[
         instead: "propose and read through master/src/raft",
     },
     Fence {
-        marks: &[
-            "h3_quinn::",
-            "use h3::",
-            "h3::server",
-            "h3::client",
-            "h3::quic",
-            "h3::error",
-        ],
+        marks: &["h3_quinn::", "use h3::", "h3::server", "h3::client", "h3::quic", "h3::error"],
         inside: &["edge/src/http/h3.rs", "cli/src/", "testbed/"],
         instead: "speak the edge's own request and response types; h3.rs translates",
     },
@@ -206,10 +187,7 @@ fn layers_are_respected() {
         for dependency in manifest_dependencies(folder) {
             let ours = dependency == "atoll" || dependency.starts_with("atoll-");
             if ours && !allowed.contains(&dependency.as_str()) {
-                report.add(
-                    &format!("{folder}/Cargo.toml"),
-                    &format!("depends on {dependency}"),
-                );
+                report.add(&format!("{folder}/Cargo.toml"), &format!("depends on {dependency}"));
             }
         }
     }
@@ -218,20 +196,14 @@ fn layers_are_respected() {
 
 #[test]
 fn every_member_has_a_layer() {
-    let known: BTreeSet<String> = LAYERS
-        .iter()
-        .map(|(folder, _)| (*folder).to_owned())
-        .collect();
+    let known: BTreeSet<String> = LAYERS.iter().map(|(folder, _)| (*folder).to_owned()).collect();
     let members: BTreeSet<String> = tree()
         .iter()
         .filter_map(|path| path.strip_suffix("/Cargo.toml"))
         .filter(|folder| !folder.contains('/'))
         .map(str::to_owned)
         .collect();
-    assert_eq!(
-        known, members,
-        "LAYERS in this file must name exactly the workspace's members"
-    );
+    assert_eq!(known, members, "LAYERS in this file must name exactly the workspace's members");
 }
 
 #[test]
@@ -256,10 +228,7 @@ fn proto_is_free_of_input_and_output() {
             }
         }
     }
-    assert!(
-        seen.len() > 5,
-        "Cargo.lock was not understood: only {seen:?}"
-    );
+    assert!(seen.len() > 5, "Cargo.lock was not understood: only {seen:?}");
     for banned in NOT_UNDER_PROTO {
         if let Some(way) = seen.get(*banned) {
             report.add("proto/Cargo.toml", way);
@@ -295,9 +264,8 @@ fn dependencies_are_used() {
             .map(|(_, source)| code_only(&source))
             .collect();
         for dependency in manifest_dependencies(folder) {
-            let accepted = UNUSED_RATCHET
-                .iter()
-                .any(|(f, name, _)| f == folder && *name == dependency);
+            let accepted =
+                UNUSED_RATCHET.iter().any(|(f, name, _)| f == folder && *name == dependency);
             if !accepted && !has_word(&code, &dependency.replace('-', "_")) {
                 report.add(&format!("{folder}/Cargo.toml"), &dependency);
             }
@@ -352,10 +320,8 @@ fn banned_calls_stay_out() {
                         report.add(&format!("{path}:{line}"), call);
                     }
                 } else if lines.len() < accepted {
-                    report.add(
-                        "BANS_RATCHET",
-                        &format!("{path} has {} now: lower it", lines.len()),
-                    );
+                    report
+                        .add("BANS_RATCHET", &format!("{path} has {} now: lower it", lines.len()));
                 }
             }
             reports.push(report);
@@ -368,11 +334,7 @@ fn banned_calls_stay_out() {
 fn ratchets_name_files_that_exist() {
     let tree = tree();
     let mut report = Report::new("stale ratchet entry", "remove it");
-    for file in BANS_RATCHET
-        .iter()
-        .map(|r| r.0)
-        .chain(LINES_RATCHET.iter().map(|r| r.0))
-    {
+    for file in BANS_RATCHET.iter().map(|r| r.0).chain(LINES_RATCHET.iter().map(|r| r.0)) {
         if !tree.iter().any(|path| path == file) {
             report.add("testbed/tests/tidy/main.rs", file);
         }
@@ -416,10 +378,7 @@ fn every_file_says_what_it_is() {
 #[test]
 fn names_mean_something() {
     let mut report = Report::new(
-        &format!(
-            "no file or folder named {}",
-            NAMES_WITHOUT_A_HOME.join(", ")
-        ),
+        &format!("no file or folder named {}", NAMES_WITHOUT_A_HOME.join(", ")),
         "name it after the noun of the design that it is about",
     );
     for path in tree() {

@@ -11,11 +11,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(rule: &str, instead: &str) -> Self {
-        Self {
-            rule: rule.to_owned(),
-            instead: instead.to_owned(),
-            found: Vec::new(),
-        }
+        Self { rule: rule.to_owned(), instead: instead.to_owned(), found: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, place: &str, what: &str) {

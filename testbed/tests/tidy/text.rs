@@ -23,11 +23,7 @@ pub(crate) fn code_only(source: &str) -> String {
             _ => at,
         };
         if end > at {
-            out.extend(
-                text[at..end]
-                    .iter()
-                    .map(|&c| if c == '\n' { '\n' } else { ' ' }),
-            );
+            out.extend(text[at..end].iter().map(|&c| if c == '\n' { '\n' } else { ' ' }));
             at = end;
         } else {
             out.push(text[at]);
@@ -46,10 +42,7 @@ pub(crate) fn follows_word(text: &[char], at: usize) -> bool {
 }
 
 pub(crate) fn end_of_line(text: &[char], at: usize) -> usize {
-    text[at..]
-        .iter()
-        .position(|&c| c == '\n')
-        .map_or(text.len(), |n| at + n)
+    text[at..].iter().position(|&c| c == '\n').map_or(text.len(), |n| at + n)
 }
 
 pub(crate) fn end_of_block(text: &[char], at: usize) -> usize {
@@ -89,17 +82,9 @@ pub(crate) fn end_of_string(text: &[char], at: usize) -> usize {
 pub(crate) fn end_of_char(text: &[char], at: usize) -> usize {
     if text.get(at + 1) == Some(&'\\') {
         let from = at + 3;
-        return text
-            .iter()
-            .skip(from)
-            .position(|&c| c == '\'')
-            .map_or(at, |n| from + n + 1);
+        return text.iter().skip(from).position(|&c| c == '\'').map_or(at, |n| from + n + 1);
     }
-    if text.get(at + 2) == Some(&'\'') {
-        at + 3
-    } else {
-        at
-    }
+    if text.get(at + 2) == Some(&'\'') { at + 3 } else { at }
 }
 
 pub(crate) fn end_of_raw_string(text: &[char], at: usize) -> Option<usize> {
@@ -127,11 +112,7 @@ pub(crate) fn without_tests(code: &str) -> String {
     while let Some(start) = rest.find("#[cfg(test)]") {
         out.push_str(&rest[..start]);
         let end = start + end_of_item(&rest[start..]);
-        out.extend(
-            rest[start..end]
-                .chars()
-                .map(|c| if c == '\n' { '\n' } else { ' ' }),
-        );
+        out.extend(rest[start..end].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
         rest = &rest[end..];
     }
     out.push_str(rest);
@@ -218,12 +199,8 @@ pub(crate) fn markdown_links(text: &str) -> Vec<(usize, String)> {
 pub(crate) fn code_spans(text: &str) -> Vec<(usize, String)> {
     prose(text)
         .flat_map(|(number, line)| {
-            let spans: Vec<_> = line
-                .split('`')
-                .skip(1)
-                .step_by(2)
-                .map(|word| (number, word.to_owned()))
-                .collect();
+            let spans: Vec<_> =
+                line.split('`').skip(1).step_by(2).map(|word| (number, word.to_owned())).collect();
             spans
         })
         .collect()
@@ -256,24 +233,13 @@ mod tests { fn t() { "}"; z.unwrap() } }
 fn after() {}
 "##;
     let code = code_only(source);
-    assert_eq!(
-        code.lines().count(),
-        source.lines().count(),
-        "line numbers are kept"
-    );
+    assert_eq!(code.lines().count(), source.lines().count(), "line numbers are kept");
     assert!(!code.contains("todo!") && !code.contains("dbg!"), "{code}");
     assert_eq!(code.matches(".unwrap()").count(), 2, "{code}");
     let code = without_tests(&code);
     assert_eq!(code.matches(".unwrap()").count(), 1, "{code}");
-    assert!(
-        code.contains("fn after") && code.contains("fn kept"),
-        "{code}"
-    );
-    assert_eq!(
-        code.lines().count(),
-        source.lines().count(),
-        "line numbers are kept"
-    );
+    assert!(code.contains("fn after") && code.contains("fn kept"), "{code}");
+    assert_eq!(code.lines().count(), source.lines().count(), "line numbers are kept");
 
     assert!(has_path("use quinn::Endpoint;", "quinn::"));
     assert!(!has_path("use h3_quinn::Connection;", "quinn::"));

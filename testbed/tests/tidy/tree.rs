@@ -6,22 +6,14 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("testbed is a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("testbed is a folder of the workspace")
 }
 
 /// Paths of all files that belong to the project, relative to its root, sorted: what git tracks or
 /// would track. Without git (a tarball) every file outside the folders of results.
 pub(crate) fn tree() -> Vec<String> {
     let listed = Command::new("git")
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
         .output();
     let mut paths: Vec<String> = match listed {
@@ -48,23 +40,14 @@ pub(crate) fn tree() -> Vec<String> {
 pub(crate) fn walk(folder: &Path, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if [".git", "target", ".atoll"].contains(&name.as_str()) {
             continue;
         }
         if path.is_dir() && !path.is_symlink() {
             walk(&path, found);
         } else {
-            found.push(
-                path.strip_prefix(root())
-                    .unwrap()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
+            found.push(path.strip_prefix(root()).unwrap().to_string_lossy().into_owned());
         }
     }
 }
@@ -79,28 +62,21 @@ pub(crate) fn documents() -> impl Iterator<Item = (String, String)> {
 }
 
 pub(crate) fn files_ending(end: &'static str) -> impl Iterator<Item = (String, String)> {
-    tree()
-        .into_iter()
-        .filter(move |path| path.ends_with(end))
-        .map(|path| {
-            let text = std::fs::read_to_string(root().join(&path)).unwrap();
-            (path, text)
-        })
+    tree().into_iter().filter(move |path| path.ends_with(end)).map(|path| {
+        let text = std::fs::read_to_string(root().join(&path)).unwrap();
+        (path, text)
+    })
 }
 
 pub(crate) fn is_under(path: &str, places: &[&str]) -> bool {
-    places
-        .iter()
-        .any(|place| path == *place || place.ends_with('/') && path.starts_with(place))
+    places.iter().any(|place| path == *place || place.ends_with('/') && path.starts_with(place))
 }
 
 /// Files that are compiled for tests only.
 pub(crate) fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs")
         || path.ends_with("_tests.rs")
-        || ["/tests/", "/benches/"]
-            .iter()
-            .any(|part| path.contains(part))
+        || ["/tests/", "/benches/"].iter().any(|part| path.contains(part))
 }
 
 /// The path without `.` and `..`, as the tree names it.
@@ -136,10 +112,7 @@ pub(crate) fn manifest_lines(folder: &str) -> Vec<(String, String)> {
 }
 
 pub(crate) fn dependency_name(line: &str) -> String {
-    line.split(['.', ' ', '='])
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    line.split(['.', ' ', '=']).next().unwrap_or_default().to_owned()
 }
 
 /// Dependencies of every kind.
@@ -168,15 +141,8 @@ pub(crate) fn locked_dependencies() -> BTreeMap<String, BTreeSet<String>> {
         if let Some(name) = line.strip_prefix("name = ") {
             package = name.trim_matches('"').to_owned();
         } else if let Some(item) = line.strip_prefix(" \"") {
-            let name = item
-                .trim_end_matches(['"', ','])
-                .split(' ')
-                .next()
-                .unwrap_or_default();
-            packages
-                .entry(package.clone())
-                .or_default()
-                .insert(name.to_owned());
+            let name = item.trim_end_matches(['"', ',']).split(' ').next().unwrap_or_default();
+            packages.entry(package.clone()).or_default().insert(name.to_owned());
         }
     }
     packages

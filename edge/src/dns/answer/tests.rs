@@ -32,13 +32,8 @@ fn view() -> DnsView {
 
 fn answerer(view: DnsView) -> Answerer {
     let config = DnsConfig {
-        regions: vec![RegionCidr {
-            cidr: "10.0.0.0/8".parse().unwrap(),
-            region: "eu".to_owned(),
-        }],
-        ns_addrs: ["192.0.2.53", "2001:db8::53"]
-            .map(|addr| addr.parse().unwrap())
-            .into(),
+        regions: vec![RegionCidr { cidr: "10.0.0.0/8".parse().unwrap(), region: "eu".to_owned() }],
+        ns_addrs: ["192.0.2.53", "2001:db8::53"].map(|addr| addr.parse().unwrap()).into(),
         ..DnsConfig::default()
     };
     let zone = Zone::new(&config, config.listen).unwrap();
@@ -49,9 +44,7 @@ fn answerer(view: DnsView) -> Answerer {
 fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    message
-        .queries
-        .push(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message.queries.push(Query::query(Name::from_ascii(name).unwrap(), kind));
     message
 }
 
@@ -77,10 +70,7 @@ fn ask(answerer: &Answerer, query: &Message) -> Message {
 }
 
 fn data(records: &[Record]) -> Vec<String> {
-    let mut data: Vec<String> = records
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect();
+    let mut data: Vec<String> = records.iter().map(|record| record.data.to_string()).collect();
     data.sort();
     data
 }
@@ -119,24 +109,13 @@ fn each_name_and_type_has_its_code_and_sections() {
         ("atoll.test.", RecordType::AXFR, Refused, 0, 0),
         ("atoll.test.", RecordType::IXFR, Refused, 0, 0),
         ("atoll.test.", RecordType::OPT, ResponseCode::FormErr, 0, 0),
-        (
-            "atoll.test.",
-            RecordType::Unknown(249),
-            ResponseCode::NotImp,
-            0,
-            0,
-        ),
+        ("atoll.test.", RecordType::Unknown(249), ResponseCode::NotImp, 0, 0),
     ] {
         let reply = ask(&answerer, &query(name, kind));
         assert_eq!(reply.metadata.response_code, code, "{name} {kind}");
         assert_eq!(reply.answers.len(), answers, "{name} {kind}");
         assert_eq!(reply.authorities.len(), authorities, "{name} {kind}");
-        assert!(
-            reply
-                .authorities
-                .iter()
-                .all(|soa| soa.record_type() == RecordType::SOA)
-        );
+        assert!(reply.authorities.iter().all(|soa| soa.record_type() == RecordType::SOA));
         let known = matches!(code, NoError | NXDomain);
         assert_eq!(reply.metadata.authoritative, known, "{name} {kind}");
         assert!(reply.metadata.recursion_desired);
@@ -151,11 +130,7 @@ fn the_records_say_the_right_things() {
     let a = ask(&answerer, &query("DoCs.atoll.TEST.", RecordType::A));
     assert_eq!(data(&a.answers), ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
     assert!(a.answers.iter().all(|record| record.ttl == 30));
-    assert_eq!(
-        a.answers[0].name.to_ascii(),
-        "DoCs.atoll.TEST.",
-        "case is the asker's"
-    );
+    assert_eq!(a.answers[0].name.to_ascii(), "DoCs.atoll.TEST.", "case is the asker's");
     let soa = ask(&answerer, &query("atoll.test.", RecordType::SOA));
     let expected = "ns1.atoll.test. hostmaster.atoll.test. 7 7200 900 1209600 30";
     assert_eq!(data(&soa.answers), [expected]);
@@ -180,57 +155,16 @@ fn a_dead_edge_leaves_and_halves_the_ttl() {
 
 #[test]
 fn what_is_not_known_yet_is_not_denied() {
-    let unread = answerer(DnsView {
-        ready: false,
-        ..view()
-    });
-    let empty = answerer(DnsView {
-        edges: Vec::new(),
-        ..view()
-    });
+    let unread = answerer(DnsView { ready: false, ..view() });
+    let empty = answerer(DnsView { edges: Vec::new(), ..view() });
     for (answerer, name, kind, code) in [
-        (
-            &unread,
-            "docs.atoll.test.",
-            RecordType::A,
-            ResponseCode::ServFail,
-        ),
-        (
-            &unread,
-            "nope.atoll.test.",
-            RecordType::A,
-            ResponseCode::ServFail,
-        ),
-        (
-            &unread,
-            "atoll.test.",
-            RecordType::SOA,
-            ResponseCode::ServFail,
-        ),
-        (
-            &unread,
-            "example.org.",
-            RecordType::A,
-            ResponseCode::Refused,
-        ),
-        (
-            &empty,
-            "docs.atoll.test.",
-            RecordType::HTTPS,
-            ResponseCode::ServFail,
-        ),
-        (
-            &empty,
-            "docs.atoll.test.",
-            RecordType::TXT,
-            ResponseCode::NoError,
-        ),
-        (
-            &empty,
-            "atoll.test.",
-            RecordType::SOA,
-            ResponseCode::NoError,
-        ),
+        (&unread, "docs.atoll.test.", RecordType::A, ResponseCode::ServFail),
+        (&unread, "nope.atoll.test.", RecordType::A, ResponseCode::ServFail),
+        (&unread, "atoll.test.", RecordType::SOA, ResponseCode::ServFail),
+        (&unread, "example.org.", RecordType::A, ResponseCode::Refused),
+        (&empty, "docs.atoll.test.", RecordType::HTTPS, ResponseCode::ServFail),
+        (&empty, "docs.atoll.test.", RecordType::TXT, ResponseCode::NoError),
+        (&empty, "atoll.test.", RecordType::SOA, ResponseCode::NoError),
     ] {
         let reply = ask(answerer, &query(name, kind));
         assert_eq!(reply.metadata.response_code, code, "{name} {kind}");
@@ -239,9 +173,7 @@ fn what_is_not_known_yet_is_not_denied() {
 
 /// Takes the hints and the port out of an HTTPS record.
 fn https_of(record: &Record) -> (Option<u16>, Vec<IpAddr>) {
-    let RData::HTTPS(HTTPS(svcb)) = &record.data else {
-        panic!("not HTTPS: {record}")
-    };
+    let RData::HTTPS(HTTPS(svcb)) = &record.data else { panic!("not HTTPS: {record}") };
     assert_eq!((svcb.svc_priority, svcb.target_name.is_root()), (1, true));
     let (mut port, mut hints) = (None, Vec::new());
     for (_, value) in &svcb.svc_params {
@@ -257,10 +189,7 @@ fn https_of(record: &Record) -> (Option<u16>, Vec<IpAddr>) {
 }
 
 fn addrs_of(records: &[Record]) -> Vec<IpAddr> {
-    records
-        .iter()
-        .filter_map(|record| record.data.ip_addr())
-        .collect()
+    records.iter().filter_map(|record| record.data.ip_addr()).collect()
 }
 
 #[test]
@@ -299,33 +228,13 @@ fn edges_behind_one_address_have_a_record_for_each_port() {
 fn edns_is_repeated_with_our_size_and_the_scope() {
     let answerer = answerer(view());
     for (name, kind, told, scope) in [
-        (
-            "docs.atoll.test.",
-            RecordType::A,
-            &[0, 1, 24, 0, 10, 1, 2][..],
-            8,
-        ),
-        (
-            "docs.atoll.test.",
-            RecordType::HTTPS,
-            &[0, 1, 24, 0, 10, 1, 2],
-            8,
-        ),
-        (
-            "docs.atoll.test.",
-            RecordType::A,
-            &[0, 2, 56, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0],
-            0,
-        ),
+        ("docs.atoll.test.", RecordType::A, &[0, 1, 24, 0, 10, 1, 2][..], 8),
+        ("docs.atoll.test.", RecordType::HTTPS, &[0, 1, 24, 0, 10, 1, 2], 8),
+        ("docs.atoll.test.", RecordType::A, &[0, 2, 56, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0], 0),
         ("docs.atoll.test.", RecordType::A, &[0, 1, 0, 0], 0),
         ("docs.atoll.test.", RecordType::A, &[0, 0, 0, 0], 0),
         ("atoll.test.", RecordType::SOA, &[0, 1, 24, 0, 10, 1, 2], 0),
-        (
-            "nope.atoll.test.",
-            RecordType::A,
-            &[0, 1, 24, 0, 10, 1, 2],
-            0,
-        ),
+        ("nope.atoll.test.", RecordType::A, &[0, 1, 24, 0, 10, 1, 2], 0),
     ] {
         let mut query = with_edns(query(name, kind), 4096, Some(told));
         let packet = query.to_vec().unwrap();
@@ -335,12 +244,7 @@ fn edns_is_repeated_with_our_size_and_the_scope() {
         let option = [&[0, 8, 0, u8::try_from(told.len()).unwrap()], &expected[..]].concat();
         assert!(answer.packet.ends_with(&option), "{name} {kind} {told:?}");
         // Without the option the rest can be read back by hickory, which refuses family 0.
-        query
-            .edns
-            .as_mut()
-            .unwrap()
-            .options_mut()
-            .remove(EdnsCode::Subnet);
+        query.edns.as_mut().unwrap().options_mut().remove(EdnsCode::Subnet);
         let edns = ask(&answerer, &query).edns.unwrap();
         assert_eq!((edns.max_payload(), edns.version()), (1232, 0));
         assert!(edns.flags().dnssec_ok);
@@ -353,22 +257,13 @@ fn what_cannot_be_answered_gets_its_code() {
     let plain = query("docs.atoll.test.", RecordType::A);
     let mut chaos = plain.clone();
     chaos.queries[0].set_query_class(DNSClass::CH);
-    assert_eq!(
-        ask(&answerer, &chaos).metadata.response_code,
-        ResponseCode::Refused
-    );
+    assert_eq!(ask(&answerer, &chaos).metadata.response_code, ResponseCode::Refused);
     let mut notify = plain.clone();
     notify.metadata.op_code = OpCode::Notify;
-    assert_eq!(
-        ask(&answerer, &notify).metadata.response_code,
-        ResponseCode::NotImp
-    );
+    assert_eq!(ask(&answerer, &notify).metadata.response_code, ResponseCode::NotImp);
     let mut two = plain.clone();
     two.queries.push(two.queries[0].clone());
-    assert_eq!(
-        ask(&answerer, &two).metadata.response_code,
-        ResponseCode::FormErr
-    );
+    assert_eq!(ask(&answerer, &two).metadata.response_code, ResponseCode::FormErr);
     let mut newer = with_edns(plain.clone(), 4096, None);
     newer.edns.as_mut().unwrap().set_version(1);
     let reply = ask(&answerer, &newer);
@@ -395,16 +290,9 @@ fn long_replies_are_cut_over_udp_only() {
     assert!(cut.metadata.truncation && cut.metadata.authoritative && cut.answers.is_empty());
     assert_eq!(cut.queries, plain.queries);
     let whole = ask(&answerer, &with_edns(plain.clone(), 1232, None));
-    assert_eq!(
-        (whole.metadata.truncation, whole.answers.len()),
-        (false, 32)
-    );
+    assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 32));
     // Payload sizes below 512 mean 512 (RFC 6891 section 6.2.3).
-    assert!(
-        ask(&answerer, &with_edns(plain.clone(), 512, None))
-            .metadata
-            .truncation
-    );
+    assert!(ask(&answerer, &with_edns(plain.clone(), 512, None)).metadata.truncation);
     let packet = plain.to_vec().unwrap();
     let tcp = answerer.answer(&packet, FROM, Transport::Tcp).unwrap();
     assert_eq!(Message::from_vec(&tcp.packet).unwrap().answers.len(), 32);

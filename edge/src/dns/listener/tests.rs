@@ -34,12 +34,7 @@ impl Server {
         let (view, views) = watch::channel(Arc::new(view));
         let (trigger, shutdown) = pair();
         let task = AbortOnDrop::new(spawn("dns", listener.serve(views, shutdown)));
-        Server {
-            addr,
-            view,
-            trigger,
-            task,
-        }
+        Server { addr, view, trigger, task }
     }
 
     async fn udp(&self, query: &Message) -> Message {
@@ -59,13 +54,8 @@ impl Server {
 
     async fn tcp(&self, queries: &[Message]) -> Vec<Message> {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        let packets = queries
-            .iter()
-            .map(|query| framed(&query.to_vec().unwrap()).unwrap());
-        stream
-            .write_all(&packets.collect::<Vec<_>>().concat())
-            .await
-            .unwrap();
+        let packets = queries.iter().map(|query| framed(&query.to_vec().unwrap()).unwrap());
+        stream.write_all(&packets.collect::<Vec<_>>().concat()).await.unwrap();
         let mut replies = Vec::new();
         for _ in queries {
             replies.push(read_reply(&mut stream).await);
@@ -88,9 +78,7 @@ fn view(addrs: u8) -> DnsView {
     let edge = |index: u8| EdgeView {
         name: format!("edge-{index}"),
         region: "eu".to_owned(),
-        addrs: (0..addrs)
-            .map(|last| IpAddr::from([192, 0, index, last]))
-            .collect(),
+        addrs: (0..addrs).map(|last| IpAddr::from([192, 0, index, last])).collect(),
         https_port: 443,
         ready: true,
         weight: 1,
@@ -105,9 +93,7 @@ fn view(addrs: u8) -> DnsView {
 
 fn query(id: u16, name: &str) -> Message {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
-    message
-        .queries
-        .push(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message.queries.push(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
     message
 }
 
@@ -115,10 +101,7 @@ fn query(id: u16, name: &str) -> Message {
 async fn udp_and_tcp_answer_on_one_port_and_follow_the_view() {
     let mut server = Server::start(DnsView::default()).await;
     let docs = query(1, "docs.atoll.test.");
-    assert_eq!(
-        server.udp(&docs).await.metadata.response_code,
-        ResponseCode::ServFail
-    );
+    assert_eq!(server.udp(&docs).await.metadata.response_code, ResponseCode::ServFail);
     let mut now = view(1);
     server.view.send_replace(Arc::new(now.clone()));
     // The task that follows the view runs when it runs.
@@ -131,20 +114,13 @@ async fn udp_and_tcp_answer_on_one_port_and_follow_the_view() {
     now.edges[0].ready = false;
     server.view.send_replace(Arc::new(now));
     let left = async {
-        while server.tcp(std::slice::from_ref(&docs)).await[0]
-            .answers
-            .len()
-            != 2
-        {
+        while server.tcp(std::slice::from_ref(&docs)).await[0].answers.len() != 2 {
             tokio::task::yield_now().await;
         }
     };
     timeout(PATIENCE, left).await.unwrap();
     server.trigger.trigger();
-    timeout(PATIENCE, server.task.join())
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, server.task.join()).await.unwrap().unwrap();
     assert!(TcpStream::connect(server.addr).await.is_err());
 }
 
@@ -157,25 +133,9 @@ async fn a_cut_reply_is_whole_over_tcp_and_queries_may_be_sent_ahead() {
     let queries = [docs, query(2, "nope.atoll.test."), query(3, "example.org.")];
     let replies = server.tcp(&queries).await;
     assert_eq!(replies[0].answers.len(), 32);
-    let codes: Vec<_> = replies
-        .iter()
-        .map(|reply| reply.metadata.response_code)
-        .collect();
-    assert_eq!(
-        codes,
-        [
-            ResponseCode::NoError,
-            ResponseCode::NXDomain,
-            ResponseCode::Refused
-        ]
-    );
-    assert_eq!(
-        replies
-            .iter()
-            .map(|reply| reply.metadata.id)
-            .collect::<Vec<_>>(),
-        [1, 2, 3]
-    );
+    let codes: Vec<_> = replies.iter().map(|reply| reply.metadata.response_code).collect();
+    assert_eq!(codes, [ResponseCode::NoError, ResponseCode::NXDomain, ResponseCode::Refused]);
+    assert_eq!(replies.iter().map(|reply| reply.metadata.id).collect::<Vec<_>>(), [1, 2, 3]);
 }
 
 #[tokio::test]
@@ -241,10 +201,7 @@ async fn random_bytes_leave_the_server_answering() {
 #[tokio::test]
 async fn a_taken_port_is_an_error_that_names_it() {
     let server = Server::start(view(1)).await;
-    let config = DnsConfig {
-        listen: server.addr,
-        ..DnsConfig::default()
-    };
+    let config = DnsConfig { listen: server.addr, ..DnsConfig::default() };
     let error = bind(&config).await.unwrap_err();
     assert!(error.to_string().contains(&server.addr.to_string()));
 }

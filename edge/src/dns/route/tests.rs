@@ -25,9 +25,7 @@ fn edges(down: &[&str]) -> Vec<EdgeView> {
         edge("us-1", "us", &["192.0.2.3", "2001:db8::3"]),
         edge("ap-1", "ap", &["192.0.2.4"]),
     ];
-    edges
-        .iter_mut()
-        .for_each(|edge| edge.ready = !down.contains(&edge.name.as_str()));
+    edges.iter_mut().for_each(|edge| edge.ready = !down.contains(&edge.name.as_str()));
     edges
 }
 
@@ -38,10 +36,7 @@ fn table(blocks: &[(&str, &str)], order: &[(&str, &[&str])]) -> RouteTable {
     };
     let regions: Vec<RegionCidr> = blocks.iter().map(line).collect();
     let order = order.iter().map(|(region, others)| {
-        (
-            (*region).to_owned(),
-            others.iter().map(|other| (*other).to_owned()).collect(),
-        )
+        ((*region).to_owned(), others.iter().map(|other| (*other).to_owned()).collect())
     });
     RouteTable::new(&regions, &order.collect())
 }
@@ -53,14 +48,8 @@ fn ecs(text: &str) -> Client {
 /// The edges of the answer by the last part of their address, in alphabetical order.
 fn picked(table: &RouteTable, client: Client, edges: &[EdgeView]) -> BTreeSet<String> {
     let addrs = table.pick(client, edges, Family::V4).addrs();
-    let name = |addr: &IpAddr| {
-        edges
-            .iter()
-            .find(|edge| edge.addrs.contains(addr))
-            .unwrap()
-            .name
-            .clone()
-    };
+    let name =
+        |addr: &IpAddr| edges.iter().find(|edge| edge.addrs.contains(addr)).unwrap().name.clone();
     addrs.iter().map(name).collect()
 }
 
@@ -99,27 +88,16 @@ fn the_nearest_healthy_region_answers() {
         ("203.0.113.0/24", &[], &["eu-1", "eu-2", "us-1", "ap-1"]),
         ("203.0.113.0/24", &["us-1"], &["eu-1", "eu-2", "ap-1"]),
     ] {
-        assert_eq!(
-            picked(&table, ecs(client), &edges(down)),
-            names(expected),
-            "{client} {down:?}"
-        );
+        assert_eq!(picked(&table, ecs(client), &edges(down)), names(expected), "{client} {down:?}");
     }
-    let v6 = table
-        .pick(ecs("2001:db8:a000::/56"), &edges(&[]), Family::V6)
-        .addrs();
-    assert_eq!(
-        v6,
-        ["2001:db8::3", "2001:db8::1"].map(|addr| addr.parse::<IpAddr>().unwrap())
-    );
+    let v6 = table.pick(ecs("2001:db8:a000::/56"), &edges(&[]), Family::V6).addrs();
+    assert_eq!(v6, ["2001:db8::3", "2001:db8::1"].map(|addr| addr.parse::<IpAddr>().unwrap()));
 }
 
 #[test]
 fn clients_without_a_block_follow_the_default_order() {
     let table = table(BLOCKS, &[("default", &["us", "eu"])]);
-    let addrs = table
-        .pick(ecs("203.0.113.0/24"), &edges(&["eu-2"]), Family::V4)
-        .addrs();
+    let addrs = table.pick(ecs("203.0.113.0/24"), &edges(&["eu-2"]), Family::V4).addrs();
     let expected = ["192.0.2.3", "192.0.2.1"].map(|addr| addr.parse::<IpAddr>().unwrap());
     assert_eq!(addrs, expected);
 }
@@ -129,10 +107,7 @@ fn the_resolver_stands_in_for_the_client() {
     let table = table(BLOCKS, &[]);
     for resolver in ["10.1.2.3", "::ffff:10.1.2.3"] {
         let client = Client::Resolver(resolver.parse().unwrap());
-        assert_eq!(
-            picked(&table, client, &edges(&[])),
-            names(&["eu-1", "eu-2"])
-        );
+        assert_eq!(picked(&table, client, &edges(&[])), names(&["eu-1", "eu-2"]));
         assert_eq!(table.pick(client, &edges(&[]), Family::V4).scope_prefix, 0);
     }
 }
@@ -172,18 +147,11 @@ fn the_scope_says_what_decided() {
 fn with_less_than_half_healthy_all_are_answered() {
     let table = table(BLOCKS, &[]);
     let half = edges(&["eu-1", "eu-2"]);
-    assert_eq!(
-        picked(&table, ecs("10.1.2.0/24"), &half),
-        names(&["us-1", "ap-1"])
-    );
+    assert_eq!(picked(&table, ecs("10.1.2.0/24"), &half), names(&["us-1", "ap-1"]));
     let less = edges(&["eu-1", "eu-2", "ap-1"]);
     let all = table.pick(ecs("10.1.2.0/24"), &less, Family::V4).addrs();
     assert_eq!(all.len(), 4);
-    assert_eq!(
-        all[0].to_string(),
-        "192.0.2.3",
-        "the healthy one comes first"
-    );
+    assert_eq!(all[0].to_string(), "192.0.2.3", "the healthy one comes first");
     let none = edges(&["eu-1", "eu-2", "us-1", "ap-1"]);
     assert_eq!(picked(&table, ecs("10.1.2.0/24"), &none).len(), 4);
 }
@@ -192,10 +160,7 @@ fn with_less_than_half_healthy_all_are_answered() {
 fn weights_share_out_the_first_place_and_zero_takes_none() {
     let table = table(&[], &[]);
     let mut edges = edges(&[]);
-    edges
-        .iter_mut()
-        .zip([3, 1, 0, 0])
-        .for_each(|(edge, weight)| edge.weight = weight);
+    edges.iter_mut().zip([3, 1, 0, 0]).for_each(|(edge, weight)| edge.weight = weight);
     let mut first = 0;
     for third in 0..=255u8 {
         for second in [7, 77] {
@@ -215,10 +180,7 @@ fn weights_share_out_the_first_place_and_zero_takes_none() {
 fn a_draining_edge_is_no_reason_to_panic_or_to_hurry() {
     let mut edges = edges(&["eu-1", "eu-2", "us-1"]);
     edges.iter_mut().take(3).for_each(|edge| edge.weight = 0);
-    assert_eq!(
-        picked(&table(&[], &[]), ecs("10.0.0.0/24"), &edges),
-        names(&["ap-1"])
-    );
+    assert_eq!(picked(&table(&[], &[]), ecs("10.0.0.0/24"), &edges), names(&["ap-1"]));
     assert!(!something_is_down(&edges));
     edges[0].weight = 1;
     assert!(something_is_down(&edges));
@@ -226,10 +188,7 @@ fn a_draining_edge_is_no_reason_to_panic_or_to_hurry() {
 
 #[test]
 fn edges_that_share_an_address_differ_by_port() {
-    let mut edges = [
-        edge("a", "eu", &["127.0.0.1"]),
-        edge("b", "eu", &["127.0.0.1"]),
-    ];
+    let mut edges = [edge("a", "eu", &["127.0.0.1"]), edge("b", "eu", &["127.0.0.1"])];
     edges[1].https_port = 8443;
     let picked = table(&[], &[]).pick(ecs("127.0.0.0/24"), &edges, Family::V4);
     assert_eq!(picked.addrs().len(), 1);
@@ -245,9 +204,7 @@ fn a_large_region_is_cut_and_losing_an_edge_moves_only_its_visitors() {
     let before = picked(&table, client, &many);
     assert_eq!(before.len(), EDGES_MAX);
     let gone = before.first().unwrap().clone();
-    many.iter_mut()
-        .filter(|edge| edge.name == gone)
-        .for_each(|edge| edge.ready = false);
+    many.iter_mut().filter(|edge| edge.name == gone).for_each(|edge| edge.ready = false);
     let after = picked(&table, client, &many);
     assert_eq!(before.difference(&after).count(), 1);
     // Whoever shares a cached answer gets the same edges.
@@ -273,10 +230,7 @@ fn covering(lines: &[RegionCidr], client: Subnet) -> Option<&RegionCidr> {
             && line.cidr.prefix() <= client.prefix()
             && client.widened(line.cidr.prefix()) == line.cidr
     };
-    lines
-        .iter()
-        .filter(covers)
-        .max_by_key(|line| line.cidr.prefix())
+    lines.iter().filter(covers).max_by_key(|line| line.cidr.prefix())
 }
 
 proptest! {

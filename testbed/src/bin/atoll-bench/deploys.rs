@@ -17,9 +17,7 @@ const PHASES: [&str; 5] = ["scan", "upload", "commit", "wait", "total"];
 fn cpu(cluster: &DevCluster) -> Vec<(&'static str, Duration)> {
     let mut sums: Vec<(&'static str, Duration)> = Vec::new();
     for node in cluster.ready().nodes() {
-        let spent = cluster
-            .pid(node)
-            .and_then(|pid| process::cpu_time(pid).ok());
+        let spent = cluster.pid(node).and_then(|pid| process::cpu_time(pid).ok());
         let spent = spent.unwrap_or_default();
         match sums.iter_mut().find(|(role, _)| *role == role_of(node)) {
             Some((_, sum)) => *sum += spent,
@@ -36,19 +34,13 @@ fn role_of(node: Node) -> &'static str {
 fn phases(done: &Value) -> Result<Vec<f64>> {
     PHASES
         .iter()
-        .map(|phase| {
-            done["elapsed_ms"][phase]
-                .as_f64()
-                .with_context(|| format!("{phase}: {done}"))
-        })
+        .map(|phase| done["elapsed_ms"][phase].as_f64().with_context(|| format!("{phase}: {done}")))
         .collect()
 }
 
 /// The middle of several deploys, phase by phase.
 fn medians(runs: &[Vec<f64>]) -> Vec<f64> {
-    (0..PHASES.len())
-        .map(|at| median(runs.iter().map(|run| run[at]).collect()))
-        .collect()
+    (0..PHASES.len()).map(|at| median(runs.iter().map(|run| run[at]).collect())).collect()
 }
 
 /// Measures.
@@ -64,32 +56,18 @@ pub(crate) fn measure(cluster: &DevCluster, scale: Scale, report: &mut Report) -
     tree.write(&source)?;
     let mut table = Table::new(
         "Deploys",
-        &[
-            "workload",
-            "scan ms",
-            "upload ms",
-            "commit ms",
-            "wait ms",
-            "total ms",
-            "files/s",
-        ],
+        &["workload", "scan ms", "upload ms", "commit ms", "wait ms", "total ms", "files/s"],
     );
     let row = |name: &str, phases: &[f64], files: usize| {
         let mut cells = vec![name.to_owned()];
         cells.extend(phases.iter().map(|ms| figure(*ms)));
-        cells.push(figure(
-            files as f64 / (phases[PHASES.len() - 1].max(1.0) / 1000.0),
-        ));
+        cells.push(figure(files as f64 / (phases[PHASES.len() - 1].max(1.0) / 1000.0)));
         cells
     };
     let before = cpu(cluster);
     let first = phases(&cluster.deploy(&source, SITE)?)?;
     let after = cpu(cluster);
-    table.row(row(
-        &format!("{files} files of 4 KiB, all new"),
-        &first,
-        files,
-    ));
+    table.row(row(&format!("{files} files of 4 KiB, all new"), &first, files));
 
     let runs = scale.of(10).max(3);
     let mut changed = Vec::new();
@@ -100,31 +78,17 @@ pub(crate) fn measure(cluster: &DevCluster, scale: Scale, report: &mut Report) -
         changed.push(phases(&cluster.deploy(&source, SITE)?)?);
         unchanged.push(phases(&cluster.deploy(&source, SITE)?)?);
     }
-    table.row(row(
-        "the same with one file changed, median",
-        &medians(&changed),
-        files,
-    ));
-    table.row(row(
-        "the same unchanged, median",
-        &medians(&unchanged),
-        files,
-    ));
+    table.row(row("the same with one file changed, median", &medians(&changed), files));
+    table.row(row("the same unchanged, median", &medians(&unchanged), files));
 
     let spent: Vec<String> = after
         .iter()
         .zip(&before)
         .map(|((role, after), (_, before))| {
-            format!(
-                "{role} {}",
-                figure(after.saturating_sub(*before).as_secs_f64())
-            )
+            format!("{role} {}", figure(after.saturating_sub(*before).as_secs_f64()))
         })
         .collect();
-    table.note(format!(
-        "CPU seconds of the first deploy by role: {}.",
-        spent.join(", ")
-    ));
+    table.note(format!("CPU seconds of the first deploy by role: {}.", spent.join(", ")));
     table.note(where_time_goes(&first));
     report.add(table);
     Ok(())

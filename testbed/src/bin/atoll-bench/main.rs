@@ -26,12 +26,7 @@ use crate::table::Report;
 #[command(name = "atoll-bench", version)]
 struct Cli {
     /// The `atoll` binary
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "target/release/atoll",
-        global = true
-    )]
+    #[arg(long, value_name = "PATH", default_value = "target/release/atoll", global = true)]
     atoll: PathBuf,
     #[command(flatten)]
     bench: BenchArgs,
@@ -68,11 +63,7 @@ struct Scale {
 impl Scale {
     /// This many, or a tenth.
     fn of(self, count: usize) -> usize {
-        if self.quick {
-            count.div_ceil(10)
-        } else {
-            count
-        }
+        if self.quick { count.div_ceil(10) } else { count }
     }
 }
 
@@ -103,11 +94,7 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
     }
     if wanted("mount") {
         note("the mount");
-        let cluster = DevCluster::builder()
-            .binary(atoll)
-            .edges(1)
-            .mounted()
-            .start()?;
+        let cluster = DevCluster::builder().binary(atoll).edges(1).mounted().start()?;
         mounts::measure(&cluster, scale, &mut report)?;
         cluster.finish()?;
     }

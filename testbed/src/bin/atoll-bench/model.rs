@@ -23,13 +23,8 @@ pub(crate) struct SiteModel {
 impl SiteModel {
     /// A site of so many files, all of generation 0.
     pub(crate) fn new(name: &str, files: usize) -> Self {
-        let files = (0..files)
-            .map(|number| (format!("d{}/f{number}", number % 7), 0))
-            .collect();
-        Self {
-            name: name.to_owned(),
-            files,
-        }
+        let files = (0..files).map(|number| (format!("d{}/f{number}", number % 7), 0)).collect();
+        Self { name: name.to_owned(), files }
     }
 
     /// The same with some files changed, removed and added.
@@ -62,9 +57,7 @@ impl SiteModel {
 pub(crate) fn content(site: &str, path: &str, generation: u64) -> Vec<u8> {
     let key = blake3::hash(format!("{site}/{path}/{generation}").as_bytes());
     let mut rng = atoll_testbed::seed::rng(u64::from_le_bytes(
-        key.as_bytes()[..8]
-            .try_into()
-            .expect("a hash has eight bytes"),
+        key.as_bytes()[..8].try_into().expect("a hash has eight bytes"),
     ));
     // Mostly small, some of several chunks.
     let size = if rng.random_ratio(1, 12) {
@@ -74,11 +67,7 @@ pub(crate) fn content(site: &str, path: &str, generation: u64) -> Vec<u8> {
     };
     let body = random(&mut rng, size);
     let hash = blake3::hash(&body).to_hex();
-    [
-        format!("{site} {path} {generation} {hash}\n").as_bytes(),
-        &body,
-    ]
-    .concat()
+    [format!("{site} {path} {generation} {hash}\n").as_bytes(), &body].concat()
 }
 
 /// Checks that an answer is some version of this file, whole; which one.
@@ -86,24 +75,15 @@ pub(crate) fn content(site: &str, path: &str, generation: u64) -> Vec<u8> {
 /// # Errors
 /// When it is anything else: a wrong byte was served.
 pub(crate) fn no_wrong_bytes(site: &str, path: &str, answer: &[u8]) -> Result<u64> {
-    let end = answer
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .context("no first line")?;
+    let end = answer.iter().position(|byte| *byte == b'\n').context("no first line")?;
     let line = std::str::from_utf8(&answer[..end]).context("the first line is no text")?;
     let words: Vec<&str> = line.split(' ').collect();
     let [found_site, found_path, generation, hash] = words[..] else {
         anyhow::bail!("the first line is {line:?}");
     };
-    ensure!(
-        found_site == site && found_path == path,
-        "asked for {site}/{path}, got {line:?}"
-    );
+    ensure!(found_site == site && found_path == path, "asked for {site}/{path}, got {line:?}");
     let body = &answer[end + 1..];
-    ensure!(
-        blake3::hash(body).to_hex().as_str() == hash,
-        "{line:?}: other bytes follow"
-    );
+    ensure!(blake3::hash(body).to_hex().as_str() == hash, "{line:?}: other bytes follow");
     Ok(generation.parse()?)
 }
 

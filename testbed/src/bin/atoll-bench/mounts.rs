@@ -42,11 +42,7 @@ pub(crate) fn measure(cluster: &DevCluster, scale: Scale, report: &mut Report) -
         "MiB",
     );
     if !cold.is_empty() {
-        add(
-            "sequential read, kernel cache empty".to_owned(),
-            median(cold),
-            "MiB",
-        );
+        add("sequential read, kernel cache empty".to_owned(), median(cold), "MiB");
     }
     add("sequential read again".to_owned(), median(warm), "MiB");
     for threads in [1, 4] {
@@ -85,10 +81,7 @@ fn read(path: &Path, size_mib: usize) -> Result<f64> {
             length => total += length,
         }
     }
-    ensure!(
-        total == size_mib * MIB,
-        "{total} bytes read of {size_mib} MiB"
-    );
+    ensure!(total == size_mib * MIB, "{total} bytes read of {size_mib} MiB");
     Ok(size_mib as f64 / start.elapsed().as_secs_f64())
 }
 

@@ -40,13 +40,7 @@ pub(crate) async fn measure(cluster: &DevCluster, scale: Scale, report: &mut Rep
     let pid = cluster.pid(node).context("the edge runs")?;
     for (number, (name, size)) in SIZES.iter().enumerate() {
         for version in Version::ALL {
-            let load = Load {
-                cluster,
-                addr,
-                version,
-                path: format!("/{number}.bin"),
-                size: *size,
-            };
+            let load = Load { cluster, addr, version, path: format!("/{number}.bin"), size: *size };
             let seconds = if scale.quick { 1 } else { 6 };
             let measured = load.run(pid, Duration::from_secs(seconds)).await?;
             let per_second = measured.requests as f64 / measured.elapsed.as_secs_f64();
@@ -87,19 +81,13 @@ impl Load<'_> {
         for _ in 0..CONNECTIONS {
             let mut connection = self.cluster.visit(self.version, self.addr, SITE).await?;
             let warm = connection.get(&self.path).await?;
-            ensure!(
-                warm.status == 200 && warm.body.len() == self.size,
-                "{warm:?}"
-            );
+            ensure!(warm.status == 200 && warm.body.len() == self.size, "{warm:?}");
             let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
             let (path, size) = (self.path.clone(), self.size);
             visitors.push(tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let answer = connection.get(&path).await?;
-                    ensure!(
-                        answer.status == 200 && answer.body.len() == size,
-                        "{answer:?}"
-                    );
+                    ensure!(answer.status == 200 && answer.body.len() == size, "{answer:?}");
                     count.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -116,10 +104,6 @@ impl Load<'_> {
             visitor.await??;
         }
         ensure!(to > from, "not one request was answered");
-        Ok(Measured {
-            requests: to - from,
-            elapsed,
-            cpu,
-        })
+        Ok(Measured { requests: to - from, elapsed, cpu })
     }
 }

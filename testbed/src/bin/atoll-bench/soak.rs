@@ -60,10 +60,7 @@ pub(crate) async fn run(atoll: &Path, args: &SoakArgs) -> Result<()> {
     let answers = crowd.finish().await;
     result = match result {
         Ok(()) => soak.acked_is_durable().await.and(answers.map(|answers| {
-            println!(
-                "{} steps, {} faults, {answers} answers: all right",
-                soak.steps, soak.faults
-            );
+            println!("{} steps, {} faults, {answers} answers: all right", soak.steps, soak.faults);
         })),
         Err(error) => Err(error),
     };
@@ -72,9 +69,7 @@ pub(crate) async fn run(atoll: &Path, args: &SoakArgs) -> Result<()> {
     if let Err(error) = result {
         return Err(error.context(format!("step {steps}, {line}; to repeat: {repeat}")));
     }
-    Arc::into_inner(cluster)
-        .context("the crowd still holds the cluster")?
-        .finish()
+    Arc::into_inner(cluster).context("the crowd still holds the cluster")?.finish()
 }
 
 struct Soak<'a> {
@@ -95,15 +90,7 @@ impl<'a> Soak<'a> {
             .collect();
         let rng = seed::rng(seed);
         let last = "the first deploys".to_owned();
-        Ok(Self {
-            cluster,
-            rng,
-            sites,
-            uploads: Vec::new(),
-            steps: 0,
-            faults: 0,
-            last,
-        })
+        Ok(Self { cluster, rng, sites, uploads: Vec::new(), steps: 0, faults: 0, last })
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -191,10 +178,7 @@ impl<'a> Soak<'a> {
     fn deploy(&mut self, may_fail: bool) -> Result<()> {
         let at = self.rng.random_range(0..self.sites.len());
         let now = self.sites[at].last().context("a site has a model")?.clone();
-        let next = now.changed(
-            self.steps * 10 + self.rng.random_range(0..10),
-            &mut self.rng,
-        );
+        let next = now.changed(self.steps * 10 + self.rng.random_range(0..10), &mut self.rng);
         let source = self.cluster.work().join(&next.name);
         std::fs::remove_dir_all(&source)?;
         next.tree().write(&source)?;
@@ -202,11 +186,7 @@ impl<'a> Soak<'a> {
         match self.cluster.deploy(&source, &next.name) {
             Ok(_) => self.sites[at] = vec![next],
             Err(error) if may_fail => {
-                println!(
-                    "  deploy of {}: outcome open: {:.200}",
-                    next.name,
-                    error.to_string()
-                );
+                println!("  deploy of {}: outcome open: {:.200}", next.name, error.to_string());
                 self.sites[at].push(next);
             }
             Err(error) => return Err(error),
@@ -222,8 +202,7 @@ impl<'a> Soak<'a> {
         std::fs::write(&local, &content)?;
         self.last = format!("{}; upload of {path}", self.last);
         let outcome =
-            self.cluster
-                .atoll(&["upload", local.to_str().context("plain path")?, &path])?;
+            self.cluster.atoll(&["upload", local.to_str().context("plain path")?, &path])?;
         match outcome.code {
             Some(0) => self.uploads.push((path, content)),
             _ if may_fail => println!("  upload of {path}: outcome open"),
@@ -266,10 +245,7 @@ impl<'a> Soak<'a> {
                 let answer = visitor.get(&url_path(path.as_bytes())).await?;
                 ensure!(answer.status == 200, "{name}: {path}: {}", answer.status);
                 let found = no_wrong_bytes(&model.name, path, &answer.body)?;
-                ensure!(
-                    found == *generation,
-                    "{name}: {path}: {found}, not {generation}"
-                );
+                ensure!(found == *generation, "{name}: {path}: {found}, not {generation}");
             }
         }
         Ok(())

@@ -127,9 +127,6 @@ mod tests {
         table.note("said");
         report.add(table);
         let text = report.markdown("machine\n", false);
-        assert!(
-            text.contains("## T\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nsaid\n"),
-            "{text}"
-        );
+        assert!(text.contains("## T\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nsaid\n"), "{text}");
     }
 }
