@@ -1,6 +1,6 @@
 //! The chunkserver: keeps chunks, named by their hash, and serves them.
 //!
-//! `atoll chunkserver` calls [`run`]. It acknowledges a chunk when it is synced to disk, relays a
+//! `atoll chunkserver` calls [`run()`]. It acknowledges a chunk when it is synced to disk, relays a
 //! client's put to the other members of the placement group, and verifies every read. It knows
 //! chunks and placement; it does not know files, sites or deploys, nor which chunks are still
 //! needed: that is the masters' to say.

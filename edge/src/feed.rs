@@ -32,6 +32,7 @@ pub(crate) async fn run(
     let work = async {
         let mut changes = index.changes();
         let mut failed = false;
+        let mut last: Option<Arc<ClusterView>> = None;
         loop {
             match cluster.refresh_view().await {
                 Ok(view) => {
@@ -39,7 +40,7 @@ pub(crate) async fn run(
                     if let Some(shields) = &shields {
                         shields.set(healthy_shields(&view, own));
                     }
-                    publish(&dns, dns_view(&view, &index.table()));
+                    last = Some(view);
                 }
                 Err(error) if !failed => {
                     failed = true;
@@ -47,11 +48,17 @@ pub(crate) async fn run(
                 }
                 Err(_) => {}
             }
-            // New sites are told at once; a pause keeps a burst of them from becoming a burst of
-            // requests.
-            tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
-                _ = changes.changed() => tokio::time::sleep(EVERY / 10).await,
+            // A new site has its name at once: who asks too early is told that there is none, and
+            // remembers it for as long as the zone says.
+            let due = tokio::time::Instant::now() + EVERY;
+            loop {
+                if let Some(view) = &last {
+                    publish(&dns, dns_view(view, &index.table()));
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => break,
+                    _ = changes.changed() => {}
+                }
             }
         }
     };

@@ -85,5 +85,5 @@ fn check_count(what: &str, count: usize, most: usize) -> WireResult<()> {
     Err(WireError::new(Code::Limit, format!("{count} {what} in one request: at most {most}")))
 }
 
-/// Of the limits a request of several whole chunks has.
+/// Most chunks in one request that carries whole ones.
 const MANY_MAX: usize = limits::PUT_CHUNKS_MAX;

@@ -1,6 +1,6 @@
 //! Chunks in RocksDB: the only file that knows the library.
 //!
-//! Chunks of [`BLOB_BYTES_MIN`] and more go to blob files, which compaction does not rewrite;
+//! Chunks of 4 KiB and more go to blob files, which compaction does not rewrite;
 //! each byte is written twice, to the log and to its blob file. There is one writer at a time
 //! (the totals are its), and one sync per batch: RocksDB's own group commit does not help large
 //! values. Reads share a lock that is only ever taken exclusively to open the database again.
@@ -158,9 +158,8 @@ impl RocksStore {
             return self.check_free(wanted.saturating_add(unflushed));
         }
         self.check_free(wanted)?;
-        eprintln!("DBG flush unflushed {unflushed} space {:?} incoming {incoming}", self.space());let t0=Instant::now();
-        let r = flush(db); eprintln!("DBG flushed {r:?} in {:?} space {:?}", t0.elapsed(), self.space()); if !matches!(r, Ok(true)) { let log = std::fs::read_to_string(self.dir.join("LOG")).unwrap(); for l in log.lines().rev().take(60).collect::<Vec<_>>().into_iter().rev() { eprintln!("{l}"); } }
-        match r {
+        // What is flushed gives back its room in the log.
+        match flush(db) {
             Ok(true) => self.await_free(wanted),
             Ok(false) => {
                 self.broken.store(true, Ordering::Release);
@@ -446,7 +445,9 @@ fn families() -> Vec<ColumnFamilyDescriptor> {
     chunks.set_min_blob_size(BLOB_BYTES_MIN);
     chunks.set_blob_file_size(BLOB_FILE_BYTES);
     chunks.set_blob_compression_type(DBCompressionType::None);
-    chunks.set_enable_blob_gc(true);
+    // Collection of blob files rewrites the oldest quarter of them on every compaction, garbage or
+    // not; and there is no garbage while nothing is deleted.
+    chunks.set_enable_blob_gc(false);
     vec![
         ColumnFamilyDescriptor::new(CHUNKS, chunks),
         ColumnFamilyDescriptor::new(INDEX, small()),

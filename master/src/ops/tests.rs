@@ -17,7 +17,7 @@ use openraft::{CommittedLeaderId, EntryPayload};
 use crate::operation::{
     Admission, AdmittedPage, Child, Covered, LoggedChange, OpReply, Operation, Outcome, RootFacts,
 };
-use crate::raft::types::{Entry, EntryData, LogId};
+use crate::raft::entry::{Entry, EntryData, LogId};
 use crate::store::counters::{self, Counter};
 use crate::store::testing::TestStore;
 use crate::store::{aliases, deploys, groups, meta, objects, publish_log, sessions};

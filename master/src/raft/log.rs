@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader};
 
-use super::types::{Entry, LogId, StorageError, StorageIoError, TypeConfig, Vote};
+use super::entry::{Entry, LogId, StorageError, StorageIoError, TypeConfig, Vote};
 use crate::store::rocks::{Batch, Rocks};
 use crate::store::{Order, Read, StoreError, decode};
 
@@ -225,7 +225,7 @@ fn write_logs(error: StoreError) -> StorageError {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::raft::types::EntryData;
+    use crate::raft::entry::EntryData;
     use crate::store::rocks::Tuning;
     use openraft::storage::RaftLogStorageExt;
     use openraft::{CommittedLeaderId, EntryPayload};

@@ -10,12 +10,12 @@ use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use tokio::sync::watch;
 
-use super::snapshot::SnapshotStream;
-use super::state::StateDb;
-use super::types::{
+use super::entry::{
     Entry, EntryReply, LogId, SnapshotMeta, StorageError, StorageIoError, StoredMembership,
     TypeConfig,
 };
+use super::snapshot::SnapshotStream;
+use super::state::StateDb;
 use crate::operation::Now;
 use crate::store::counters::{self, Counter};
 use crate::store::rocks::Rocks;

@@ -2,6 +2,7 @@
 //! data directory; the rest of the master proposes operations, passes the read gate and looks at
 //! the state.
 
+pub(crate) mod entry;
 mod log;
 mod machine;
 mod network;
@@ -11,7 +12,6 @@ mod snapshot;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
-pub(crate) mod types;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::operation::{OpReply, Operation};
 use crate::store::StoreError;
 use crate::store::rocks::{Rocks, Tuning};
+use entry::Raft;
 use log::LogStore;
 pub(crate) use machine::Applied;
 use machine::StateMachine;
@@ -39,7 +40,6 @@ use network::Network;
 use propose::Proposer;
 use read::ReadGate;
 use state::StateDb;
-use types::Raft;
 
 /// Entries between two snapshots.
 const SNAPSHOT_ENTRIES: u64 = 10_000;

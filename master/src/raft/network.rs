@@ -24,7 +24,7 @@ use openraft::{AnyError, BasicNode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{Raft, TypeConfig};
+use super::entry::{Raft, TypeConfig};
 
 /// Messages up to this length travel in the head.
 const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;

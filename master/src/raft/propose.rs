@@ -14,7 +14,7 @@ use openraft::error::{ClientWriteError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::types::{EntryData, Raft};
+use super::entry::{EntryData, Raft};
 use crate::operation::{OpReply, Operation};
 
 /// Most operations in one entry.

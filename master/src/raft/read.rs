@@ -9,7 +9,7 @@ use atoll_proto::{Code, WireError, limits};
 use openraft::error::{CheckIsLeaderError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{Raft, Vote};
+use super::entry::{Raft, Vote};
 
 const QUEUE: usize = 4096;
 /// A master that cannot reach a quorum for this long does not answer reads.

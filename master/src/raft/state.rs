@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::entry::SnapshotMeta;
 use super::snapshot::SnapshotStream;
-use super::types::SnapshotMeta;
 use crate::store::rocks::{Rocks, Tuning};
 use crate::store::{StoreError, meta};
 
@@ -185,7 +185,7 @@ mod tests {
         let mut tx = Transaction::new(&rocks);
         tx.put(b"key".to_vec(), value.to_vec());
         let leader = CommittedLeaderId::new(1, 1);
-        meta::set_applied(&mut tx, &crate::raft::types::LogId::new(leader, index));
+        meta::set_applied(&mut tx, &crate::raft::entry::LogId::new(leader, index));
         tx.commit().unwrap();
     }
 

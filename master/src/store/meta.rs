@@ -4,7 +4,7 @@ use atoll_proto::{ClusterId, receipt::ReceiptKey};
 use serde::{Deserialize, Serialize};
 
 use super::{Family, Read, StoreError, Transaction};
-use crate::raft::types::{LogId, StoredMembership};
+use crate::raft::entry::{LogId, StoredMembership};
 
 /// Which fact. Numbers are stable on disk: only append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -86,7 +86,8 @@ const FENCES: &[Fence] = &[
     },
     Fence {
         marks: &["openraft::", "use openraft;"],
-        inside: &["master/src/raft/"],
+        // The tests and the metadata family name log ids as the protocol does.
+        inside: &["master/src/raft/", "master/src/ops/tests.rs", "master/src/store/meta.rs"],
         instead: "propose and read through master/src/raft",
     },
     Fence {
@@ -101,7 +102,7 @@ const FENCES: &[Fence] = &[
     },
     Fence {
         marks: &["quinn::", "use quinn;"],
-        inside: &["net/src/", "edge/src/http/", "cli/src/", "testbed/"],
+        inside: &["net/", "edge/src/http/", "cli/src/", "testbed/"],
         instead: "links between nodes are atoll-net's: call, pool, server loop",
     },
     Fence {
@@ -132,7 +133,7 @@ const BANS: &[Ban] = &[
     },
     Ban {
         calls: &[".unwrap()", ".unwrap_err()"],
-        home: &["testbed/"],
+        home: &["testbed/", "net/examples/", "chunkserver/examples/"],
         instead: "return an error, or use expect(\"the reason why it holds\")",
     },
     Ban {
@@ -147,12 +148,23 @@ const BANS: &[Ban] = &[
     },
     Ban {
         calls: &["SystemTime::now("],
-        home: &["net/src/", "cli/src/", "fuse/src/kernel.rs", "edge/src/clock.rs", "testbed/"],
+        // Each role reads the wall clock in one place; the leader stamps log entries with it.
+        home: &[
+            "net/src/",
+            "cli/src/",
+            "client/src/deploy.rs",
+            "chunkserver/src/tasks/clock.rs",
+            "edge/src/clock.rs",
+            "fuse/src/fs/file.rs",
+            "master/src/raft/propose.rs",
+            "master/src/server.rs",
+            "testbed/",
+        ],
         instead: "take `now` as an argument; the border (net, the role's tasks) reads the clock",
     },
     Ban {
         calls: &["println!(", "print!(", "eprintln!(", "eprint!("],
-        home: &["cli/", "testbed/"],
+        home: &["cli/", "testbed/", "net/examples/", "chunkserver/examples/"],
         instead: "roles log through tracing; only the command line writes to the terminal",
     },
     Ban {
@@ -169,7 +181,8 @@ const BANS_RATCHET: &[(&str, &str, usize, &str)] = &[];
 const LINES_MAX: usize = 800;
 
 /// Files accepted above `LINES_MAX`: (file, lines, reason).
-const LINES_RATCHET: &[(&str, usize, &str)] = &[];
+const LINES_RATCHET: &[(&str, usize, &str)] =
+    &[("fuse/src/kernel.rs", 870, "one trait implementation, and the only file with kernel types")];
 
 /// Dependencies that no source line names: (folder, crate, reason).
 const UNUSED_RATCHET: &[(&str, &str, &str)] = &[];

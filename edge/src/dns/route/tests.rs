@@ -1,3 +1,4 @@
+//! Tests of the module beside this file.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;

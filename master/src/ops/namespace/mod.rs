@@ -4,7 +4,7 @@
 pub(crate) mod content;
 mod make;
 #[cfg(test)]
-mod model;
+mod model_tests;
 mod paths;
 mod remove;
 mod rename;
