@@ -46,7 +46,13 @@ pub(crate) fn open(
 ) -> Result<RocksStore, RunError> {
     let store_dir = dir.join(STORE);
     let failed = |source| RunError::Store { dir: dir.to_owned(), source };
+    let new: Vec<&Path> = dir.ancestors().take_while(|level| !level.exists()).collect();
     fs::create_dir_all(dir).map_err(file("create", dir))?;
+    // A directory is there after a power cut only if its parent was synced.
+    for parent in new.iter().filter_map(|level| level.parent()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent).and_then(|it| it.sync_all()).map_err(file("sync", parent))?;
+    }
     let marker = dir.join(MARKER);
     match (read(&marker)?, RocksStore::exists(&store_dir)) {
         (None, false) => set_up(dir, cluster, node, reserve),

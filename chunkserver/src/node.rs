@@ -183,7 +183,7 @@ pub(crate) fn to_wire(error: StoreError) -> WireError {
         StoreError::Full { .. } => Code::Full,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Disk { .. } => Code::Internal,
-        StoreError::Closed => Code::Unavailable,
+        StoreError::Busy | StoreError::Closed => Code::Unavailable,
     };
     WireError::new(code, error.to_string())
 }

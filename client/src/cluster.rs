@@ -81,6 +81,18 @@ impl Session {
     }
 }
 
+/// A request that is under way; dropping it frees the master of keeping its reply.
+struct Open<'a> {
+    session: &'a Session,
+    number: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.session.answered(self.number);
+    }
+}
+
 impl Cluster {
     /// Opens an endpoint with the configured identity and checks that a master answers.
     ///
@@ -244,14 +256,16 @@ impl Cluster {
             let request =
                 MasterRequest::Change { session: session.id, number, acked_below, change };
             let deadline = deadline_of(&request);
+            // However this ends, even by being dropped, nobody waits for the reply any more.
+            let open = Open { session: &session, number };
             let answer = self.master(&request, deadline).await;
-            session.answered(number);
+            drop(open);
             match answer {
                 Ok(MasterResponse::Changed { index, reply }) => return Ok((index, reply)),
                 Ok(_) => return Err(ClientError::unexpected("the master")),
                 Err(error) => {
                     let forgotten = matches!(&error, ClientError::Refused(refusal)
-                        if refusal.code == Code::NotFound && refusal.message.contains("session"));
+                        if refusal.code == Code::NotFound && refusal.message.starts_with("session unknown"));
                     if !(forgotten && again) {
                         return Err(error);
                     }

@@ -6,7 +6,6 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use atoll_proto::content::Extent;
@@ -20,7 +19,9 @@ use futures_util::StreamExt as _;
 use crate::manifest::{BuiltManifest, ManifestError, build, entries};
 use crate::publish::{Wait, wait_applied};
 use crate::stat_cache::{Stamp, StatCache};
-use crate::upload::{Place, STAGE_BYTES, blocking, hash_file, read_chunk_again, stage};
+use crate::upload::{
+    Place, STAGE_BYTES, STAGE_CHUNKS, blocking, hash_file, read_chunk_again, stage,
+};
 use crate::write::covering;
 use crate::{ChunkWriter, ClientError, Cluster};
 
@@ -384,16 +385,16 @@ impl Uploader<'_> {
     ) -> Result<Vec<Receipt>, ClientError> {
         ids.sort_by_key(|id| std::cmp::Reverse(self.places[id].len));
         let writer = self.cluster.writer();
-        let unstaged = AtomicU64::new(0);
+        let (mut bytes, mut chunks) = (0, 0);
         let mut receipts = Vec::new();
         let mut sends = futures_util::stream::iter(ids)
             .map(|id| self.send_one(&writer, id))
             .buffer_unordered(parallel.max(1) * 4);
         while let Some(sent) = sends.next().await {
-            let len = sent?;
-            let so_far = unstaged.fetch_add(len, Ordering::Relaxed) + len;
-            if so_far >= STAGE_BYTES {
-                unstaged.store(0, Ordering::Relaxed);
+            bytes += sent?;
+            chunks += 1;
+            if bytes >= STAGE_BYTES || chunks >= STAGE_CHUNKS {
+                (bytes, chunks) = (0, 0);
                 stage(self.cluster, writer.flush().await?).await?;
             }
         }

@@ -28,14 +28,16 @@ pub struct Waited {
     pub acked: Vec<String>,
     /// Live edges that have not.
     pub waiting: Vec<String>,
-    /// Edges that are down: they serve nobody, and catch up before they do.
+    /// Edges that have been silent for too long to be waited for. One that starts again catches up
+    /// before it serves.
     pub down: Vec<String>,
 }
 
 /// Waits until the edges have applied a publish log entry, or until the timeout.
 ///
 /// # Errors
-/// As [`Cluster::master`]; an edge that did not confirm in time is no error but in `waiting`.
+/// When the master refuses to tell. An edge that did not confirm in time is no error but in
+/// `waiting`, and so is a master that cannot be asked: the entry itself is committed.
 pub async fn wait_applied(
     cluster: &Cluster,
     seq: Seq,
@@ -52,7 +54,21 @@ pub async fn wait_applied(
         let wait_ms = u32::try_from(slice.as_millis()).unwrap_or(u32::MAX);
         let request = MasterRequest::WaitApplied { seq, wait_ms };
         let deadline = slice + limits::METADATA_DEADLINE;
-        match cluster.master(&request, deadline).await? {
+        let answer = match cluster.master(&request, deadline).await {
+            // The entry is committed; a master that is away for a while changes nothing about it.
+            Err(ClientError::Unreachable { .. } | ClientError::Deadline { .. })
+                if Instant::now() < until =>
+            {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+            Err(ClientError::Unreachable { reason, .. }) => return Ok(unheard(reason)),
+            Err(ClientError::Deadline { after, .. }) => {
+                return Ok(unheard(format!("no answer within {after:?}")));
+            }
+            answer => answer?,
+        };
+        match answer {
             MasterResponse::Applied { acked, waiting, down } => {
                 if waiting.is_empty() || Instant::now() >= until {
                     return Ok(Waited { acked, waiting, down });
@@ -60,5 +76,13 @@ pub async fn wait_applied(
             }
             _ => return Err(ClientError::unexpected("the master")),
         }
+    }
+}
+
+/// Nobody is known to have confirmed, because the master could not be asked.
+fn unheard(reason: String) -> Waited {
+    Waited {
+        waiting: vec![format!("every edge (the master cannot be asked: {reason})")],
+        ..Waited::default()
     }
 }

@@ -20,7 +20,7 @@ use crate::{ChunkWriter, ClientError, Cluster};
 pub(crate) const STAGE_BYTES: u64 = 32 << 20;
 
 /// Chunks made known at a time: the master takes 8,192 in one request.
-const STAGE_CHUNKS: usize = 4096;
+pub(crate) const STAGE_CHUNKS: usize = 4096;
 
 /// What an upload of one file came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -15,7 +15,7 @@ use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Put};
 use atoll_proto::content::{Extent, ExtentList};
 use atoll_proto::master::{AdmitPage, Change, Changed, ObjectKind};
 use atoll_proto::receipt::Receipt;
-use atoll_proto::{ChunkId, Code, Content, NodeId, limits};
+use atoll_proto::{ChunkId, Code, Content, NodeId, Retry, limits};
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -327,7 +327,16 @@ impl Shared {
         let cluster = &self.cluster;
         let (session, view) = match (cluster.session().await, cluster.view().await) {
             (Ok(session), Ok(view)) => (session, view),
+            (Err(ClientError::Refused(refusal)), _) if refusal.retry == Retry::Never => {
+                for item in batch {
+                    self.finish(item, Err(ClientError::Refused(refusal.clone())));
+                }
+                return;
+            }
             (Err(error), _) | (_, Err(error)) => {
+                for item in &mut batch {
+                    item.attempts += 1;
+                }
                 return retry_later(self.clone(), batch, error.to_string());
             }
         };

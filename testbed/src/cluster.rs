@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -140,6 +140,7 @@ impl DevBuilder {
             keeper: Mutex::new(Some(root)),
             dev: Mutex::new(None),
             options: self,
+            began: Instant::now(),
         };
         cluster.start_dev()?;
         Ok(cluster)
@@ -154,6 +155,7 @@ pub struct DevCluster {
     keeper: Mutex<Option<TempDir>>,
     dev: Mutex<Option<Child>>,
     options: DevBuilder,
+    began: Instant,
 }
 
 impl DevCluster {
@@ -212,6 +214,11 @@ impl DevCluster {
         self.ready().visitor_edges().map(|edge| (edge.name.clone(), edge.https)).collect()
     }
 
+    /// A line of the test's story, with seconds since its start; shown when the test fails.
+    pub fn tell(&self, what: impl std::fmt::Display) {
+        eprintln!("{:7.2} s  {what}", self.began.elapsed().as_secs_f64());
+    }
+
     // ---- the life of the whole
 
     /// The process of `atoll dev`.
@@ -224,6 +231,7 @@ impl DevCluster {
     /// # Errors
     /// When it stops, or is not ready in time; with the end of its log.
     pub fn start_dev(&self) -> Result<()> {
+        self.tell("atoll dev starts");
         let ready = self.ready_path();
         if ready.exists() {
             std::fs::remove_file(&ready)?;
@@ -249,6 +257,7 @@ impl DevCluster {
         *self.dev.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
         match waited {
             Ok(Ok(())) => {
+                self.tell("atoll dev serves");
                 Ready::load(&ready)?;
                 Ok(())
             }
@@ -268,6 +277,7 @@ impl DevCluster {
     /// # Errors
     /// When it takes longer, exits with another code than 0, or leaves processes.
     pub fn stop_dev(&self) -> Result<()> {
+        self.tell("atoll dev is asked to stop");
         let Some(mut child) = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());
         };
@@ -290,6 +300,7 @@ impl DevCluster {
     /// # Errors
     /// When one goes on running.
     pub fn kill9_dev(&self) -> Result<()> {
+        self.tell("kill -9 of atoll dev");
         let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut child = child.context("`atoll dev` does not run")?;
         child.kill()?;
@@ -380,6 +391,7 @@ impl DevCluster {
     /// # Errors
     /// When it does not run.
     pub fn kill9(&self, node: Node) -> Result<()> {
+        self.tell(format_args!("kill -9 of {node}"));
         let pid = self.running(node)?;
         process::signal(pid, Signal::SIGKILL)?;
         self.wait_gone(node, pid)
@@ -390,6 +402,7 @@ impl DevCluster {
     /// # Errors
     /// When it does not stop.
     pub fn stop_node(&self, node: Node) -> Result<()> {
+        self.tell(format_args!("{node} is asked to stop"));
         let pid = self.running(node)?;
         self.dev_verb("stop", node)?;
         self.wait_gone(node, pid)
@@ -400,6 +413,7 @@ impl DevCluster {
     /// # Errors
     /// When it does not start.
     pub fn start_node(&self, node: Node) -> Result<()> {
+        self.tell(format_args!("{node} starts"));
         self.dev_verb("start", node)?;
         let what = format!("{node} ready");
         wait::until(&what, NODE_TIMEOUT, || {
@@ -430,6 +444,7 @@ impl DevCluster {
     /// # Errors
     /// When it does not run.
     pub fn freeze(&self, node: Node) -> Result<()> {
+        self.tell(format_args!("{node} freezes"));
         process::signal(self.running(node)?, Signal::SIGSTOP)
     }
 
@@ -438,6 +453,7 @@ impl DevCluster {
     /// # Errors
     /// When it does not run.
     pub fn thaw(&self, node: Node) -> Result<()> {
+        self.tell(format_args!("{node} goes on"));
         process::signal(self.running(node)?, Signal::SIGCONT)
     }
 
@@ -500,6 +516,7 @@ impl DevCluster {
     /// When it does not exit with 0.
     pub fn deploy(&self, folder: &Path, site: &str) -> Result<Value> {
         let folder = folder.to_str().context("a folder with a plain name")?;
+        self.tell(format_args!("deploy of {site}"));
         self.json(&["deploy", folder, "--site", site, "--create"])
     }
 
@@ -556,10 +573,13 @@ impl DevCluster {
     /// # Errors
     /// When it does not in time, with what it says instead.
     pub fn wait_healthy(&self) -> Result<()> {
+        self.tell("waiting until all is well");
         wait::until("a healthy cluster", NODE_TIMEOUT, || {
             let outcome = self.atoll(&["status", "--json"])?;
             if outcome.code == Some(0) { Ok(Some(())) } else { bail!("{outcome}") }
-        })
+        })?;
+        self.tell("all is well");
+        Ok(())
     }
 
     /// Checks that every node and `atoll dev` run and every edge is ready.

@@ -156,6 +156,9 @@ pub enum StoreError {
         /// What the library said.
         reason: String,
     },
+    /// The disk does not keep up.
+    #[error("the disk does not keep up with the writes; try again, or another chunkserver")]
+    Busy,
     /// The store is shut.
     #[error("the chunk store is closed")]
     Closed,

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -19,6 +20,8 @@ const QUEUE_PUTS_MAX: usize = 4096;
 const BATCH_BYTES: usize = 16 << 20;
 /// A batch takes no further put once it holds this many chunks.
 const BATCH_CHUNKS: usize = 8192;
+/// How long a put waits for room in the queue before it is refused.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(8);
 
 /// A handle to the writing thread.
 #[derive(Debug)]
@@ -79,11 +82,18 @@ impl Writer {
         let queue = lock(&self.queue).clone().ok_or(StoreError::Closed)?;
         let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
         let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, QUEUE_BYTES_MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(wanted).await;
-        let room = Room::new(room.map_err(|_closed| StoreError::Closed)?);
+        let room = Arc::clone(&self.room).acquire_many_owned(wanted);
+        // A disk that stalls must not gather the batches of callers that gave up long ago.
+        let room = tokio::time::timeout(ROOM_WAIT_MAX, room).await;
+        let room = room.map_err(|_late| StoreError::Busy)?.map_err(|_closed| StoreError::Closed)?;
+        let room = Room::new(room);
         let (done, wait) = oneshot::channel();
         let job = Job { chunks, done, _room: room };
-        queue.send(job).await.map_err(|_closed| StoreError::Closed)?;
+        match queue.send_timeout(job, ROOM_WAIT_MAX).await {
+            Ok(()) => {}
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => return Err(StoreError::Busy),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => return Err(StoreError::Closed),
+        }
         drop(queue);
         wait.await.unwrap_or(Err(StoreError::Closed))
     }
@@ -139,7 +149,7 @@ fn write_batch(store: &dyn ChunkStore, mut batch: Vec<Job>) {
     }
 }
 
-fn count(puts: usize, outcome: &Result<Batched, StoreError>, took: std::time::Duration) {
+fn count(puts: usize, outcome: &Result<Batched, StoreError>, took: Duration) {
     match outcome {
         Ok(done) => {
             metrics::counter!("atoll_chunk_puts_total").increment(puts as u64);

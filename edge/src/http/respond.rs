@@ -79,6 +79,9 @@ impl Responder {
             Ok(host) => host,
             Err(reason) => return page(StatusCode::BAD_REQUEST, reason),
         };
+        if !self.index.may_serve() {
+            return self.unavailable("This server is starting: it waits for the publish log.");
+        }
         let deploy = match self.index.site_of(&host) {
             Found::Deploy { deploy, .. } => deploy,
             Found::Unpublished => {

@@ -43,6 +43,7 @@ impl Fixture {
         let chunks = Arc::new(Chunks::new(cache, upstream.clone()));
         let suffixes = vec!["localhost".to_owned()];
         let index = Index::open(ClusterId([1; 16]), chunks.clone(), suffixes, None, 16 << 20);
+        index.heard(std::time::Instant::now());
         let site = |name: &str| {
             let name: SiteName = name.parse().unwrap();
             PublishEvent::SiteSet(Site { name, domains: Vec::new(), created_ms: 0 })

@@ -12,7 +12,7 @@ use atoll_net::shutdown::Shutdown;
 use atoll_proto::manifest::Page;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
-use atoll_proto::{DeployId, NodeId};
+use atoll_proto::{DeployId, NodeId, limits};
 
 use super::table::Table;
 use super::{Index, invalidate};
@@ -64,16 +64,18 @@ enum StepError {
 
 async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), StepError> {
     let table = index.table();
-    // An edge that knows nothing has nothing to wait for.
-    let wait = if table.is_known() { WAIT } else { Duration::ZERO };
+    // The first question after a start is answered at once: until then nothing is served.
+    let wait = if index.may_serve() && table.is_known() { WAIT } else { Duration::ZERO };
     let request = MasterRequest::Watch {
         after: table.seq(),
         edge: Some(edge),
         wait_ms: u32::try_from(wait.as_millis()).expect("seconds fit"),
     };
     let asked_at = Instant::now();
+    let mut caught_up = true;
     match cluster.master(&request, wait + SLACK).await? {
         MasterResponse::Log { entries, upto } => {
+            caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
             if !entries.is_empty() || upto > table.seq() || !table.is_known() {
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
@@ -84,7 +86,9 @@ async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), Step
         MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await?,
         _ => return Err(StepError::Unexpected),
     }
-    index.heard(asked_at);
+    if caught_up {
+        index.heard(asked_at);
+    }
     Ok(())
 }
 

@@ -127,6 +127,12 @@ impl Index {
         contact.is_some_and(|contact| now.saturating_duration_since(contact) <= bound)
     }
 
+    /// Whether the publish log was heard of since this process started. Before that the stored
+    /// table may be older than what was published meanwhile, and is not served from.
+    pub fn may_serve(&self) -> bool {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Tells of every change of the table.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -160,7 +166,7 @@ impl Index {
         Ok(())
     }
 
-    fn heard(&self, asked_at: Instant) {
+    pub(crate) fn heard(&self, asked_at: Instant) {
         *self.contact.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
     }
 

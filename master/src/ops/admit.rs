@@ -13,16 +13,16 @@ use atoll_net::Context;
 use atoll_proto::content::ExtentList;
 use atoll_proto::error::WireResult;
 use atoll_proto::manifest::Page;
-use atoll_proto::master::{AdmitPage, ObjectKind};
+use atoll_proto::master::{AdmitPage, Changed, ObjectKind};
 use atoll_proto::receipt::Receipt;
-use atoll_proto::{ChunkId, Code, Content, DeployId, SessionId, WireError, limits};
+use atoll_proto::{ChunkId, Code, Content, DeployId, Retry, SessionId, WireError, limits};
 use bytes::Bytes;
 
 use super::change::{Prepared, store_failed};
 use super::namespace::content;
 use crate::cover::Checker;
 use crate::operation::{
-    Admission, AdmittedPage, Apply, Child, Covered, Failure, LoggedChange, Now, Operation,
+    Admission, AdmittedPage, Apply, Child, Covered, Failure, LoggedChange, Now, Operation, Outcome,
     RootFacts,
 };
 use crate::server::Master;
@@ -44,7 +44,7 @@ pub(crate) async fn prepare(
 ) -> WireResult<Prepared> {
     if pages.len() > PAGES_MAX {
         let message = format!("{} pages in one admission; send at most {PAGES_MAX}", pages.len());
-        return Err(WireError::new(Code::Limit, message));
+        return Err(WireError { retry: Retry::Never, ..WireError::new(Code::Limit, message) });
     }
     let checker = Checker {
         key: master.receipt_key()?,
@@ -84,7 +84,12 @@ pub(crate) async fn prepare(
     let last = parts.pop().unwrap_or_default();
     for part in parts {
         let operation = Operation::AdmitPart(part);
-        master.consensus.propose(&operation, context.deadline).await?;
+        match master.consensus.propose(&operation, context.deadline).await? {
+            Outcome::Changed { reply: Changed::Missing { ids }, .. } => {
+                return Ok(Prepared::Missing(ids));
+            }
+            _ => {}
+        }
     }
     Ok(Prepared::Log(LoggedChange::Admit(last)))
 }

@@ -1,7 +1,7 @@
 //! SetTable: new members of placement groups, proposed by the placement task only.
 //!
 //! Data is never moved here: a group keeps the members it has and may get more while it has fewer
-//! than it should. Only while the cluster holds no chunk at all may groups be dealt out anew.
+//! than it should. Only while no client has ever written may groups be dealt out anew.
 //! Moves (write to new, read from either, drop after comparing) are not built yet.
 
 use atoll_proto::ids::PG_COUNT;
@@ -9,7 +9,16 @@ use atoll_proto::{Code, Epoch, NodeId, PgId, WireError, limits};
 
 use crate::operation::{Apply, Now, Outcome};
 use crate::store::counters::{self, Counter};
-use crate::store::{Transaction, groups, nodes, objects};
+use crate::store::{Read, StoreError, Transaction, groups, nodes, objects};
+
+/// Whether no data can be anywhere yet: no chunk is known, and no session was ever opened under
+/// which one could be on its way (its receipts would be for the old members).
+///
+/// # Errors
+/// When the store cannot be read.
+pub(crate) fn may_deal_anew(read: &impl Read) -> Result<bool, StoreError> {
+    Ok(objects::is_empty(read)? && counters::get(read, Counter::LastSession)? == 0)
+}
 
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
@@ -22,7 +31,7 @@ pub(crate) fn apply(
         let message = format!("the placement table is at epoch {epoch}, not {base}");
         return Err(WireError::new(Code::StaleEpoch, message).into());
     }
-    let empty = objects::is_empty(tx)?;
+    let empty = may_deal_anew(tx)?;
     for (pg, members) in &changes {
         let before = groups::get(tx, *pg)?;
         let grows = before.len() < limits::REPLICAS && members.starts_with(&before);

@@ -14,10 +14,11 @@ use tokio::time::Instant;
 
 use crate::operation::Operation;
 use crate::ops::change::store_failed;
+use crate::ops::set_table::may_deal_anew;
 use crate::placement::{Candidate, changes};
 use crate::raft::TASK_DEADLINE;
 use crate::server::Master;
-use crate::store::{nodes, objects};
+use crate::store::nodes;
 
 /// How often the leader looks even when nothing seems to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -76,7 +77,7 @@ fn candidates(master: &Master) -> WireResult<Vec<Candidate>> {
 async fn place(master: &Master, candidates: &[Candidate]) -> WireResult<()> {
     master.consensus.read().await?;
     let table = master.table()?;
-    let holds_chunks = !objects::is_empty(&*master.consensus.state()).map_err(store_failed)?;
+    let holds_chunks = !may_deal_anew(&*master.consensus.state()).map_err(store_failed)?;
     let changes = changes(&table, candidates, limits::REPLICAS, holds_chunks);
     if changes.is_empty() {
         return Ok(());

@@ -85,6 +85,7 @@ async fn ensure_served_everywhere(
     versions: &[Version],
 ) -> Result<()> {
     for (name, addr) in cluster.edges() {
+        cluster.tell(format_args!("{site} is fetched from {name}"));
         for version in versions {
             let mut connection = cluster.visit(*version, addr, site).await?;
             let what = format!("{site} from {name} over {version:?}");
