@@ -42,8 +42,8 @@ const DATAGRAM_BYTES_MAX: u16 = 6500;
 /// other side has not acknowledged.
 const LINGER: Duration = Duration::from_secs(1);
 /// How much of a request's body is read, and for how long, before the stream is dropped.
-const BODY_BYTES_MAX: usize = 256 << 10;
-const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const BODY_BYTES_MAX: usize = 256 << 10;
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes handed to the stream at once.
 const FRAME_BYTES: usize = 256 << 10;
 

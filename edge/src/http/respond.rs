@@ -101,11 +101,15 @@ impl Responder {
             Ok(Target::File(entry)) => self.file(request, &entry, now).await,
             Ok(Target::Redirect(location)) => redirect(&location),
             Ok(Target::NotFound(Some(entry))) => {
-                self.whole(&entry, StatusCode::NOT_FOUND, now).await
+                let head = request.method == Method::HEAD;
+                let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
+                if !head {
+                    answer = self.fill_whole(answer, &entry).await;
+                }
+                // Whether the site's own page can be read does not change what is not there.
+                if answer.status == StatusCode::NOT_FOUND { answer } else { no_such_page() }
             }
-            Ok(Target::NotFound(None)) => {
-                page(StatusCode::NOT_FOUND, "There is no such page on this site.")
-            }
+            Ok(Target::NotFound(None)) => no_such_page(),
             Err(error) => {
                 tracing::warn!(deploy = %deploy.short(), %error, "a manifest page cannot be had");
                 self.unavailable("The index of this site cannot be read right now.")
@@ -171,7 +175,7 @@ impl Responder {
             Asked::Whole if request.method == Method::HEAD => {
                 self.head(entry, &etag, last_modified)
             }
-            Asked::Whole => self.whole(entry, StatusCode::OK, now).await,
+            Asked::Whole => self.whole(entry, now).await,
             Asked::Unsatisfiable => unsatisfiable(entry.size()),
             Asked::Ranges(ranges) => self.ranges(entry, &ranges, &etag, last_modified).await,
         }
@@ -185,16 +189,24 @@ impl Responder {
         Response { status: StatusCode::OK, headers, body: Body::Empty }
     }
 
-    async fn whole(&self, entry: &Entry, status: StatusCode, now: SystemTime) -> Response {
+    async fn whole(&self, entry: &Entry, now: SystemTime) -> Response {
+        let etag = format!("\"{}\"", entry.content.id());
+        let response = self.head(entry, &etag, last_modified(entry, now));
+        self.fill_whole(response, entry).await
+    }
+
+    /// The headers of a file that is sent in place of what was asked for: no version of that.
+    fn instead(&self, entry: &Entry, status: StatusCode, now: SystemTime) -> Response {
         let etag = format!("\"{}\"", entry.content.id());
         let mut response = self.head(entry, &etag, last_modified(entry, now));
         response.status = status;
-        if status != StatusCode::OK {
-            // A 404 page is no version of what was asked for.
-            for name in [header::ETAG, header::LAST_MODIFIED, header::ACCEPT_RANGES] {
-                response.headers.remove(name);
-            }
+        for name in [header::ETAG, header::LAST_MODIFIED, header::ACCEPT_RANGES] {
+            response.headers.remove(name);
         }
+        response
+    }
+
+    async fn fill_whole(&self, response: Response, entry: &Entry) -> Response {
         let range = ByteRange { from: 0, to: entry.size() };
         let parts = vec![Part { prefix: Bytes::new(), range }];
         self.fill(response, entry, parts, Bytes::new(), entry.size()).await
@@ -275,6 +287,10 @@ impl Responder {
         set(&mut response.headers, CACHE_STATUS, &format!("{}; fwd=miss", self.name));
         response
     }
+}
+
+fn no_such_page() -> Response {
+    page(StatusCode::NOT_FOUND, "There is no such page on this site.")
 }
 
 /// The host of a request, normalized.

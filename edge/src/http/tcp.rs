@@ -18,6 +18,7 @@ use atoll_net::task::Tasks;
 use bytes::Bytes;
 use futures_util::stream::StreamExt as _;
 use http::{HeaderValue, header};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -30,6 +31,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::body::{Body, BodyError};
+use super::h3::{BODY_BYTES_MAX, BODY_TIMEOUT};
 use super::respond::Responder;
 use super::{
     CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, Protocol, Request,
@@ -197,7 +199,8 @@ async fn answer(
     activity: Arc<Activity>,
 ) -> Result<http::Response<HyperBody>, Infallible> {
     let open = Open::new(activity);
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    read_out(body).await;
     let request =
         Request { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
     let response = shared.responder.respond(&request).await;
@@ -207,6 +210,24 @@ async fn answer(
     *answer.headers_mut() = response.headers;
     answer.headers_mut().insert(header::ALT_SVC, shared.alt_svc.clone());
     Ok(answer)
+}
+
+/// Takes in what a request carries, within bounds, and forgets it. No method here uses a body, but
+/// one that is dropped unread resets the stream before the answer (RFC 9113 §8.1) arrives.
+async fn read_out(mut body: Incoming) {
+    let read = async {
+        let mut left = BODY_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            if len > left {
+                break;
+            }
+            left -= len;
+        }
+    };
+    if timeout(BODY_TIMEOUT, read).await.is_err() {
+        tracing::debug!("a request body was too slow to be read out");
+    }
 }
 
 /// Runs the streams of an HTTP/2 connection as counted tasks.

@@ -463,12 +463,38 @@ fn node_ids_and_names_belong_to_one_node() {
     assert_eq!(groups::epoch(&machine.store.rocks).unwrap(), Epoch(1));
     assert_eq!(machine.apply(&[set(0, 5, &[2])]).remove(0).unwrap_err().code, Code::StaleEpoch);
     assert!(machine.apply(&[set(1, 5, &[9])]).remove(0).is_err());
-    // No chunk yet: dealt out anew. With one: only more members.
-    machine.apply(&[set(1, 5, &[2])]).remove(0).unwrap();
+    // A session was opened, so data may be on its way: only more members.
+    assert!(machine.apply(&[set(1, 5, &[2])]).remove(0).is_err());
+    machine.apply(&[set(1, 5, &[1, 3, 2])]).remove(0).unwrap();
     machine.page("one");
     assert!(machine.apply(&[set(2, 5, &[1, 3])]).remove(0).is_err());
-    machine.apply(&[set(2, 5, &[2, 1, 3])]).remove(0).unwrap();
-    assert!(machine.apply(&[set(3, 5, &[2, 1])]).remove(0).is_err());
+}
+
+#[test]
+fn groups_are_dealt_out_anew_only_before_the_first_session() {
+    let mut machine = Machine { store: TestStore::new(), index: 0, number: 0, at_ns: SECOND };
+    let server = |id: u64| {
+        Operation::RegisterNode(NodeInfo {
+            id: NodeId(id),
+            name: format!("c{id}"),
+            kind: NodeKind::Chunkserver,
+            addr: ([127, 0, 0, 1], 9).into(),
+            zone: "z".into(),
+            region: "r".into(),
+            weight: 1,
+            edge: None,
+        })
+    };
+    let set = |base, members: &[u64]| Operation::SetTable {
+        base: Epoch(base),
+        changes: vec![(PgId(5), members.iter().copied().map(NodeId).collect())],
+    };
+    machine.apply(&[init(), server(1), server(2)]);
+    machine.apply(&[set(0, &[1])]).remove(0).unwrap();
+    machine.apply(&[set(1, &[2])]).remove(0).unwrap();
+    let open = Operation::OpenSession { name: "test".into(), owner: "token 1".into() };
+    machine.apply(&[open]).remove(0).unwrap();
+    assert!(machine.apply(&[set(2, &[1])]).remove(0).is_err());
 }
 
 #[test]

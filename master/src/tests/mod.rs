@@ -66,7 +66,7 @@ async fn a_deploy_goes_from_receipts_to_the_publish_log() {
     let missing = user.change(site.admit(receipts)).await.unwrap();
     assert!(matches!(missing, Changed::Missing { .. }));
     let early = user.change(site.publish(None)).await.unwrap_err();
-    assert_eq!(early.code, Code::NotFound, "{early}");
+    assert_eq!(early.code, Code::Invalid, "{early}");
 
     let mut receipts = page_receipts;
     receipts.extend([one, servers[1].put(user.session, data)]);
