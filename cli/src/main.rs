@@ -16,6 +16,7 @@ mod lifeline;
 mod logs;
 mod node_files;
 mod output;
+mod program;
 mod progress;
 mod report;
 mod scan;

@@ -129,6 +129,11 @@ impl Failure {
         }
     }
 
+    /// Whether the verb printed its result all the same, as the last object of `--json`.
+    fn has_result(&self) -> bool {
+        matches!(self, Self::Unconfirmed { .. })
+    }
+
     /// The exit code.
     pub(crate) fn exit(&self) -> Exit {
         match self {
@@ -198,7 +203,7 @@ impl From<NetError> for Failure {
     }
 }
 
-/// What scripts that read `--json` get as the last line when a verb fails.
+/// What scripts that read `--json` get as the last line when a verb has no result.
 #[derive(Serialize)]
 struct ErrorEvent<'a> {
     event: &'static str,
@@ -217,7 +222,7 @@ pub(crate) fn finish(out: &Output, result: Result<(), Failure>) -> ExitCode {
         if exit == Exit::Denied && !message.contains("token") {
             message.push_str("; use a client configuration with a token that allows it");
         }
-        if out.json() {
+        if out.json() && !failure.has_result() {
             let event = ErrorEvent { event: "error", exit: exit as u8, message: &message };
             // The exit code tells all the same when nobody reads the output any more.
             drop(out.object(&event));
@@ -248,7 +253,9 @@ mod tests {
         assert_eq!(refused(Code::Conflict) as u8, 4);
         assert_eq!(refused(Code::Limit) as u8, 5);
         assert_eq!(refused(Code::NotFound) as u8, 1);
-        assert_eq!(Failure::Unconfirmed { waiting: vec![], seconds: 1 }.exit() as u8, 6);
+        let unconfirmed = Failure::Unconfirmed { waiting: vec![], seconds: 1 };
+        assert_eq!(unconfirmed.exit() as u8, 6);
+        assert!(unconfirmed.has_result() && !Failure::Failed("x".into()).has_result());
         let gone = ClientError::Unreachable { what: "a master".into(), reason: "x".into() };
         assert_eq!(Failure::Client(gone).exit() as u8, 7);
         let late = ClientError::Deadline { what: "x".into(), after: Duration::from_secs(1) };

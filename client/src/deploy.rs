@@ -97,6 +97,8 @@ pub struct DeployReport {
     pub edges_acked: usize,
     /// Those that did not in time.
     pub waiting: Vec<String>,
+    /// Those that are down and were not waited for; they catch up before they serve.
+    pub down: Vec<String>,
     /// Where the time went.
     pub elapsed_ms: ElapsedMs,
 }
@@ -234,7 +236,7 @@ pub async fn deploy(
     let waited = wait_applied(cluster, published.seq, options.wait, options.wait_timeout).await?;
     report.edges_acked = waited.acked.len();
     report.edges = waited.acked.len() + waited.waiting.len();
-    report.waiting = waited.waiting;
+    (report.waiting, report.down) = (waited.waiting, waited.down);
     let total = start.elapsed();
     report.elapsed_ms = ElapsedMs {
         scan: millis(scanned),

@@ -383,7 +383,8 @@ impl DevCluster {
 
     fn wait_gone(&self, node: Node, pid: u32) -> Result<()> {
         let what = format!("end of {node}");
-        wait::holds(&what, NODE_TIMEOUT, || !process::alive(pid))
+        // Also no zombie any more: `atoll dev` knows that it has ended.
+        wait::holds(&what, NODE_TIMEOUT, || process::state(pid).is_none())
     }
 
     /// SIGKILL; waits until it is gone.

@@ -9,7 +9,7 @@ use atoll_proto::{AliasName, DeployId, SiteName};
 use clap::Args;
 use serde::Serialize;
 
-use super::published::{DeployName, DeployText, edges_said, unconfirmed, url};
+use super::published::{DeployName, DeployText, down_said, edges_said, unconfirmed, url};
 use crate::args::{AliasArgs, WaitArgs};
 use crate::connect::Context;
 use crate::progress::Progress;
@@ -106,6 +106,7 @@ struct DoneObject {
     pages_uploaded: u64,
     edges: usize,
     edges_acked: usize,
+    edges_down: Vec<String>,
     elapsed_ms: ElapsedObject,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
@@ -185,10 +186,14 @@ pub(crate) async fn publish(
     let told: Arc<dyn DeployProgress> = progress.clone();
     let result = Box::pin(atoll_client::deploy(cluster, scanned.files, options, told)).await;
     progress.clear();
-    result.map_err(|error| match error {
+    let report = result.map_err(|error| match error {
         DeployError::Client(error) => Failure::Client(error),
         other => Failure::Deploy(other),
-    })
+    })?;
+    if let Some(said) = down_said(&report.down) {
+        context.out.note(format_args!("atoll: {said}"));
+    }
+    Ok(report)
 }
 
 /// The file that remembers hashes for this directory; none when there is no home for it.
@@ -219,6 +224,7 @@ fn done(args: &DeployArgs, report: &DeployReport, url: String) -> DoneObject {
         pages_uploaded: report.pages_uploaded,
         edges: report.edges,
         edges_acked: report.edges_acked,
+        edges_down: report.down.clone(),
         elapsed_ms: ElapsedObject {
             scan: elapsed.scan,
             upload: elapsed.upload,
@@ -290,6 +296,7 @@ mod tests {
             "pages_uploaded",
             "edges",
             "edges_acked",
+            "edges_down",
             "elapsed_ms",
         ];
         expected.sort_unstable();

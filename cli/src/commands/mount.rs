@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -10,7 +10,7 @@ use clap::Args;
 use crate::connect::Context;
 use crate::node_files::write_whole;
 use crate::report::{Exit, Failure};
-use crate::{lifeline, logs};
+use crate::{lifeline, logs, program};
 
 /// The mount in the background has this long to be ready.
 const READY: Duration = Duration::from_secs(60);
@@ -85,8 +85,7 @@ async fn background(context: &Context, args: &MountArgs) -> Result<(), Failure> 
     drop(std::fs::remove_file(&ready));
     let file = std::fs::File::create(&log).map_err(Failure::file("write", &log))?;
     let copy = file.try_clone().map_err(Failure::file("write", &log))?;
-    let program = std::env::current_exe().map_err(|error| Failure::failed("mount", error))?;
-    let mut command = Command::new(program);
+    let mut command = program::command().map_err(|error| Failure::failed("mount", error))?;
     command.arg("mount").arg("--config").arg(config).args(["--foreground", "--detached"]);
     command.arg("--ready-file").arg(&ready);
     if let Some(path) = &args.mount.path {

@@ -31,6 +31,7 @@ pub(crate) struct Done {
     pub(crate) seq: u64,
     pub(crate) edges: usize,
     pub(crate) edges_acked: usize,
+    pub(crate) edges_down: Vec<String>,
     pub(crate) elapsed_ms: Elapsed,
 }
 
@@ -165,6 +166,9 @@ pub(crate) async fn conclude(
     let view = cluster.view().await?;
     let production = AliasName::production();
     let url = url(&view, site, alias.unwrap_or(&production));
+    if let Some(said) = down_said(&waited.down) {
+        context.out.note(format_args!("atoll: {said}"));
+    }
     if context.out.json() {
         context.out.object(&Done {
             event: "done",
@@ -175,6 +179,7 @@ pub(crate) async fn conclude(
             seq: published.seq.0,
             edges: waited.acked.len() + waited.waiting.len(),
             edges_acked: waited.acked.len(),
+            edges_down: waited.down,
             elapsed_ms: Elapsed {
                 commit: millis(committed),
                 wait: millis(total - committed),
@@ -203,6 +208,20 @@ pub(crate) fn edges_said(acked: usize, wait: &WaitArgs) -> String {
     match wait.wait {
         WaitFor::None => String::new(),
         WaitFor::All | WaitFor::Reachable => format!(", on {}", text::count(acked as u64, "edge")),
+    }
+}
+
+/// Which edges were not waited for because they are down; nothing when all are up.
+pub(crate) fn down_said(down: &[String]) -> Option<String> {
+    match down {
+        [] => None,
+        [one] => {
+            Some(format!("{one} is down and was not waited for; it catches up before it serves"))
+        }
+        some => Some(format!(
+            "{} are down and were not waited for; they catch up before they serve",
+            some.join(", ")
+        )),
     }
 }
 
@@ -260,6 +279,15 @@ mod tests {
         for bad in ["", "1111", "xyzxyz", "11111A", &"1".repeat(65)] {
             assert!(bad.parse::<DeployName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn edges_that_are_down_are_named() {
+        assert_eq!(down_said(&[]), None);
+        let one = down_said(&["edge-2".to_owned()]).unwrap();
+        assert_eq!(one, "edge-2 is down and was not waited for; it catches up before it serves");
+        let two = down_said(&["edge-2".to_owned(), "edge-3".to_owned()]).unwrap();
+        assert!(two.starts_with("edge-2, edge-3 are down"), "{two}");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
 
-use crate::logs;
 use crate::report::Failure;
+use crate::{logs, program};
 
 /// How often a file is looked for that a child writes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -69,8 +69,8 @@ pub(crate) fn start(spec: &ChildSpec, exits: mpsc::Sender<Exit>) -> Result<Runni
     remove(&spec.ready)?;
     let log = open_log(spec)?;
     let copy = log.try_clone().map_err(|error| Failure::failed(&doing, error))?;
-    let program = std::env::current_exe().map_err(|error| Failure::failed(&doing, error))?;
-    let mut child = Command::new(program)
+    let program = program::command().map_err(|error| Failure::failed(&doing, error))?;
+    let mut child = Command::from(program)
         .args(&spec.args)
         // Its lifeline: see that module.
         .stdin(Stdio::piped())

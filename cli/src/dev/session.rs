@@ -98,14 +98,23 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Until it is told to stop. Afterwards the processes are still there: see
-    /// [`Session::stop_all`].
+    /// Until it is told to stop, whatever it is doing then. Afterwards the processes are still
+    /// there: see [`Session::stop_all`].
     pub(crate) async fn live(&mut self) -> Result<(), Failure> {
-        let started = Instant::now();
-        match Box::pin(self.bring_up()).await {
-            Err(_) if self.shutdown.is_triggered() => return Ok(()),
-            other => other?,
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            () = shutdown.wait() => Ok(()),
+            result = Box::pin(self.serve()) => match result {
+                Err(_) if shutdown.is_triggered() => Ok(()),
+                other => other,
+            },
         }
+    }
+
+    /// Until it fails. May be dropped at any point: every process that was started is in the list.
+    async fn serve(&mut self) -> Result<(), Failure> {
+        let started = Instant::now();
+        Box::pin(self.bring_up()).await?;
         let url = self.deploy_site().await?;
         self.write_ready()?;
         let ready = self.ready_object();
@@ -117,7 +126,6 @@ impl<'a> Session<'a> {
         }
         loop {
             tokio::select! {
-                () = self.shutdown.wait() => return Ok(()),
                 Some(exit) = self.exits.recv() => self.look_at(exit).await,
                 Some((order, answer)) = self.orders.recv() => {
                     let outcome = self.carry_out(order).await;
@@ -130,6 +138,10 @@ impl<'a> Session<'a> {
 
     /// Stops every process, the mount first, and returns within ten seconds.
     pub(crate) async fn stop_all(&mut self) {
+        if let Some(path) = &self.args.ready {
+            // It is not there when the cluster never served.
+            drop(std::fs::remove_file(path));
+        }
         let until = Instant::now() + STOP;
         if let Some(mount) = self.children.remove(MOUNT) {
             mount.stop(STOP_MOUNT).await;
@@ -219,13 +231,13 @@ impl<'a> Session<'a> {
         let log = self.layout.log(&exit.name);
         let out = &self.context.out;
         out.note(format_args!("atoll: {} {}; see {}", exit.name, exit.how, log.display()));
+        if let Err(failure) = self.write_ready() {
+            out.note(format_args!("atoll: {failure}"));
+        }
         if !self.args.restart {
             return;
         }
-        tokio::select! {
-            () = self.shutdown.wait() => return,
-            () = tokio::time::sleep(RESTART_PAUSE) => {}
-        }
+        tokio::time::sleep(RESTART_PAUSE).await;
         let spec = match exit.name.parse() {
             Ok(name) => self.spec(name),
             Err(_) => self.mount_spec(),
@@ -268,25 +280,36 @@ impl<'a> Session<'a> {
 
     async fn stop_one(&mut self, name: &str, kill: bool) -> Result<String, Failure> {
         self.known(name)?;
-        // Out of the list, so that its end is not taken for an accident.
-        let child = self.children.remove(name).filter(|child| child.ended().is_none());
+        let child = self.children.get(name).filter(|child| child.ended().is_none());
         let Some(child) = child else {
             return Err(Failure::Failed(format!("{name} does not run")));
         };
-        if kill {
+        let done = if kill {
             child.signal(Signal::SIGKILL).await;
             child.wait(STOP).await;
-            return Ok(format!("killed {name}"));
-        }
-        child.stop(STOP).await;
-        Ok(format!("stopped {name}"))
+            "killed"
+        } else {
+            child.stop(STOP).await;
+            "stopped"
+        };
+        // Out of the list before its end is looked at, which is so not taken for an accident; and
+        // not sooner, so that it is stopped with the others if this is interrupted.
+        self.children.remove(name);
+        self.write_ready()?;
+        Ok(format!("{done} {name}"))
+    }
+
+    /// The number of its process; 0 when it does not run.
+    fn pid(&self, name: NodeName) -> u32 {
+        let child = self.children.get(&name.to_string());
+        child.filter(|child| child.ended().is_none()).map_or(0, |child| child.pid)
     }
 
     fn ready_object(&self) -> ReadyObject {
         let process = |name: &NodeName| Process {
             name: *name,
             ports: self.prepared.ports[name],
-            pid: self.children.get(&name.to_string()).map_or(0, |child| child.pid),
+            pid: self.pid(*name),
             data: self.layout.node(*name),
         };
         ReadyObject::new(
