@@ -1,8 +1,8 @@
 //! How a file is read and written.
 //!
-//! The edge, the mount and the CLI reach the cluster through [`Cluster`]. [`read`] and [`write`]
+//! The edge, the mount and the CLI reach the cluster through [`Cluster`]. [`read`] and [`mod@write`]
 //! are the two paths of file bytes; [`locate`] decides, without any input or output, which
-//! replica to ask; [`manifest`] builds and walks the page trees of deploys; [`deploy`] and
+//! replica to ask; [`manifest`] builds and walks the page trees of deploys; [`mod@deploy`] and
 //! [`upload`] put them together for whole trees and files.
 //!
 //! What this crate does not do: it serves nothing, keeps no cache of chunks (each of its users

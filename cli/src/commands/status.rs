@@ -67,6 +67,8 @@ struct GroupsObject {
 #[derive(Debug, Serialize)]
 struct ChunksObject {
     live: u64,
+    /// Judged by placement groups, as nothing counts the copies of single chunks yet: 0 when all
+    /// members of every group are up, else `null`.
     under_replicated: Option<u64>,
     corrupt_found: u64,
     repaired: u64,
@@ -196,7 +198,7 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
         },
         chunks: ChunksObject {
             live: status.chunks_live,
-            under_replicated: None,
+            under_replicated: (status.groups_clean == status.groups).then_some(0),
             corrupt_found,
             repaired: 0,
             quarantined: 0,
@@ -399,5 +401,10 @@ mod tests {
         same(&value["edges"][0], &["name", "role", "region", "seq", "lease_ms", "ready"]);
         same(&value["reconcile"], &["bytes_sent", "roots_compared", "mismatches"]);
         assert_eq!(value["chunks"]["corrupt_found"], 1);
+        assert_eq!(value["chunks"]["under_replicated"], 0);
+        let mut degraded = healthy();
+        (degraded.groups_degraded, degraded.groups_clean) = (1, 4095);
+        let value = serde_json::to_value(object(degraded, Vec::new())).unwrap();
+        assert!(value["chunks"]["under_replicated"].is_null());
     }
 }

@@ -147,7 +147,7 @@ impl<S: Store> FileSystem<S> {
         inode: InodeId,
         error: atoll_client::ClientError,
     ) -> Result<(), FsError> {
-        let unlinked = self.open_file(inode).is_some_and(|file| file.lock().is_unlinked());
+        let unlinked = self.open_file(inode).is_some_and(|file| file.lock().may_be_unlinked());
         if unlinked && error.code() == Some(Code::NotFound) { Ok(()) } else { Err(error.into()) }
     }
 

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::file::{File, Opened, Plan};
 use super::segments::{PartData, Upload, extents};
 use super::snapshot::Snapshot;
-use super::{FileSystem, FsError, Handle, Store, lock};
+use super::{FileSystem, FsError, Handle, Store, drop_file, lock};
 use crate::errno;
 
 /// Chunks that one flush sends at a time.
@@ -69,15 +69,17 @@ impl<S: Store> FileSystem<S> {
                 tracing::warn!(%error, inode = %file.inode, "a closed file is not in the cluster");
                 return;
             }
-            Err(error) => {
+            Err(error) if state.handles.is_empty() => {
                 tracing::error!(%error, inode = %file.inode, "the changes of a file are lost");
                 state.discard();
             }
+            // Whoever opened it meanwhile hears of it from a flush of its own.
+            Err(_) => return,
             Ok(()) => {}
         }
         if state.handles.is_empty() && (!state.is_changed() || state.is_unlinked()) {
             drop(state);
-            files.remove(&file.inode);
+            drop_file(&mut files, file);
         }
     }
 
@@ -116,7 +118,12 @@ impl<S: Store> FileSystem<S> {
         if !gone {
             return Err(error);
         }
-        if file.lock().is_unlinked() { Ok(()) } else { Err(FsError::Stale) }
+        let mut state = file.lock();
+        if !state.may_be_unlinked() {
+            return Err(FsError::Stale);
+        }
+        state.mark_unlinked();
+        Ok(())
     }
 
     /// Sends what is unsent of a plan; returns its extents and what covers the new ones.

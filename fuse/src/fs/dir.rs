@@ -9,6 +9,7 @@ use std::sync::Arc;
 use atoll_proto::namespace::{Attr, DirEntry, NamespaceQuery, NamespaceReply};
 use atoll_proto::{ByteName, InodeId};
 
+use super::sites::Node;
 use super::{FileSystem, FsError, Handle, Store, sites};
 
 /// Entries asked for at first: most directories are small.
@@ -31,6 +32,8 @@ pub struct DirItem {
     pub attr: Option<Attr>,
     /// The position after it.
     pub next: u64,
+    /// What it is, in `/.sites`.
+    node: Option<Node>,
 }
 
 /// An open directory.
@@ -46,6 +49,8 @@ struct Listing {
     pages: Vec<(u64, Option<ByteName>)>,
     /// The page at hand.
     entries: Vec<DirEntry>,
+    /// In `/.sites`, what the entries are.
+    nodes: Vec<Node>,
     /// The position of its first entry.
     start: u64,
     parent: InodeId,
@@ -79,7 +84,8 @@ impl<S: Store> FileSystem<S> {
         let parent = if dir.inode == self.root() { dir.inode } else { listing.parent };
         for (at, name, inode) in [(0, ".", dir.inode), (1, "..", parent)] {
             if position <= at {
-                items.push(DirItem { name: name.into(), inode, attr: None, next: at + 1 });
+                let (name, next) = (name.into(), at + 1);
+                items.push(DirItem { name, inode, attr: None, next, node: None });
             }
         }
         let skip = usize::try_from(wanted - listing.start).unwrap_or(usize::MAX);
@@ -90,6 +96,7 @@ impl<S: Store> FileSystem<S> {
                 inode: attr.inode,
                 attr: Some(attr),
                 next: listing.start + index as u64 + 1,
+                node: listing.nodes.get(index).cloned(),
             });
         }
         Ok(items)
@@ -97,12 +104,13 @@ impl<S: Store> FileSystem<S> {
 
     /// The kernel gets an item with its attributes and holds its inode from then on.
     pub fn give_item(&self, dir: InodeId, item: &DirItem) {
-        if let Some(attr) = &item.attr {
-            if sites::is_virtual(attr.inode) {
-                self.sites.give(attr.inode);
-            } else {
-                self.give_entry(dir, &item.name, attr);
+        match (&item.attr, &item.node) {
+            (_, Some(node)) => {
+                self.sites.give(node.clone());
             }
+            (Some(attr), None) => self.give_entry(dir, &item.name, attr),
+            // The dots are not held.
+            (None, None) => {}
         }
     }
 
@@ -142,8 +150,14 @@ impl<S: Store> FileSystem<S> {
         after: Option<ByteName>,
     ) -> Result<(), FsError> {
         if sites::is_virtual(inode) {
-            (listing.entries, listing.parent) = self.deployed_list(inode).await?;
-            listing.end = true;
+            let (children, parent) = self.deployed_list(inode).await?;
+            let entry = |(name, node): &(ByteName, Node)| {
+                let (name, attr) = (name.clone(), node.attr());
+                DirEntry { name, attr }
+            };
+            listing.entries = children.iter().map(entry).collect();
+            listing.nodes = children.into_iter().map(|(_, node)| node).collect();
+            (listing.parent, listing.end) = (parent, true);
         } else {
             let limit = if after.is_none() { FIRST_PAGE } else { NEXT_PAGE };
             let query = NamespaceQuery::ReadDir { inode, after, limit };

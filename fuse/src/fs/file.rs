@@ -38,6 +38,8 @@ pub(crate) struct State {
     pins: HashMap<u64, Arc<Snapshot>>,
     /// No name is left; the master does not know the inode any more.
     unlinked: bool,
+    /// Removals of a name by this mount of which it is not known what they left.
+    removals: u32,
     chunk_bytes: u64,
 }
 
@@ -76,6 +78,7 @@ impl File {
                 handles: HashSet::new(),
                 pins: HashMap::new(),
                 unlinked: false,
+                removals: 0,
                 chunk_bytes,
             }),
             committing: tokio::sync::Mutex::new(()),
@@ -84,6 +87,24 @@ impl File {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name of an open file is being removed by this mount, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Removal(Arc<File>);
+
+impl Removal {
+    pub(crate) fn begin(file: Arc<File>) -> Removal {
+        file.lock().begin_removal();
+        Removal(file)
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.removals = state.removals.saturating_sub(1);
     }
 }
 
@@ -233,12 +254,14 @@ impl State {
         }
     }
 
-    /// One name less.
-    pub(crate) fn unlink_one(&mut self) {
-        self.attr.nlink = self.attr.nlink.saturating_sub(1);
-        if self.attr.nlink == 0 {
-            self.unlinked = true;
-        }
+    /// This mount may be taking the last name away.
+    pub(crate) fn begin_removal(&mut self) {
+        self.removals = self.removals.saturating_add(1);
+    }
+
+    /// Whether it is no surprise when the master does not know the inode any more.
+    pub(crate) fn may_be_unlinked(&self) -> bool {
+        self.unlinked || self.removals > 0
     }
 
     /// The master does not know the inode any more.

@@ -125,6 +125,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Drops the state of a file, unless another one of the same inode took its place.
+fn drop_file(files: &mut HashMap<InodeId, Arc<File>>, file: &Arc<File>) {
+    if files.get(&file.inode).is_some_and(|held| Arc::ptr_eq(held, file)) {
+        files.remove(&file.inode);
+    }
+}
+
 impl<S: Store> FileSystem<S> {
     /// A file system over a store. Does no I/O.
     pub fn new(store: S, options: Options) -> Arc<FileSystem<S>> {

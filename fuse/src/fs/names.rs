@@ -8,10 +8,10 @@ use atoll_proto::namespace::{
 use atoll_proto::{ByteName, ChunkId, InodeId, limits};
 
 use super::attr::{attr_of, is_dir, is_not_found};
-use super::file::{File, Opened};
+use super::file::{File, Opened, Removal};
 use super::sites::SITES_NAME;
 use super::snapshot::Snapshot;
-use super::{FileSystem, FsError, OpenHow, OpenedFile, Store, lock, sites};
+use super::{FileSystem, FsError, OpenHow, OpenedFile, Store, drop_file, lock, sites};
 
 impl<S: Store> FileSystem<S> {
     /// The entry of this name. The kernel holds the inode from then on, until it forgets it.
@@ -172,8 +172,11 @@ impl<S: Store> FileSystem<S> {
     /// The master's refusal.
     pub async fn unlink(&self, parent: InodeId, name: ByteName) -> Result<(), FsError> {
         self.check_old(parent, &name)?;
+        let inode = lock(&self.inodes).find(parent, &name);
+        let _removal = self.begin_removal(inode);
         self.store.change(NamespaceOp::Unlink { parent, name: name.clone() }).await?;
-        self.name_is_gone(parent, &name);
+        lock(&self.inodes).removed(parent, &name);
+        self.lost_a_name(inode).await;
         Ok(())
     }
 
@@ -209,39 +212,64 @@ impl<S: Store> FileSystem<S> {
             new_name: new_name.clone(),
             mode,
         };
-        self.store.change(op).await?;
         let (moved, target) = {
             let inodes = lock(&self.inodes);
             (inodes.find(parent, &name), inodes.find(new_parent, &new_name))
         };
-        if moved.is_some() && moved == target {
-            // Two names of one file: rename(2) leaves both.
-            return Ok(());
+        let exchange = mode == RenameMode::Exchange;
+        let replaced = target.filter(|_| !exchange);
+        let _removal = self.begin_removal(replaced);
+        self.store.change(op).await?;
+        // Two names of one file: rename(2) leaves both.
+        if moved.is_none() || moved != target {
+            let mut inodes = lock(&self.inodes);
+            inodes.removed(parent, &name);
+            inodes.removed(new_parent, &new_name);
+            if let Some(moved) = moved {
+                inodes.named(new_parent, &new_name, moved);
+            }
+            if let Some(target) = target.filter(|_| exchange) {
+                inodes.named(parent, &name, target);
+            }
         }
-        if mode != RenameMode::Exchange {
-            self.name_is_gone(new_parent, &new_name);
-        }
-        let mut inodes = lock(&self.inodes);
-        inodes.removed(parent, &name);
-        inodes.removed(new_parent, &new_name);
-        if let Some(moved) = moved {
-            inodes.named(new_parent, &new_name, moved);
-        }
-        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
-            inodes.named(parent, &name, target);
-        }
+        self.lost_a_name(replaced).await;
         Ok(())
     }
 
-    /// Tells the state of an open file that it has a name less.
-    fn name_is_gone(&self, parent: InodeId, name: &ByteName) {
-        let inode = lock(&self.inodes).removed(parent, name);
-        if let Some(file) = inode.and_then(|inode| self.open_file(inode)) {
-            let mut state = file.lock();
-            state.unlink_one();
-            if state.is_unlinked() && state.handles.is_empty() {
-                state.discard();
+    /// Lets an open file know that this mount may take its last name: a commit that comes too
+    /// late is no failure then.
+    fn begin_removal(&self, inode: Option<InodeId>) -> Option<Removal> {
+        inode.and_then(|inode| self.open_file(inode)).map(Removal::begin)
+    }
+
+    /// Finds out whether an open file has names left. Only the master knows: other mounts may
+    /// have given it more.
+    async fn lost_a_name(&self, inode: Option<InodeId>) {
+        let Some(file) = inode.and_then(|inode| self.open_file(inode)) else {
+            return;
+        };
+        let reply = self.store.query(NamespaceQuery::Attr { inode: file.inode }).await;
+        match reply.map_err(FsError::from).and_then(|reply| attr_of(reply, "a question for names"))
+        {
+            Ok(attr) => file.lock().set_attr(&attr),
+            Err(error) if is_not_found(&error) => self.lost_all_names(&file),
+            Err(error) => {
+                tracing::warn!(%error, inode = %file.inode, "names of an open file are unknown");
+                // The removal stays open: a commit will show.
+                file.lock().begin_removal();
             }
+        }
+    }
+
+    /// A file without names is kept for those who have it open, and for nobody else.
+    fn lost_all_names(&self, file: &Arc<File>) {
+        let mut files = lock(&self.files);
+        let mut state = file.lock();
+        state.mark_unlinked();
+        if state.handles.is_empty() {
+            state.discard();
+            drop(state);
+            drop_file(&mut files, file);
         }
     }
 

@@ -9,7 +9,7 @@ use atoll_proto::namespace::{Attr, FileKind, NamespaceQuery, NamespaceReply};
 
 use super::file::{File, Opened};
 use super::snapshot::Snapshot;
-use super::{FileSystem, FsError, Handle, OpenFile, Store, lock, sites};
+use super::{FileSystem, FsError, Handle, OpenFile, Store, drop_file, lock, sites};
 
 /// How a file is to be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -172,6 +172,6 @@ impl<S: Store> FileSystem<S> {
             task::spawn("fuse_late_flush", async move { fs.settle(&file).await });
             return;
         }
-        files.remove(&file.inode);
+        drop_file(&mut files, file);
     }
 }

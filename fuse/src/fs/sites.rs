@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use atoll_client::{ClientError, ListItem, PageSource};
 use atoll_proto::manifest::{Entry, Page};
-use atoll_proto::namespace::{Attr, DirEntry, FileKind};
+use atoll_proto::namespace::{Attr, FileKind};
 use atoll_proto::publish::{Alias, Site};
 use atoll_proto::{AliasName, ByteName, ChunkId, DeployId, InodeId, SiteName};
 use bytes::Bytes;
@@ -34,8 +34,8 @@ pub(super) fn is_virtual(inode: InodeId) -> bool {
 }
 
 /// What a virtual inode is.
-#[derive(Debug, Clone)]
-enum Node {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Node {
     Root,
     Site(SiteName),
     /// A moved alias is another inode: the kernel keeps the targets of links.
@@ -85,7 +85,7 @@ impl Node {
         InodeId(u64::from_le_bytes(number) | VIRTUAL)
     }
 
-    fn attr(&self) -> Attr {
+    pub(super) fn attr(&self) -> Attr {
         let (kind, mode) = match self {
             Self::Root | Self::Site(_) | Self::Dir { .. } => (FileKind::Directory, 0o555),
             Self::Alias(..) => (FileKind::Symlink, 0o777),
@@ -115,14 +115,20 @@ impl Node {
 
 impl Sites {
     pub(super) fn give_root(&self) -> Attr {
-        self.note(Node::Root, 1)
+        self.give(Node::Root)
     }
 
-    /// The kernel holds a noted inode once more.
-    pub(super) fn give(&self, inode: InodeId) {
-        if let Some((_, lookups)) = lock(&self.nodes).get_mut(&inode) {
-            *lookups += 1;
-        }
+    /// The kernel holds this inode once more.
+    pub(super) fn give(&self, node: Node) -> Attr {
+        let attr = node.attr();
+        lock(&self.nodes).entry(attr.inode).or_insert((node, 0)).1 += 1;
+        attr
+    }
+
+    /// How many inodes the kernel holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        lock(&self.nodes).len()
     }
 
     pub(super) fn forget(&self, inode: InodeId, lookups: u64) {
@@ -133,12 +139,6 @@ impl Sites {
                 nodes.remove(&inode);
             }
         }
-    }
-
-    fn note(&self, node: Node, lookups: u64) -> Attr {
-        let attr = node.attr();
-        lock(&self.nodes).entry(attr.inode).or_insert((node, 0)).1 += lookups;
-        attr
     }
 
     fn get(&self, inode: InodeId) -> Result<Node, FsError> {
@@ -195,7 +195,7 @@ impl<S: Store> FileSystem<S> {
             }
             Node::Alias(..) | Node::File(..) => return Err(FsError::NotADirectory),
         };
-        Ok(self.sites.note(node, 1))
+        Ok(self.sites.give(node))
     }
 
     async fn deployed_node(
@@ -244,11 +244,11 @@ impl<S: Store> FileSystem<S> {
         }
     }
 
-    /// The entries of a virtual directory and its parent.
+    /// The entries of a virtual directory and its parent. The kernel does not hold them yet.
     pub(super) async fn deployed_list(
         &self,
         inode: InodeId,
-    ) -> Result<(Vec<DirEntry>, InodeId), FsError> {
+    ) -> Result<(Vec<(ByteName, Node)>, InodeId), FsError> {
         let node = self.sites.get(inode)?;
         let mut children: Vec<(ByteName, Node)> = Vec::new();
         let parent = match node {
@@ -289,9 +289,7 @@ impl<S: Store> FileSystem<S> {
             }
             Node::Alias(..) | Node::File(..) => return Err(FsError::NotADirectory),
         };
-        // Noted without a lookup: the kernel may be given these next.
-        let entry = |(name, node)| DirEntry { name, attr: self.sites.note(node, 0) };
-        Ok((children.into_iter().map(entry).collect(), parent))
+        Ok((children, parent))
     }
 
     pub(super) async fn open_deployed(

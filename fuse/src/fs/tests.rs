@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod model;
+mod removed;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -509,6 +510,12 @@ fn deploys_are_directories_that_do_not_change() {
         }
         // Copying the root does not copy every deploy.
         assert!(list(&fs, ROOT).await.is_empty());
+
+        // Listings note nothing for the kernel to forget.
+        for attr in [sites, blog, alias, deploy, index, img, deep, svg] {
+            fs.forget(attr.inode, 1);
+        }
+        assert_eq!(fs.sites.held(), 0);
     });
 }
 

@@ -9,7 +9,7 @@ use super::word;
 fn files_go_up_move_and_come_back_as_they_were() -> Result<()> {
     let seed = seed::or(9);
     let cluster = DevCluster::builder().edges(1).shields(1).seed(seed).start()?;
-    let tree = Tree::generate(seed, 80);
+    let tree = Tree::generate(seed, 45);
     let source = cluster.work().join("tree");
     tree.write(&source)?;
     cluster.atoll(&["mkdir", "/a"])?.ok()?;

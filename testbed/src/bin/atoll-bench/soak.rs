@@ -114,7 +114,7 @@ impl<'a> Soak<'a> {
         // The only master away: operations may fail, and then their outcome is open.
         let may_fail = matches!(
             fault,
-            Some(Fault::Kill(node) | Fault::Freeze(node)) if node == Node::master(1)
+            Some(Fault::Kill(node) | Fault::Stop(node) | Fault::Freeze(node)) if node == Node::master(1)
         );
         for _ in 0..self.rng.random_range(1..4) {
             if self.rng.random_bool(0.6) {
