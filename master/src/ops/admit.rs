@@ -84,11 +84,9 @@ pub(crate) async fn prepare(
     let last = parts.pop().unwrap_or_default();
     for part in parts {
         let operation = Operation::AdmitPart(part);
-        match master.consensus.propose(&operation, context.deadline).await? {
-            Outcome::Changed { reply: Changed::Missing { ids }, .. } => {
-                return Ok(Prepared::Missing(ids));
-            }
-            _ => {}
+        let outcome = master.consensus.propose(&operation, context.deadline).await?;
+        if let Outcome::Changed { reply: Changed::Missing { ids }, .. } = outcome {
+            return Ok(Prepared::Missing(ids));
         }
     }
     Ok(Prepared::Log(LoggedChange::Admit(last)))
