@@ -156,6 +156,7 @@ const BANS: &[Ban] = &[
             "chunkserver/src/tasks/clock.rs",
             "edge/src/clock.rs",
             "fuse/src/fs/file.rs",
+            "fuse/src/kernel.rs",
             "master/src/raft/propose.rs",
             "master/src/server.rs",
             "testbed/",
