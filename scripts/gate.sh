@@ -21,7 +21,7 @@ tree_before=$(git status --porcelain 2>/dev/null || true)
 # What the tests run. A missing program fails here, by name, instead of deep inside a test.
 step_tools() {
     local missing=()
-    for program in cargo c++ git curl python3 tar rsync ip diff; do
+    for program in cargo c++ git curl python3 tar rsync ip nft diff; do
         command -v "$program" >/dev/null || missing+=("$program")
     done
     cargo clippy --version >/dev/null 2>&1 || missing+=("clippy (rustup component add clippy)")

@@ -1,12 +1,13 @@
 //! Faults as data: a scenario lists them, a failure prints them, a run repeats them.
 //!
-//! Cutting a link is not among them yet: every node listens on loopback and names its port to the
-//! others itself, so a cut needs either a proxy that nodes advertise or a network namespace each.
+//! A link is cut by the packet filter (`nft`): a node's calls leave from the port it listens on, so
+//! two ports name the link between two nodes.
 
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,8 @@ pub enum Fault {
         /// Where in the file.
         at: Offset,
     },
+    /// No packet passes between the two nodes, either way; both still reach everybody else.
+    CutLink(Node, Node),
     /// The file system of the node's data is filled. Only for one that belongs to the test.
     FillDisk {
         /// Whose data.
@@ -95,6 +98,16 @@ impl Fault {
             Self::CorruptFile { node, name_contains, at } => {
                 corrupt(&data_of(cluster, *node)?, name_contains, *at)
             }
+            Self::CutLink(one, other) => {
+                let (one, other) = (port_of(cluster, *one)?, port_of(cluster, *other)?);
+                let table = table_of(one, other);
+                nft(&format!(
+                    "add table ip {table}\n\
+                     add chain ip {table} out {{ type filter hook output priority 0; }}\n\
+                     add rule ip {table} out udp sport {one} udp dport {other} counter drop\n\
+                     add rule ip {table} out udp sport {other} udp dport {one} counter drop\n"
+                ))
+            }
             Self::FillDisk { node, leave_bytes } => fill(&data_of(cluster, *node)?, *leave_bytes),
         }
     }
@@ -108,6 +121,10 @@ impl Fault {
             Self::Kill(node) | Self::Stop(node) => Self::Start(*node).apply(cluster),
             Self::Freeze(node) => Self::Continue(*node).apply(cluster),
             Self::Start(_) | Self::Restart(_) | Self::Continue(_) => Ok(()),
+            Self::CutLink(one, other) => {
+                let table = table_of(port_of(cluster, *one)?, port_of(cluster, *other)?);
+                nft(&format!("delete table ip {table}\n"))
+            }
             Self::CorruptFile { .. } => bail!("{self:?}: healing is the cluster's part"),
             Self::FillDisk { node, .. } => {
                 let ballast = data_of(cluster, *node)?.join(BALLAST);
@@ -115,6 +132,48 @@ impl Fault {
             }
         }
     }
+}
+
+/// How many packets a cut has kept back so far.
+///
+/// # Errors
+/// When the link is not cut.
+pub fn packets_cut(cluster: &DevCluster, one: Node, other: Node) -> Result<u64> {
+    let table = table_of(port_of(cluster, one)?, port_of(cluster, other)?);
+    let listed = Command::new("nft").args(["list", "table", "ip", &table]).output()?;
+    ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let text = String::from_utf8_lossy(&listed.stdout);
+    let mut words = text.split_whitespace();
+    let mut packets = 0;
+    while let Some(word) = words.next() {
+        if word == "packets" {
+            packets += words.next().context("a number")?.parse::<u64>()?;
+        }
+    }
+    Ok(packets)
+}
+
+fn port_of(cluster: &DevCluster, node: Node) -> Result<u16> {
+    let addr = cluster.ready().addr(node).with_context(|| format!("{node} has no address"))?;
+    Ok(addr.port())
+}
+
+fn table_of(one: u16, other: u16) -> String {
+    format!("atoll_cut_{}_{}", one.min(other), one.max(other))
+}
+
+/// Hands the packet filter a script; it applies all of it or nothing.
+fn nft(script: &str) -> Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("run nft (Debian: nftables)")?;
+    child.stdin.take().context("its input")?.write_all(script.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn data_of(cluster: &DevCluster, node: Node) -> Result<PathBuf> {

@@ -18,7 +18,7 @@ pub mod tree;
 pub mod wait;
 
 pub use cluster::{DevBuilder, DevCluster};
-pub use faults::Fault;
+pub use faults::{Fault, packets_cut};
 pub use process::Outcome;
 pub use ready::{Node, NodeRole, Ready};
 pub use tree::Tree;

@@ -75,6 +75,9 @@ pub struct EdgeReady {
     pub https: SocketAddr,
     /// `/livez`, `/readyz`, `/metrics`.
     pub admin: SocketAddr,
+    /// QUIC, if told.
+    #[serde(default)]
+    pub addr: Option<SocketAddr>,
     /// Its process.
     pub pid: u32,
     /// Its data directory.
@@ -174,6 +177,17 @@ impl Ready {
                 self.chunkservers.iter().find(|c| c.id == node.id).map(|c| c.pid)
             }
             NodeRole::Edge | NodeRole::Shield => self.edge(node).map(|e| e.pid),
+        }
+    }
+
+    /// Where other nodes reach a node, and where its own calls come from.
+    pub fn addr(&self, node: Node) -> Option<SocketAddr> {
+        match node.role {
+            NodeRole::Master => self.masters.iter().find(|m| m.id == node.id).map(|m| m.addr),
+            NodeRole::Chunkserver => {
+                self.chunkservers.iter().find(|c| c.id == node.id).map(|c| c.addr)
+            }
+            NodeRole::Edge | NodeRole::Shield => self.edge(node).and_then(|e| e.addr),
         }
     }
 

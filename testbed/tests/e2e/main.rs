@@ -14,6 +14,7 @@ mod durable;
 mod files;
 mod full_disk;
 mod garbage;
+mod links;
 mod mount;
 mod online;
 mod publish;
