@@ -44,9 +44,10 @@ fn the_zone_is_answered_and_dead_edges_leave() -> Result<()> {
     ensure!(!ready.dns.is_empty(), "no name server in {ready:?}");
     for dns in &ready.dns {
         let name = format!("named.{}", dns.zone);
-        wait::until("the new site has its name", Duration::from_secs(5), || {
-            let answer = ask(dns.addr, Transport::Udp, &name, RecordType::A, None)?;
-            Ok((!answer.answers.is_empty()).then_some(()))
+        // Each name server hears of its own accord that the other edge is ready.
+        wait::until("the new site has its name and both edges", CHANGE_TIMEOUT, || {
+            let answer = ask(dns.addr, Transport::Udp, &name, RecordType::HTTPS, None)?;
+            Ok((https_ports(&answer).len() >= 2).then_some(()))
         })?;
         for transport in [Transport::Udp, Transport::Tcp] {
             let question = |name: &str, kind| ask(dns.addr, transport, name, kind, None);
