@@ -101,6 +101,7 @@ impl Node {
             free_bytes: space.free,
             total_bytes: space.total,
             corrupt_found: totals.corrupt_found,
+            ..ChunkStat::default()
         })
     }
 

@@ -14,8 +14,8 @@ use atoll_net::{
     ShutdownTrigger, shutdown,
 };
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Get, Put};
-use atoll_proto::cluster::{ClusterView, NodeInfo, NodeState, NodeView, PgTable};
-use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeState, NodeView, PgTable};
+use atoll_proto::master::{MasterRequest, MasterResponse, Orders};
 use atoll_proto::receipt::ReceiptKey;
 use atoll_proto::{
     ChunkId, ClusterId, Code, Epoch, NodeId, SessionId, WireError, WireResult, limits,
@@ -48,7 +48,7 @@ impl Master {
         table.epoch = Epoch(state.epoch);
         table.members.iter_mut().for_each(|group| group.extend(state.nodes.keys()));
         let up =
-            |info: &NodeInfo| NodeView { info: info.clone(), state: NodeState::Up, ready: true };
+            |info: &NodeInfo| NodeView { info: info.clone(), state: NodeState::Up, ready: true, duty: Duty::Active };
         ClusterView {
             cluster: state.cluster,
             index: state.registrations,
@@ -97,7 +97,7 @@ impl Service for Master {
                 });
                 let state = self.0.borrow();
                 let known = !state.forgotten;
-                MasterResponse::Heard { epoch: Epoch(state.epoch), term: 1, known }
+                MasterResponse::Heard { epoch: Epoch(state.epoch), term: 1, known, orders: Orders::default(), in_sync: None, differ: Vec::new() }
             }
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             other => return Err(WireError::invalid(format!("not in this test: {other:?}"))),

@@ -109,6 +109,7 @@ mod tests {
             },
             state: NodeState::Up,
             ready: true,
+            duty: atoll_proto::cluster::Duty::Active,
         };
         let mut table = PgTable::empty();
         table.epoch = Epoch(1);

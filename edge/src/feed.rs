@@ -130,7 +130,7 @@ fn publish(dns: &watch::Sender<Arc<DnsView>>, mut view: DnsView) {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::ClusterId;
-    use atoll_proto::cluster::{EdgeInfo, NodeInfo, NodeKind, PgTable};
+    use atoll_proto::cluster::{Duty, EdgeInfo, NodeInfo, NodeKind, PgTable};
 
     use super::*;
 
@@ -153,7 +153,7 @@ mod tests {
             weight: 1,
             edge: Some(edge),
         };
-        NodeView { info, state: NodeState::Up, ready }
+        NodeView { info, state: NodeState::Up, ready, duty: Duty::Active }
     }
 
     fn view(nodes: Vec<NodeView>) -> ClusterView {

@@ -170,7 +170,7 @@ async fn heartbeat(
     ready: bool,
     deadline: Duration,
 ) -> Result<bool, ClientError> {
-    let request = MasterRequest::Heartbeat { node, ready, stat: None };
+    let request = MasterRequest::Heartbeat { node, ready, stat: None, tree: None };
     match cluster.master(&request, deadline).await? {
         MasterResponse::Heard { known, .. } => Ok(known),
         _ => Ok(true),

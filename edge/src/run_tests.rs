@@ -13,10 +13,10 @@ use atoll_net::identity::{ClusterCa, Role};
 use atoll_net::service::{Answer, Context, Service};
 use atoll_net::shutdown::{ShutdownTrigger, pair};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
-use atoll_proto::cluster::{ClusterView, NodeState, NodeView, PgTable};
+use atoll_proto::cluster::{ClusterView, Duty, NodeState, NodeView, PgTable};
 use atoll_proto::content::Extent;
 use atoll_proto::manifest::Entry;
-use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::master::{MasterRequest, MasterResponse, Orders};
 use atoll_proto::publish::{Alias, PublishEntry, PublishEvent, Site};
 use atoll_proto::{
     AliasName, ByteName, ChunkId, ClusterId, Content, DeployId, Epoch, Seq, WireError,
@@ -113,7 +113,7 @@ impl Service for Master {
             MasterRequest::Watch { after, edge, wait_ms } => self.watch(after, edge, wait_ms).await,
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             MasterRequest::Register { info } => {
-                let node = NodeView { info, state: NodeState::Up, ready: false };
+                let node = NodeView { info, state: NodeState::Up, ready: false, duty: Duty::Active };
                 self.nodes.lock().unwrap().insert(node.info.id, node);
                 MasterResponse::Registered {
                     cluster: CLUSTER,
@@ -125,7 +125,7 @@ impl Service for Master {
             MasterRequest::Heartbeat { node, ready, .. } => {
                 let mut nodes = self.nodes.lock().unwrap();
                 let known = nodes.get_mut(&node).map(|node| node.ready = ready).is_some();
-                MasterResponse::Heard { epoch: Epoch(1), term: 1, known }
+                MasterResponse::Heard { epoch: Epoch(1), term: 1, known, orders: Orders::default(), in_sync: None, differ: Vec::new() }
             }
             _ => return Err(WireError::invalid("not in this test")),
         };
@@ -238,7 +238,7 @@ impl Cluster {
             weight: 1,
             edge: None,
         };
-        let view = NodeView { info, state: NodeState::Up, ready: true };
+        let view = NodeView { info, state: NodeState::Up, ready: true, duty: Duty::Active };
         master.nodes.lock().unwrap().insert(NodeId(1), view);
         serving.push(serve(endpoint, store.clone(), shutdown));
         let dir = tempfile::tempdir().unwrap();

@@ -73,6 +73,8 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         MasterRequest::Register { .. } | MasterRequest::Heartbeat { .. } => {
             matches!(role, Role::Chunkserver | Role::Edge)
         }
+        MasterRequest::Deltas { .. } | MasterRequest::Walk { .. } => role == Role::Chunkserver,
+        MasterRequest::Objects { .. } => role == Role::Chunkserver,
         MasterRequest::Cluster { .. } => true,
         MasterRequest::Watch { .. }
         | MasterRequest::Sites
@@ -186,11 +188,14 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
             needs(LOOK, About::Site(site))
         }
         MasterRequest::Watch { edge: None, .. } => needs(&[Verb::Read], About::Everything),
+        MasterRequest::Objects { .. } => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Tokens => needs(&[Verb::Admin], About::Everything),
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
+        | MasterRequest::Deltas { .. }
+        | MasterRequest::Walk { .. }
         | MasterRequest::Raft { .. } => None,
     }
 }
@@ -202,7 +207,10 @@ fn needs_change(change: &Change) -> Needs<'_> {
         Change::Admit { .. } => {
             Needs { verbs: &[Verb::Write, Verb::Deploy], about: About::Anything }
         }
-        Change::TokenCreate { .. } | Change::TokenRemove { .. } => {
+        Change::TokenCreate { .. }
+        | Change::TokenRemove { .. }
+        | Change::Node(_)
+        | Change::Upkeep(_) => {
             Needs { verbs: &[Verb::Admin], about: About::Everything }
         }
         Change::Site(op) => {
@@ -272,7 +280,7 @@ mod tests {
     fn no_token_makes_a_user_a_node() {
         let all = grant(&[Verb::Read, Verb::Write, Verb::Deploy, Verb::Admin], None);
         let edge = MasterRequest::Watch { after: Seq(0), edge: Some(NodeId(1)), wait_ms: 0 };
-        let beat = MasterRequest::Heartbeat { node: NodeId(1), ready: true, stat: None };
+        let beat = MasterRequest::Heartbeat { node: NodeId(1), ready: true, stat: None, tree: None };
         let raft = MasterRequest::Raft { message: bytes::Bytes::new() };
         for request in [edge, beat, raft] {
             assert!(check_grant(&all, &request, 0).is_err());

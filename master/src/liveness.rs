@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use atoll_proto::chunk::ChunkStat;
-use atoll_proto::cluster::{NodeInfo, NodeKind, NodeState, NodeView};
+use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView};
 use atoll_proto::{NodeId, Seq, limits};
 use tokio::time::Instant;
 
@@ -140,7 +140,7 @@ impl Liveness {
     pub(crate) fn views(&self, nodes: Vec<NodeInfo>, now: Instant) -> Vec<NodeView> {
         let view = |info: NodeInfo| {
             let (state, ready) = self.state(info.id, now);
-            NodeView { info, state, ready }
+            NodeView { info, state, ready, duty: Duty::Active }
         };
         nodes.into_iter().map(view).collect()
     }

@@ -160,7 +160,7 @@ impl Master {
                 wait_applied::wait_applied(self, context, seq, wait_ms).await
             }
             MasterRequest::Register { info } => register::register(self, context, info).await,
-            MasterRequest::Heartbeat { node, ready, stat } => {
+            MasterRequest::Heartbeat { node, ready, stat, tree: _ } => {
                 heartbeat::heartbeat(self, context, node, ready, stat)
             }
             MasterRequest::Status => status::status(self).await,
@@ -168,6 +168,9 @@ impl Master {
                 self.consensus.read().await?;
                 tokens::list(self)
             }
+            MasterRequest::Deltas { .. }
+            | MasterRequest::Walk { .. }
+            | MasterRequest::Objects { .. } => Err(WireError::unavailable("not built yet")),
             MasterRequest::Raft { .. } => Err(WireError::internal("answered elsewhere")),
         }
     }
@@ -197,6 +200,9 @@ impl Service for MasterService {
             MasterRequest::Status => "status",
             MasterRequest::Tokens => "tokens",
             MasterRequest::Raft { .. } => "raft",
+            MasterRequest::Deltas { .. } => "deltas",
+            MasterRequest::Walk { .. } => "walk",
+            MasterRequest::Objects { .. } => "objects",
         }
     }
 

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChunkId, Epoch, NodeId, SessionId, receipt::Receipt};
+use crate::{
+    ChunkId, Epoch, NodeId, SessionId,
+    receipt::Receipt,
+    tree::{Ask, Found},
+};
 
 /// A request to a chunkserver. Variant numbers are stable on the wire: only append.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +24,21 @@ pub enum ChunkRequest {
     },
     /// How the server does.
     Stat,
+    /// Between servers: steps down the tree of what this one has that is live, so that a new
+    /// member learns from an old one what to fetch.
+    Walk {
+        /// Epoch of the placement table the sender used.
+        epoch: Epoch,
+        /// At most `limits::WALK_ASKS_MAX`; of `Ask::Tops` and `Ask::Groups` none.
+        asks: Vec<Ask>,
+    },
+    /// Chunks that are live and lacking here, for `fsck`.
+    Lacking {
+        /// Only ids after this one.
+        after: Option<ChunkId>,
+        /// At most this many (and at most `limits::PUT_CHUNKS_MAX`).
+        limit: u32,
+    },
 }
 
 /// Store chunks: sent once by the client to the head, which relays to the other members.
@@ -83,6 +102,28 @@ pub enum ChunkResponse {
     Present(Vec<bool>),
     /// To `Stat`.
     Stat(ChunkStat),
+    /// To `Walk`: one answer per question.
+    Found {
+        /// Log index up to which the answering server has applied the master's deltas.
+        index: u64,
+        /// One entry per ask.
+        found: Vec<Found>,
+    },
+    /// To `Lacking`, sorted by id.
+    Lacking(Vec<Lacking>),
+}
+
+/// A live chunk that a member does not have in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// Which.
+    pub id: ChunkId,
+    /// Its bytes are here, but wrong.
+    pub corrupt: bool,
+    /// How often fetching it from all the others failed since the server started.
+    pub attempts: u32,
+    /// It was given up: it is tried again only rarely.
+    pub dead: bool,
 }
 
 /// How a chunkserver does; also sent with heartbeats.
@@ -98,4 +139,27 @@ pub struct ChunkStat {
     pub total_bytes: u64,
     /// Chunks found with a wrong hash since it was set up.
     pub corrupt_found: u64,
+    /// Live chunks of its groups that it lacks, dead letters among them.
+    pub lacking: u64,
+    /// Those that were given up after trying all sources again and again.
+    pub dead_letters: u64,
+    /// Chunks in quarantine.
+    pub quarantined: u64,
+    /// Chunks fetched from peers because they were lacking, since it was set up.
+    pub repaired: u64,
+    /// Seconds since the byte that waits longest for verification was last verified; `None`
+    /// while it has no chunk.
+    pub oldest_unverified_s: Option<u64>,
+    /// The last scrub order (see `Orders::scrub`) that was carried out completely.
+    pub scrubbed: u64,
+    /// Bytes of comparison sent: roots and walks, both ways.
+    pub compared_bytes: u64,
+    /// Roots compared.
+    pub roots_compared: u64,
+    /// Roots that differed.
+    pub mismatches: u64,
+    /// Why dropping chunks has stopped until an operator releases it; `None` while it has not.
+    pub halted: Option<String>,
+    /// A store that could not be read was set aside, and this one is being filled anew.
+    pub refilling: bool,
 }

@@ -64,6 +64,19 @@ pub struct EdgeInfo {
     pub https_port: u16,
 }
 
+/// What the operator wants of a chunkserver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    /// It keeps its share of the data.
+    #[default]
+    Active,
+    /// Its groups move to others; it serves until they have.
+    Draining,
+    /// It was gone for so long, or was replaced: its groups go to others without waiting for it.
+    Gone,
+}
+
 /// A node and how it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
@@ -73,6 +86,8 @@ pub struct NodeView {
     pub state: NodeState,
     /// Whether it says it can do its work (an edge: has the publish log and a certificate).
     pub ready: bool,
+    /// What the operator wants of it.
+    pub duty: Duty,
 }
 
 /// The members of every placement group. Stored in the replicated state; placement code only
@@ -83,17 +98,31 @@ pub struct PgTable {
     pub epoch: Epoch,
     /// One list of ordered members per placement group, [`PG_COUNT`] of them.
     pub members: Vec<Vec<NodeId>>,
+    /// Groups on the move, sorted: who had the chunks before and is not a member any more. They
+    /// are read from, not written to, until every member is known to have everything.
+    pub leaving: Vec<(PgId, Vec<NodeId>)>,
 }
 
 impl PgTable {
     /// A table without members, for a cluster that has no chunkservers yet.
     pub fn empty() -> Self {
-        Self { epoch: Epoch(0), members: vec![Vec::new(); usize::from(PG_COUNT)] }
+        Self { epoch: Epoch(0), members: vec![Vec::new(); usize::from(PG_COUNT)], leaving: Vec::new() }
     }
 
     /// The members of a placement group, in order of preference.
     pub fn of(&self, pg: PgId) -> &[NodeId] {
         self.members.get(usize::from(pg.0)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who had the chunks of a group before its move and still has them.
+    pub fn leaving(&self, pg: PgId) -> &[NodeId] {
+        let at = self.leaving.binary_search_by_key(&pg, |(pg, _)| *pg);
+        at.map_or(&[], |at| self.leaving[at].1.as_slice())
+    }
+
+    /// Everybody a chunk of the group may be read from: members first.
+    pub fn readers(&self, pg: PgId) -> impl Iterator<Item = NodeId> {
+        self.of(pg).iter().chain(self.leaving(pg)).copied()
     }
 
     /// How many members must have a chunk on disk before a write is acknowledged.

@@ -19,6 +19,7 @@ pub mod name;
 pub mod namespace;
 pub mod publish;
 pub mod receipt;
+pub mod tree;
 
 pub use content::Content;
 pub use error::{Code, Fault, Retry, WireError, WireResult};

@@ -51,6 +51,17 @@ pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
 /// Most entries of the publish log in one reply.
 pub const WATCH_ENTRIES_MAX: usize = 512;
 
+/// Most deltas in one answer, beyond which no further log index is begun.
+pub const DELTAS_MAX: usize = 16_384;
+/// Most deltas the master keeps; who is further behind compares trees.
+pub const DELTAS_KEPT: u64 = 2_000_000;
+/// Most questions in one step of a walk.
+pub const WALK_ASKS_MAX: usize = 512;
+/// Most ids in the answers to one step of a walk; asks beyond are answered `Unavailable`.
+pub const WALK_IDS_MAX: usize = 65_536;
+/// Most groups whose roots one heartbeat carries.
+pub const REPORT_GROUPS_MAX: usize = 1024;
+
 /// Copies a chunk has when there are enough chunkservers.
 pub const REPLICAS: usize = 3;
 /// Copies that must be on disk before a write is acknowledged, when there are that many servers.
@@ -58,6 +69,17 @@ pub const REPLICAS_DURABLE: usize = 2;
 
 /// How long a receipt may be used in a commit.
 pub const RECEIPT_LIFETIME: Duration = Duration::from_secs(6 * 3600);
+/// A chunk that was put and never became live is kept for this long: longer than any receipt for
+/// it may be used, with room for clocks that differ.
+pub const PENDING_LIFETIME: Duration = Duration::from_secs(8 * 3600);
+/// How long a chunk without references stays in the object table before it is collected.
+pub const UNREFERENCED_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How long a collected chunk's bytes are kept in quarantine.
+pub const QUARANTINE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A pass that would drop more than this share of a group, in percent, stops ...
+pub const DROP_PERCENT_MAX: u64 = 1;
+/// ... if it is also more than this many chunks.
+pub const DROP_CHUNKS_MAX: u64 = 64;
 /// A session without a request for this long is forgotten.
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How often nodes send heartbeats to the master.
@@ -80,4 +102,8 @@ const _: () = assert!(PAGE_BYTES_MAX < CHUNK_BYTES_MIN as usize);
 const _: () = assert!(IDS_MAX * 40 < HEAD_BYTES_MAX);
 const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);
 const _: () = assert!(REPLICAS_DURABLE <= REPLICAS);
+const _: () = assert!(PENDING_LIFETIME.as_secs() > RECEIPT_LIFETIME.as_secs());
+const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs());
+const _: () = assert!(WALK_IDS_MAX * 34 < HEAD_BYTES_MAX);
+const _: () = assert!(DELTAS_MAX * 48 < HEAD_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < HEARTBEAT_LOST.as_millis());

@@ -4,12 +4,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChunkId, ClusterId, DeployId, Epoch, NodeId, Seq, SessionId, SiteName,
+    ChunkId, ClusterId, DeployId, Epoch, NodeId, PgId, Seq, SessionId, SiteName,
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
+    tree::{Ask, Digest, Found},
 };
 
 /// A request to a master. Variant numbers are stable on the wire: only append.
@@ -90,6 +91,8 @@ pub enum MasterRequest {
         ready: bool,
         /// For chunkservers.
         stat: Option<ChunkStat>,
+        /// For chunkservers that have applied the deltas so far: what they have.
+        tree: Option<TreeReport>,
     },
     /// How the cluster does. Answered with `Status`.
     Status,
@@ -100,6 +103,122 @@ pub enum MasterRequest {
         /// Encoded by the master.
         message: Bytes,
     },
+    /// From a chunkserver: which chunks of its groups became live or were collected after this
+    /// log index. Waits until there is one, or `wait_ms`. Answered with `Deltas`.
+    Deltas {
+        /// Which node.
+        node: NodeId,
+        /// The last log index whose deltas it has applied.
+        after: u64,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
+    /// From a chunkserver: steps down the tree of what its groups should have. Answered with
+    /// `Walked`.
+    Walk {
+        /// Which node.
+        node: NodeId,
+        /// Epoch of the placement table it goes by.
+        epoch: Epoch,
+        /// The log index up to which it has applied the deltas: a group that changed later is
+        /// answered with `Found::Moved`.
+        index: u64,
+        /// At most `limits::WALK_ASKS_MAX`.
+        asks: Vec<Ask>,
+    },
+    /// What the object table says of these chunks, linearizable. Answered with `Objects`.
+    Objects {
+        /// At most `limits::PUT_CHUNKS_MAX`.
+        ids: Vec<ChunkId>,
+    },
+}
+
+/// What a chunkserver has of what its groups should have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeReport {
+    /// Epoch of the placement table that says which groups it keeps.
+    pub epoch: Epoch,
+    /// The log index up to which it has applied the deltas.
+    pub index: u64,
+    /// Root over the roots of its groups (`tree::NodeTree`).
+    pub root: Digest,
+    /// The groups that changed since the last report that was answered, with their roots; at most
+    /// `limits::REPORT_GROUPS_MAX`. All of its groups in turn while the master says that `root`
+    /// differs. Empty when nothing changes: then a report is less than 64 bytes.
+    pub groups: Vec<(PgId, Digest)>,
+}
+
+/// What the master wants of a chunkserver beside its table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// Nothing may be moved to quarantine or deleted.
+    pub frozen: bool,
+    /// Grows when an operator releases what was halted or frozen: a server that halted under a
+    /// smaller number goes on, once.
+    pub release: u64,
+    /// Grows when an operator asks for a scrub: verify everything now, then report this number.
+    pub scrub: u64,
+}
+
+/// A chunk became live, or was collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delta {
+    /// Log index of the change.
+    pub index: u64,
+    /// Which chunk.
+    pub id: ChunkId,
+    /// True: the cluster must keep it from now on. False: it was collected.
+    pub live: bool,
+}
+
+/// What the object table says of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectView {
+    /// How many files, pages, lists and deploys refer to it.
+    pub refs: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// What it holds.
+    pub kind: ObjectKind,
+}
+
+/// What an operator wants of chunkservers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeOp {
+    /// Move its groups to others; it can be removed once they have moved.
+    Drain {
+        /// Which.
+        node: NodeId,
+    },
+    /// It keeps its share again.
+    Undrain {
+        /// Which.
+        node: NodeId,
+    },
+    /// It will not come back: its groups go to others at once.
+    Lose {
+        /// Which.
+        node: NodeId,
+    },
+    /// Forget a node that keeps no group. Its number is never used again.
+    Remove {
+        /// Which.
+        node: NodeId,
+    },
+}
+
+/// What an operator wants of collection, repair and scrubbing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpkeepOp {
+    /// Nothing is collected and no server drops anything until `Release`.
+    Freeze {
+        /// Why, for `status`.
+        reason: String,
+    },
+    /// What was frozen or halted goes on.
+    Release,
+    /// Verify every chunk now.
+    Scrub,
 }
 
 /// A change to the replicated state.
@@ -130,6 +249,10 @@ pub enum Change {
         /// The id `Tokens` shows.
         id: u64,
     },
+    /// Of chunkservers. Answered with `Node`.
+    Node(NodeOp),
+    /// Of collection and scrubbing. Answered with `Upkeep`.
+    Upkeep(UpkeepOp),
 }
 
 /// A page or list chunk to admit. A chunk of kind `Data` has no children and needs only cover: an
@@ -267,6 +390,13 @@ pub enum MasterResponse {
         term: u64,
         /// False: the master does not know this node; register again.
         known: bool,
+        /// What is wanted of it, for chunkservers.
+        orders: Orders,
+        /// To a report: whether the roots are equal; `None` when they cannot be compared now
+        /// (another epoch, or a group changed after the report's index).
+        in_sync: Option<bool>,
+        /// The groups among those reported whose roots differ at the same index.
+        differ: Vec<PgId>,
     },
     /// To `Status`.
     Status(Box<Status>),
@@ -277,6 +407,19 @@ pub enum MasterResponse {
         /// Encoded by the master.
         message: Bytes,
     },
+    /// To `Deltas`: in order of the log, those of the asker's groups only.
+    Deltas {
+        /// At most `limits::DELTAS_MAX`; all of one log index are in one answer.
+        deltas: Vec<Delta>,
+        /// Everything up to this log index is in `deltas`.
+        upto: u64,
+        /// The feed does not reach back to `after`: what is missing must be found by comparing.
+        gap: bool,
+    },
+    /// To `Walk`: one answer per question.
+    Walked(Vec<Found>),
+    /// To `Objects`: one entry per id asked; `None` for one that is not kept.
+    Objects(Vec<Option<ObjectView>>),
 }
 
 /// What came of a [`Change`].
@@ -301,6 +444,13 @@ pub enum Changed {
     },
     /// A token was removed.
     TokenRemoved,
+    /// A chunkserver's duty changed.
+    Node,
+    /// Collection was frozen or released, or a scrub was asked for.
+    Upkeep {
+        /// For a scrub: the number that servers report once they have carried it out.
+        scrub: u64,
+    },
 }
 
 /// How the cluster does, as the leader sees it. The CLI turns it into the JSON of the contract.
@@ -330,6 +480,14 @@ pub struct Status {
     pub sites: u64,
     /// Latest deploy of each production alias, for the overview.
     pub current: Vec<(SiteName, DeployId)>,
+    /// Groups that are moving to other members.
+    pub groups_moving: u32,
+    /// Why collection is frozen; `None` while it is not.
+    pub frozen: Option<String>,
+    /// Chunks that nothing refers to and that wait to be collected.
+    pub chunks_unreferenced: u64,
+    /// The last scrub asked for (see `Orders::scrub`).
+    pub scrub: u64,
 }
 
 /// One master.
@@ -356,6 +514,13 @@ pub struct ChunkserverStatus {
     pub up: bool,
     /// What it last told.
     pub stat: ChunkStat,
+    /// What the operator wants of it.
+    pub duty: crate::cluster::Duty,
+    /// Whether it was last found to have exactly what its groups should have; `None` when that
+    /// could not be compared since this master leads.
+    pub in_sync: Option<bool>,
+    /// Groups it is a member of.
+    pub groups: u32,
 }
 
 /// One edge.

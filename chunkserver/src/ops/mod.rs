@@ -46,6 +46,8 @@ impl Service for ChunkService {
             ChunkRequest::GetMany(_) => "get_many",
             ChunkRequest::Has { .. } => "has",
             ChunkRequest::Stat => "stat",
+            ChunkRequest::Walk { .. } => "walk",
+            ChunkRequest::Lacking { .. } => "lacking",
         }
     }
 
@@ -63,6 +65,9 @@ impl Service for ChunkService {
             ChunkRequest::GetMany(many) => get_many::get_many(node, many).await,
             ChunkRequest::Has { ids } => has::has(node, ids).await,
             ChunkRequest::Stat => stat::stat(node).await,
+            ChunkRequest::Walk { .. } | ChunkRequest::Lacking { .. } => {
+                Err(WireError::unavailable("not built yet"))
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use atoll_net::{ClusterCa, Context, Endpoint, Peer, Role, Service, TraceContext};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, ChunkStat, Get, GetMany, Put};
-use atoll_proto::cluster::{ClusterView, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::receipt::ReceiptKey;
 use atoll_proto::{
     ChunkId, ClusterId, Code, Epoch, NodeId, Retry, SessionId, WireError, WireResult, limits,
@@ -123,7 +123,7 @@ fn view(members: &[NodeId]) -> ClusterView {
         cluster: CLUSTER,
         index: 1,
         chunk_bytes: limits::CHUNK_BYTES,
-        nodes: vec![NodeView { info, state: NodeState::Up, ready: true }],
+        nodes: vec![NodeView { info, state: NodeState::Up, ready: true, duty: Duty::Active }],
         table,
         zone: None,
         url_template: None,

@@ -46,7 +46,7 @@ pub(crate) async fn keep_in_touch(
         () = shutdown.wait() => {}
     }
     readiness.send_replace(Readiness::not("stopping"));
-    let farewell = MasterRequest::Heartbeat { node: node.id, ready: false, stat: None };
+    let farewell = MasterRequest::Heartbeat { node: node.id, ready: false, stat: None, tree: None };
     if let Err(error) = node.masters.ask(&farewell, FAREWELL_DEADLINE).await {
         tracing::debug!(%error, "no master heard that this node stops");
     }
@@ -135,9 +135,9 @@ async fn beat(node: &Node) -> Result<bool, String> {
     metrics::gauge!("atoll_chunk_free_bytes").set(stat.free_bytes as f64);
     metrics::gauge!("atoll_chunk_corrupt_found").set(stat.corrupt_found as f64);
     let ready = node.receipt_key().is_ok();
-    let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat) };
+    let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat), tree: None };
     let answer = node.masters.ask(&request, HEARTBEAT_DEADLINE).await;
-    let MasterResponse::Heard { epoch, term, known } = answer.map_err(|error| error.to_string())?
+    let MasterResponse::Heard { epoch, term, known, .. } = answer.map_err(|error| error.to_string())?
     else {
         return Err("the master answered with the wrong kind of message".to_owned());
     };

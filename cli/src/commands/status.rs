@@ -309,6 +309,9 @@ mod tests {
                 zone: "z1".into(),
                 up: true,
                 stat: ChunkStat { chunks: 3, bytes: 30, corrupt_found: 1, ..ChunkStat::default() },
+                duty: atoll_proto::cluster::Duty::Active,
+                in_sync: Some(true),
+                groups: 4096,
             }],
             edges: vec![EdgeStatus {
                 id: NodeId(101),
@@ -328,6 +331,10 @@ mod tests {
             publish_seq: Seq(7),
             sites: 1,
             current: vec![],
+            groups_moving: 0,
+            frozen: None,
+            chunks_unreferenced: 0,
+            scrub: 0,
         }
     }
 

@@ -113,6 +113,7 @@ async fn prepare(
             tokens::check_grant(&grant)?;
             Ok(Prepared::Log(LoggedChange::TokenCreate { hash, grant }))
         }
+        Change::Node(_) | Change::Upkeep(_) => Err(WireError::unavailable("not built yet")),
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
     }
 }
@@ -179,7 +180,7 @@ fn grows(change: &Change) -> bool {
         ),
         Change::Site(op) => matches!(op, SiteOp::Create { .. } | SiteOp::Publish { .. }),
         Change::Admit { .. } | Change::TokenCreate { .. } => true,
-        Change::TokenRemove { .. } => false,
+        Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) => false,
     }
 }
 

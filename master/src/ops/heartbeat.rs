@@ -4,7 +4,7 @@ use atoll_net::Context;
 use atoll_proto::NodeId;
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::error::WireResult;
-use atoll_proto::master::MasterResponse;
+use atoll_proto::master::{MasterResponse, Orders};
 use tokio::time::Instant;
 
 use super::change::store_failed;
@@ -25,5 +25,5 @@ pub(crate) fn heartbeat(
         master.liveness().heard(node, ready, stat, Instant::now());
     }
     let epoch = groups::epoch(&*state).map_err(store_failed)?;
-    Ok(MasterResponse::Heard { epoch, term: master.consensus.term(), known })
+    Ok(MasterResponse::Heard { epoch, term: master.consensus.term(), known, orders: Orders::default(), in_sync: None, differ: Vec::new() })
 }

@@ -36,6 +36,9 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
                     zone: info.zone.clone(),
                     up,
                     stat: liveness.stat(info.id),
+                    duty: node.duty,
+                    in_sync: None,
+                    groups: 0,
                 }),
                 NodeKind::Edge => {
                     let serves = info.edge.as_ref().is_some_and(|edge| edge.serves);
@@ -81,6 +84,10 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         publish_seq: publish_log::last(&view).map_err(store_failed)?,
         sites: all.len() as u64,
         current: current.map(|alias| (alias.site, alias.deploy)).collect(),
+        groups_moving: 0,
+        frozen: None,
+        chunks_unreferenced: 0,
+        scrub: 0,
     };
     Ok(MasterResponse::Status(Box::new(status)))
 }

@@ -85,6 +85,11 @@ const FENCES: &[Fence] = &[
         instead: "add the operation to the store in rocks.rs and call that",
     },
     Fence {
+        marks: &["rs_merkle::", "use rs_merkle;"],
+        inside: &["proto/src/tree.rs"],
+        instead: "compare by the trees of atoll-proto",
+    },
+    Fence {
         marks: &["openraft::", "use openraft;"],
         // The tests and the metadata family name log ids as the protocol does.
         inside: &["master/src/raft/", "master/src/ops/tests.rs", "master/src/store/meta.rs"],
