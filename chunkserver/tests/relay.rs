@@ -47,8 +47,12 @@ impl Master {
         let mut table = PgTable::empty();
         table.epoch = Epoch(state.epoch);
         table.members.iter_mut().for_each(|group| group.extend(state.nodes.keys()));
-        let up =
-            |info: &NodeInfo| NodeView { info: info.clone(), state: NodeState::Up, ready: true, duty: Duty::Active };
+        let up = |info: &NodeInfo| NodeView {
+            info: info.clone(),
+            state: NodeState::Up,
+            ready: true,
+            duty: Duty::Active,
+        };
         ClusterView {
             cluster: state.cluster,
             index: state.registrations,
@@ -97,7 +101,14 @@ impl Service for Master {
                 });
                 let state = self.0.borrow();
                 let known = !state.forgotten;
-                MasterResponse::Heard { epoch: Epoch(state.epoch), term: 1, known, orders: Orders::default(), in_sync: None, differ: Vec::new() }
+                MasterResponse::Heard {
+                    epoch: Epoch(state.epoch),
+                    term: 1,
+                    known,
+                    orders: Orders::default(),
+                    in_sync: None,
+                    differ: Vec::new(),
+                }
             }
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             other => return Err(WireError::invalid(format!("not in this test: {other:?}"))),

@@ -113,7 +113,8 @@ impl Service for Master {
             MasterRequest::Watch { after, edge, wait_ms } => self.watch(after, edge, wait_ms).await,
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             MasterRequest::Register { info } => {
-                let node = NodeView { info, state: NodeState::Up, ready: false, duty: Duty::Active };
+                let node =
+                    NodeView { info, state: NodeState::Up, ready: false, duty: Duty::Active };
                 self.nodes.lock().unwrap().insert(node.info.id, node);
                 MasterResponse::Registered {
                     cluster: CLUSTER,
@@ -125,7 +126,14 @@ impl Service for Master {
             MasterRequest::Heartbeat { node, ready, .. } => {
                 let mut nodes = self.nodes.lock().unwrap();
                 let known = nodes.get_mut(&node).map(|node| node.ready = ready).is_some();
-                MasterResponse::Heard { epoch: Epoch(1), term: 1, known, orders: Orders::default(), in_sync: None, differ: Vec::new() }
+                MasterResponse::Heard {
+                    epoch: Epoch(1),
+                    term: 1,
+                    known,
+                    orders: Orders::default(),
+                    in_sync: None,
+                    differ: Vec::new(),
+                }
             }
             _ => return Err(WireError::invalid("not in this test")),
         };

@@ -210,9 +210,7 @@ fn needs_change(change: &Change) -> Needs<'_> {
         Change::TokenCreate { .. }
         | Change::TokenRemove { .. }
         | Change::Node(_)
-        | Change::Upkeep(_) => {
-            Needs { verbs: &[Verb::Admin], about: About::Everything }
-        }
+        | Change::Upkeep(_) => Needs { verbs: &[Verb::Admin], about: About::Everything },
         Change::Site(op) => {
             let (verbs, site): (&'static [Verb], _) = match op {
                 SiteOp::Create { site, .. }
@@ -280,7 +278,8 @@ mod tests {
     fn no_token_makes_a_user_a_node() {
         let all = grant(&[Verb::Read, Verb::Write, Verb::Deploy, Verb::Admin], None);
         let edge = MasterRequest::Watch { after: Seq(0), edge: Some(NodeId(1)), wait_ms: 0 };
-        let beat = MasterRequest::Heartbeat { node: NodeId(1), ready: true, stat: None, tree: None };
+        let beat =
+            MasterRequest::Heartbeat { node: NodeId(1), ready: true, stat: None, tree: None };
         let raft = MasterRequest::Raft { message: bytes::Bytes::new() };
         for request in [edge, beat, raft] {
             assert!(check_grant(&all, &request, 0).is_err());

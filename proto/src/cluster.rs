@@ -106,7 +106,11 @@ pub struct PgTable {
 impl PgTable {
     /// A table without members, for a cluster that has no chunkservers yet.
     pub fn empty() -> Self {
-        Self { epoch: Epoch(0), members: vec![Vec::new(); usize::from(PG_COUNT)], leaving: Vec::new() }
+        Self {
+            epoch: Epoch(0),
+            members: vec![Vec::new(); usize::from(PG_COUNT)],
+            leaving: Vec::new(),
+        }
     }
 
     /// The members of a placement group, in order of preference.

@@ -173,7 +173,11 @@ impl NodeTree {
         };
         let leaves: Vec<Digest> = (0..PG_COUNT).map(leaf).collect();
         let layers = layers(&leaves);
-        Self { root: layer_of(&layers, 1)[0], tops: layer_of(&layers, TOPS).to_vec(), roots: leaves }
+        Self {
+            root: layer_of(&layers, 1)[0],
+            tops: layer_of(&layers, TOPS).to_vec(),
+            roots: leaves,
+        }
     }
 
     /// Sums up everything the node keeps.
@@ -312,8 +316,9 @@ mod tests {
         assert_eq!(NodeTree::new(&roots, |pg| pg != PgId(70)), empty);
         let other = NodeTree::new(&roots, |_| true);
         assert_ne!(other.root(), empty.root());
-        let differ: Vec<u8> =
-            (0..64).filter(|top| other.tops()[usize::from(*top)] != empty.tops()[usize::from(*top)]).collect();
+        let differ: Vec<u8> = (0..64)
+            .filter(|top| other.tops()[usize::from(*top)] != empty.tops()[usize::from(*top)])
+            .collect();
         assert_eq!(differ, [1]);
         let (first, groups) = other.groups(1);
         assert_eq!((first, groups.len(), groups[6]), (PgId(64), 64, [1; 32]));

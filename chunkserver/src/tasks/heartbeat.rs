@@ -137,7 +137,8 @@ async fn beat(node: &Node) -> Result<bool, String> {
     let ready = node.receipt_key().is_ok();
     let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat), tree: None };
     let answer = node.masters.ask(&request, HEARTBEAT_DEADLINE).await;
-    let MasterResponse::Heard { epoch, term, known, .. } = answer.map_err(|error| error.to_string())?
+    let MasterResponse::Heard { epoch, term, known, .. } =
+        answer.map_err(|error| error.to_string())?
     else {
         return Err("the master answered with the wrong kind of message".to_owned());
     };

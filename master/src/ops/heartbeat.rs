@@ -25,5 +25,12 @@ pub(crate) fn heartbeat(
         master.liveness().heard(node, ready, stat, Instant::now());
     }
     let epoch = groups::epoch(&*state).map_err(store_failed)?;
-    Ok(MasterResponse::Heard { epoch, term: master.consensus.term(), known, orders: Orders::default(), in_sync: None, differ: Vec::new() })
+    Ok(MasterResponse::Heard {
+        epoch,
+        term: master.consensus.term(),
+        known,
+        orders: Orders::default(),
+        in_sync: None,
+        differ: Vec::new(),
+    })
 }

@@ -285,7 +285,8 @@ impl ServerNode {
 
     pub(super) async fn heartbeat(&self, master: SocketAddr) -> MasterResponse {
         let stat = ChunkStat { total_bytes: 3000, free_bytes: 1500, ..ChunkStat::default() };
-        let request = MasterRequest::Heartbeat { node: self.id, ready: true, stat: Some(stat), tree: None };
+        let request =
+            MasterRequest::Heartbeat { node: self.id, ready: true, stat: Some(stat), tree: None };
         let options = call_options(None);
         let called = self.endpoint.call(master, Role::Master, &request, Vec::new(), options);
         called.await.unwrap().0
