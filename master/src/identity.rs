@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::raft::state::{sync_directory, write_durably};
-use crate::store::FORMAT_VERSION;
+use crate::store::{FORMAT_VERSION, FORMAT_VERSION_MIN};
 
 const FILE: &str = "master.json";
 
@@ -52,10 +52,10 @@ pub(crate) fn check(config: &Config) -> Result<bool, DataError> {
     };
     let found: DataIdentity =
         serde_json::from_str(&text).map_err(|error| wrong(format!("{FILE}: {error}")))?;
-    if found.format != FORMAT_VERSION {
+    if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&found.format) {
         return Err(wrong(format!(
-            "it has format {}, this program reads format {FORMAT_VERSION}: use the version that \
-             wrote it",
+            "it has format {}, this program reads {FORMAT_VERSION_MIN} to {FORMAT_VERSION}: use \
+             the version that wrote it",
             found.format
         )));
     }

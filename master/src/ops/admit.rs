@@ -175,6 +175,14 @@ fn split(pages: Vec<AdmittedPage>, covered: &HashMap<ChunkId, u32>) -> Vec<Admis
     parts
 }
 
+/// The chunks that a page or list refers to, each once.
+///
+/// # Errors
+/// When the bytes are not what the kind says.
+pub(crate) fn children(id: ChunkId, kind: ObjectKind, bytes: &Bytes) -> WireResult<Vec<Child>> {
+    Ok(read_page(&AdmitPage { id, kind }, bytes)?.children)
+}
+
 /// Decodes a page and lists its children.
 fn read_page(page: &AdmitPage, bytes: &Bytes) -> WireResult<AdmittedPage> {
     let malformed = |error: atoll_proto::Malformed| {
@@ -276,9 +284,9 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, admission: &Admission) -
         }
         check_children(tx, page, &covered)?;
         for child in &page.children {
-            objects::add_ref(tx, &child.id, child.len, child.kind)?;
+            objects::add_ref(tx, now, &child.id, child.len, child.kind)?;
         }
-        objects::set_kind(tx, &page.id, page.len, page.kind, now.index)?;
+        objects::set_kind(tx, now, &page.id, page.len, page.kind)?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ const SECOND: u64 = 1_000_000_000;
 /// A state machine fed by hand.
 pub(crate) struct Machine {
     pub(crate) store: TestStore,
-    index: u64,
+    pub(crate) index: u64,
     number: u64,
     at_ns: u64,
 }
@@ -93,7 +93,7 @@ impl Machine {
         }
     }
 
-    fn create(&mut self, parent: InodeId, name: &str) -> InodeId {
+    pub(crate) fn create(&mut self, parent: InodeId, name: &str) -> InodeId {
         let op = NamespaceOp::Create {
             parent,
             name: name.into(),
@@ -104,7 +104,7 @@ impl Machine {
         inode_of(self.namespace(op).unwrap())
     }
 
-    fn site(&mut self, op: SiteOp) -> Result<Published, WireError> {
+    pub(crate) fn site(&mut self, op: SiteOp) -> Result<Published, WireError> {
         let root = Some(RootFacts { files: 3, bytes: 9 });
         match self.change(LoggedChange::Site { op, root })? {
             Changed::Site(published) => Ok(published),
@@ -112,19 +112,32 @@ impl Machine {
         }
     }
 
-    fn publish(
+    pub(crate) fn publish(
         &mut self,
         deploy: DeployId,
         if_current: Option<Option<DeployId>>,
     ) -> Result<Published, WireError> {
-        self.site(SiteOp::Publish {
+        match self.try_publish(deploy, if_current)? {
+            Changed::Site(published) => Ok(published),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn try_publish(
+        &mut self,
+        deploy: DeployId,
+        if_current: Option<Option<DeployId>>,
+    ) -> Result<Changed, WireError> {
+        let op = SiteOp::Publish {
             site: "blog".parse().unwrap(),
             alias: AliasName::production(),
             deploy,
             if_current,
             message: "m".into(),
             create: true,
-        })
+        };
+        let root = Some(RootFacts { files: 3, bytes: 9 });
+        self.change(LoggedChange::Site { op, root })
     }
 
     fn move_alias(&mut self, deploy: Option<DeployId>) -> Result<Published, WireError> {
@@ -137,7 +150,7 @@ impl Machine {
     }
 
     /// Admits a page of this name with one data chunk of its own and one shared one.
-    fn page(&mut self, name: &str) -> DeployId {
+    pub(crate) fn page(&mut self, name: &str) -> DeployId {
         let own = data(&format!("{name} data"));
         let shared = data("shared");
         let id = ChunkId::of(name.as_bytes());
@@ -151,7 +164,7 @@ impl Machine {
         id
     }
 
-    fn refs(&self, id: &ChunkId) -> Option<(u64, bool)> {
+    pub(crate) fn refs(&self, id: &ChunkId) -> Option<(u64, bool)> {
         let object = objects::get(&self.store.rocks, id).unwrap()?;
         Some((object.refs, object.zero_since.is_some()))
     }
@@ -164,16 +177,16 @@ fn inode_of(reply: NamespaceReply) -> InodeId {
     }
 }
 
-fn data(text: &str) -> Covered {
+pub(crate) fn data(text: &str) -> Covered {
     Covered { id: ChunkId::of(text.as_bytes()), len: u32::try_from(text.len()).unwrap() }
 }
 
-fn content(chunks: &[Covered]) -> Content {
+pub(crate) fn content(chunks: &[Covered]) -> Content {
     let extent = |chunk: &Covered| Extent { id: Some(chunk.id), len: chunk.len };
     Content::from_extents(chunks.iter().map(extent).collect())
 }
 
-fn commit(inode: InodeId, chunks: &[Covered], if_version: Option<u64>) -> NamespaceOp {
+pub(crate) fn commit(inode: InodeId, chunks: &[Covered], if_version: Option<u64>) -> NamespaceOp {
     NamespaceOp::Commit {
         inode,
         content: content(chunks),
@@ -302,7 +315,14 @@ fn a_session_expires_by_the_clock_of_the_log() {
 fn publishing_compares_and_swaps() {
     let mut machine = Machine::new();
     let (one, two) = (machine.page("one"), machine.page("two"));
-    let error = machine.publish(ChunkId::of(b"nothing"), None).unwrap_err();
+    let nothing = ChunkId::of(b"nothing");
+    let missing = machine.try_publish(nothing, None).unwrap();
+    assert_eq!(missing, Changed::Missing { ids: vec![nothing] });
+    // Known, but no page.
+    let raw = data("raw");
+    let file = machine.create(InodeId::ROOT, "f");
+    machine.namespace_with(commit(file, &[raw], None), &[raw]).unwrap();
+    let error = machine.publish(raw.id, None).unwrap_err();
     assert_eq!(error.code, Code::NotFound);
     assert!(
         deploys::list(&machine.store.rocks, &"blog".parse().unwrap(), None, 9).unwrap().is_empty()

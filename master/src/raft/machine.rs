@@ -19,7 +19,7 @@ use super::state::StateDb;
 use crate::operation::Now;
 use crate::store::counters::{self, Counter};
 use crate::store::rocks::Rocks;
-use crate::store::{StoreError, Transaction, meta, publish_log};
+use crate::store::{StoreError, Transaction, deltas, meta, publish_log};
 
 /// How far the state is; watchers wake when it moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +32,8 @@ pub(crate) struct Applied {
     pub(crate) view_changed: u64,
     /// Epoch of the placement table.
     pub(crate) epoch: u64,
+    /// Log index of the latest delta.
+    pub(crate) delta_last: u64,
 }
 
 impl Applied {
@@ -41,6 +43,7 @@ impl Applied {
             publish_seq: publish_log::last(rocks)?.0,
             view_changed: counters::get(rocks, Counter::ViewChanged)?,
             epoch: counters::get(rocks, Counter::Epoch)?,
+            delta_last: deltas::last(rocks)?,
         })
     }
 }

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use super::entry::SnapshotMeta;
 use super::snapshot::SnapshotStream;
 use crate::store::rocks::{Rocks, Tuning};
-use crate::store::{StoreError, meta};
+use crate::store::{StoreError, meta, upgrade};
 
 /// The replicated state on disk.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl StateDb {
             Err(error) => return Err(StoreError::io("read state-current", &error)),
         };
         let rocks = Rocks::open(&directory.join(&name), Tuning::State)?;
+        upgrade::upgrade(&rocks)?;
         remove_generations_but(directory, &name);
         let current = ArcSwap::from_pointee(rocks);
         Ok(StateDb { directory: directory.to_owned(), current })
@@ -114,6 +115,7 @@ impl StateDb {
             remove_directory(&place)?;
             return Err(StoreError::io("use a received snapshot", &"it is not what it says"));
         }
+        upgrade::upgrade(&rocks)?;
         write_durably(&self.directory.join("state-current"), name.as_bytes())
             .map_err(io("write"))?;
         self.current.store(Arc::new(rocks));

@@ -26,6 +26,21 @@ pub(crate) enum Counter {
     Epoch = 9,
     /// Log index of the last change of nodes or placement.
     ViewChanged = 10,
+    /// Log index up to which deltas were dropped; 0 when none was.
+    DeltaFloor = 11,
+    /// Deltas that are kept.
+    DeltaEntries = 12,
+    /// How often an operator released what was frozen or halted.
+    CollectionRelease = 13,
+    /// How often an operator asked for a scrub.
+    ScrubAsked = 14,
+    /// Entries of the object table without references.
+    Unreferenced = 15,
+    /// References that were given up but had never been counted: something is wrong with the
+    /// counts until the auditor has looked.
+    Miscounts = 16,
+    /// Log index of the latest delta.
+    DeltaLast = 17,
 }
 
 fn key(counter: Counter) -> Vec<u8> {

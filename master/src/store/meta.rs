@@ -19,6 +19,20 @@ pub(crate) enum Fact {
     /// The state's clock: the greatest time of an applied entry, nanoseconds since the Unix
     /// epoch. Never goes back.
     Clock = 4,
+    /// Why nothing may be collected, as text. Set by an operator and by a restore; absent while
+    /// collection goes on.
+    Frozen = 5,
+    /// [`Audited`]: the last complete recount of references.
+    Audited = 6,
+}
+
+/// A recount of all references that was complete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Audited {
+    /// Log index of the state that was counted.
+    pub(crate) index: u64,
+    /// When it was recorded, milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
 }
 
 /// What is decided once, when a cluster is made.
@@ -70,6 +84,27 @@ pub(crate) fn set_clock_ns(tx: &mut Transaction<'_>, at_ns: u64) {
     tx.put_value(key(Fact::Clock), &at_ns);
 }
 
+/// Why nothing may be collected; `None` while collection goes on.
+pub(crate) fn frozen(read: &impl Read) -> Result<Option<String>, StoreError> {
+    read.get_value(&key(Fact::Frozen))
+}
+
+pub(crate) fn set_frozen(tx: &mut Transaction<'_>, reason: Option<&str>) {
+    match reason {
+        Some(reason) => tx.put_value(key(Fact::Frozen), &reason),
+        None => tx.delete(key(Fact::Frozen)),
+    }
+}
+
+/// The last complete recount.
+pub(crate) fn audited(read: &impl Read) -> Result<Option<Audited>, StoreError> {
+    read.get_value(&key(Fact::Audited))
+}
+
+pub(crate) fn set_audited(tx: &mut Transaction<'_>, audited: Audited) {
+    tx.put_value(key(Fact::Audited), &audited);
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -95,7 +130,14 @@ mod tests {
             set_cluster(&mut tx, &record);
             set_clock_ns(&mut tx, clock);
             set_applied(&mut tx, &log_id);
+            set_frozen(&mut tx, Some("restored"));
+            set_audited(&mut tx, Audited { index, at_ms: clock });
             tx.commit().unwrap();
+            prop_assert_eq!(frozen(&store.rocks).unwrap(), Some("restored".to_owned()));
+            prop_assert_eq!(audited(&store.rocks).unwrap(), Some(Audited { index, at_ms: clock }));
+            let mut tx = Transaction::new(&store.rocks);
+            set_frozen(&mut tx, None);
+            prop_assert_eq!(frozen(&tx).unwrap(), None);
             prop_assert_eq!(super::cluster(&store.rocks).unwrap(), Some(record));
             prop_assert_eq!(clock_ns(&store.rocks).unwrap(), clock);
             prop_assert_eq!(applied(&store.rocks).unwrap(), Some(log_id));

@@ -6,9 +6,12 @@
 //! one file per family with the functions that read and write it. [`rocks`] alone knows RocksDB.
 
 pub(crate) mod aliases;
+pub(crate) mod buckets;
 pub(crate) mod counters;
+pub(crate) mod deltas;
 pub(crate) mod dentries;
 pub(crate) mod deploys;
+pub(crate) mod group_states;
 pub(crate) mod groups;
 pub(crate) mod inodes;
 pub(crate) mod meta;
@@ -20,14 +23,21 @@ pub(crate) mod sessions;
 pub(crate) mod sites;
 pub(crate) mod tokens;
 mod transaction;
+pub(crate) mod unreferenced;
+pub(crate) mod upgrade;
 
 use serde::de::DeserializeOwned;
 
 pub(crate) use transaction::Transaction;
 
 /// The format of keys and values, kept in the state and in the identity file. A build refuses a
-/// format it does not know.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// format it does not know and turns an older one into this one ([`upgrade`]).
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// The oldest format this build can turn into its own.
+pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
+
+/// The only pool there is: replicated chunks.
+const POOL: u8 = 0;
 
 /// The key families. Numbers are stable on disk: only append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +94,19 @@ pub(crate) enum Family {
     Token = 17,
     /// Tokens by their public id. Key: token id (u64). Value: BLAKE3 of the secret. Immutable.
     TokenById = 18,
+    /// What became live and what was collected, for chunkservers. Key: log index (u64), ordinal
+    /// within it (u32). Value: chunk id and whether it is live. Immutable; the oldest are deleted
+    /// past the retention. Follows `Object`.
+    Delta = 19,
+    /// Digests of the live ids. Key: pool (one byte), placement group (u16), bucket (one byte).
+    /// Value: [`buckets::Bucket`]; none for an empty bucket. Follows `Object`.
+    Bucket = 20,
+    /// Placement groups as a whole. Key: pool (one byte), placement group (u16). Value:
+    /// [`group_states::GroupState`]: last change, number of live chunks. Follows `Object`.
+    GroupState = 21,
+    /// Objects without references. Key: since when, milliseconds since the Unix epoch (u64), chunk
+    /// id (32 bytes). Value: empty. Follows `Object`.
+    Unreferenced = 22,
 }
 
 impl Family {
@@ -283,7 +306,11 @@ mod tests {
             Family::Reply as u8,
             Family::Token as u8,
             Family::TokenById as u8,
+            Family::Delta as u8,
+            Family::Bucket as u8,
+            Family::GroupState as u8,
+            Family::Unreferenced as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=18).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=22).collect::<Vec<u8>>());
     }
 }

@@ -19,12 +19,14 @@ pub(crate) struct Transaction<'a> {
     overlay: BTreeMap<Vec<u8>, Slot>,
     /// What the overlay held before each change since the savepoint.
     undo: Vec<(Vec<u8>, Option<Slot>)>,
+    /// How many ordinals were given out.
+    ordinals: u32,
 }
 
 impl<'a> Transaction<'a> {
     /// No changes yet.
     pub(crate) fn new(base: &'a Rocks) -> Transaction<'a> {
-        Transaction { base, overlay: BTreeMap::new(), undo: Vec::new() }
+        Transaction { base, overlay: BTreeMap::new(), undo: Vec::new(), ordinals: 0 }
     }
 
     /// Sets a key.
@@ -40,6 +42,14 @@ impl<'a> Transaction<'a> {
     /// Removes a key; one that is not there is fine.
     pub(crate) fn delete(&mut self, key: Vec<u8>) {
         self.set(key, None);
+    }
+
+    /// A number that grows within this transaction, for keys that are in the order of its changes.
+    /// What is rolled back leaves a gap.
+    pub(crate) fn next_ordinal(&mut self) -> u32 {
+        let ordinal = self.ordinals;
+        self.ordinals = ordinal.checked_add(1).expect("an entry holds far fewer changes");
+        ordinal
     }
 
     /// From here on, [`Transaction::rollback`] undoes.
@@ -59,6 +69,15 @@ impl<'a> Transaction<'a> {
 
     /// Writes everything at once. Not synced: the Raft log is.
     pub(crate) fn commit(self) -> Result<(), StoreError> {
+        self.finish(false)
+    }
+
+    /// The same, for changes that no log holds: on disk when this returns.
+    pub(crate) fn commit_synced(self) -> Result<(), StoreError> {
+        self.finish(true)
+    }
+
+    fn finish(self, sync: bool) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         for (key, slot) in &self.overlay {
             match slot {
@@ -66,7 +85,7 @@ impl<'a> Transaction<'a> {
                 None => batch.delete(key),
             }
         }
-        self.base.write(batch, false)
+        self.base.write(batch, sync)
     }
 
     fn set(&mut self, key: Vec<u8>, slot: Slot) {

@@ -171,10 +171,10 @@ pub(super) fn replace_references(
     let added: BTreeMap<ChunkId, u32> = added.into_iter().collect();
     let removed: BTreeSet<ChunkId> = chunks(old).1.into_iter().map(|(id, _)| id).collect();
     for (id, len) in added.iter().filter(|(id, _)| !removed.contains(*id)) {
-        objects::add_ref(tx, id, *len, kind)?;
+        objects::add_ref(tx, now, id, *len, kind)?;
     }
     for id in removed.iter().filter(|id| !added.contains_key(*id)) {
-        objects::drop_ref(tx, id, now.index)?;
+        objects::drop_ref(tx, now, id)?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use atoll_proto::publish::{Deploy, PublishEvent, Published, Site};
 use atoll_proto::{AliasName, Code, DeployId, SiteName, WireError, limits};
 
 use super::{check_current, log, set_alias};
-use crate::operation::{Apply, Now, RootFacts};
+use crate::operation::{Apply, Failure, Now, RootFacts};
 use crate::store::{Transaction, aliases, deploys, objects, sites};
 
 /// The fields of the message.
@@ -59,7 +59,7 @@ pub(super) fn publish(
     let seq = set_alias(tx, now, &name, &alias, deploy, history)?;
     let before = deploys::get(tx, &name, &deploy)?;
     if before.is_none() {
-        objects::add_ref(tx, &deploy, 0, ObjectKind::Page)?;
+        objects::add_ref(tx, now, &deploy, 0, ObjectKind::Page)?;
     }
     let created_ms = before.as_ref().map_or(now.at_ms(), |before| before.created_ms);
     let message = match before {
@@ -71,15 +71,18 @@ pub(super) fn publish(
     Ok(Published { seq, deploy: Some(deploy), previous: current })
 }
 
-/// The root must be a page that was admitted, so that everything below it is counted.
+/// The root must be a page that was admitted, so that everything below it is counted. One that was
+/// collected since the leader looked must be uploaded and admitted again.
 fn check_root(
     tx: &Transaction<'_>,
     deploy: &DeployId,
     root: Option<RootFacts>,
 ) -> Apply<RootFacts> {
-    let admitted = objects::get(tx, deploy)?.is_some_and(|it| it.kind == ObjectKind::Page);
+    let Some(object) = objects::get(tx, deploy)? else {
+        return Err(Failure::Missing(vec![*deploy]));
+    };
     match root {
-        Some(root) if admitted => Ok(root),
+        Some(root) if object.kind == ObjectKind::Page => Ok(root),
         _ => {
             let message = format!(
                 "deploy {deploy} cannot be published: its root page is not admitted; upload and \

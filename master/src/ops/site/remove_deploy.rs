@@ -27,7 +27,7 @@ pub(super) fn remove(
         );
         return Err(WireError::new(Code::Conflict, message).into());
     }
-    objects::drop_ref(tx, &id, now.index)?;
+    objects::drop_ref(tx, now, &id)?;
     deploys::remove(tx, &deploy);
     // Nothing that edges serve has changed, so the publish log has nothing to say.
     Ok(Published { seq: publish_log::last(tx)?, deploy: None, previous: None })

@@ -71,7 +71,7 @@ pub(super) fn remove(tx: &mut Transaction<'_>, now: Now, name: &SiteName) -> App
         aliases::remove(tx, name, &record.alias.alias);
     }
     for deploy in deploys::list(tx, name, None, usize::MAX)? {
-        objects::drop_ref(tx, &deploy.id, now.index)?;
+        objects::drop_ref(tx, now, &deploy.id)?;
         deploys::remove(tx, &deploy);
     }
     sites::remove(tx, &site);
