@@ -66,6 +66,15 @@ pub struct Config {
     /// How long the set of chunkservers must be quiet before placement, in milliseconds.
     #[serde(default = "default_placement_settle_ms")]
     pub placement_settle_ms: u64,
+    /// How long nothing must have referred to a chunk before it is collected, in milliseconds.
+    #[serde(default = "default_collect_after_ms")]
+    pub collect_after_ms: u64,
+    /// How often such chunks are looked for, in milliseconds.
+    #[serde(default = "default_collect_every_ms")]
+    pub collect_every_ms: u64,
+    /// How often all references are counted again, in days; 0 for never.
+    #[serde(default = "default_audit_days")]
+    pub audit_days: u64,
 }
 
 /// A master as the others know it.
@@ -113,6 +122,9 @@ impl Config {
                 limits::CHUNK_BYTES_MAX
             ));
         }
+        if self.collect_every_ms == 0 {
+            return Err("`collect_every_ms` is 0: looking never stops; say at least 1".to_owned());
+        }
         let mut ids: Vec<u64> = self.peers.iter().map(|peer| peer.id).collect();
         ids.sort_unstable();
         if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first() == Some(&0) {
@@ -150,6 +162,18 @@ fn default_chunk_bytes() -> u32 {
 
 fn default_placement_settle_ms() -> u64 {
     300
+}
+
+fn default_collect_after_ms() -> u64 {
+    u64::try_from(limits::UNREFERENCED_LIFETIME.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn default_collect_every_ms() -> u64 {
+    60_000
+}
+
+fn default_audit_days() -> u64 {
+    30
 }
 
 fn as_text<T: ToString, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -202,6 +226,9 @@ mod tests {
         chunk_bytes = 1048576
         ready_file = "ready.json"
         placement_settle_ms = 100
+        collect_after_ms = 1000
+        collect_every_ms = 500
+        audit_days = 7
         [[peers]]
         id = 2
         addr = "10.0.0.2:7000"

@@ -22,6 +22,7 @@ mod store;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod trees;
 
 pub use config::{Args, Config, ConfigError, Peer};
 pub use identity::DataError;

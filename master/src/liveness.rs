@@ -6,9 +6,13 @@
 use std::collections::HashMap;
 
 use atoll_proto::chunk::ChunkStat;
-use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView};
-use atoll_proto::{NodeId, Seq, limits};
+use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
+use atoll_proto::ids::PG_COUNT;
+use atoll_proto::{Epoch, NodeId, PgId, Seq, limits};
 use tokio::time::Instant;
+
+/// Number of placement groups.
+const GROUPS: usize = PG_COUNT as usize;
 
 /// What the leader heard of the nodes.
 #[derive(Debug)]
@@ -26,6 +30,39 @@ struct Heard {
     ready: bool,
     stat: ChunkStat,
     acked: Seq,
+    sync: Sync,
+}
+
+impl Heard {
+    fn fresh(at: Instant, ready: bool) -> Heard {
+        let (stat, sync) = (ChunkStat::default(), Sync::default());
+        Heard { at, ready, stat, acked: Seq(0), sync }
+    }
+}
+
+/// What comparing a chunkserver with the object table has shown.
+#[derive(Debug, Clone, Default)]
+struct Sync {
+    /// Epoch of the table that said which groups it keeps.
+    epoch: Epoch,
+    /// Whether everything was equal when that was last compared.
+    whole: Option<bool>,
+    /// For each group: one more than the log index at which it was last found equal; 0 when it was
+    /// not, or was found to differ since. Empty before the first comparison.
+    equal: Vec<u64>,
+}
+
+/// A comparison of what a chunkserver has with what it should have.
+#[derive(Debug)]
+pub(crate) struct Comparison<'a> {
+    /// The table that says which groups it keeps.
+    pub(crate) table: &'a PgTable,
+    /// The log index at which both sides were looked at.
+    pub(crate) index: u64,
+    /// Whether everything is equal; `None` when that could not be compared.
+    pub(crate) whole: Option<bool>,
+    /// Single groups that could be compared, and whether they are equal.
+    pub(crate) groups: &'a [(PgId, bool)],
 }
 
 /// Who has applied an entry of the publish log.
@@ -52,11 +89,11 @@ impl Liveness {
 
     /// A node has registered; it says by heartbeat when it is ready.
     pub(crate) fn registered(&mut self, node: NodeId, now: Instant) {
-        let ready = false;
-        let fresh = Heard { at: now, ready, stat: ChunkStat::default(), acked: Seq(0) };
-        let heard = self.nodes.entry(node).or_insert(fresh);
+        let heard = self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, false));
         heard.at = now;
-        heard.ready = ready;
+        heard.ready = false;
+        // It may have started with another disk.
+        heard.sync = Sync::default();
     }
 
     /// A heartbeat.
@@ -83,6 +120,45 @@ impl Liveness {
         let news = heard.acked != upto;
         heard.acked = upto;
         news
+    }
+
+    /// A chunkserver was compared with the object table.
+    pub(crate) fn compared(&mut self, node: NodeId, comparison: &Comparison<'_>) {
+        let Some(Heard { sync, .. }) = self.nodes.get_mut(&node) else { return };
+        let Comparison { table, index, whole, groups } = comparison;
+        if sync.epoch != table.epoch || sync.equal.is_empty() {
+            // What it keeps may be something else: begin anew.
+            *sync = Sync { epoch: table.epoch, whole: sync.whole, equal: vec![0; GROUPS] };
+        }
+        match whole {
+            Some(true) => {
+                for (pg, equal) in (0u16..).zip(&mut sync.equal) {
+                    let keeps = table.of(PgId(pg)).contains(&node);
+                    *equal = if keeps { index.saturating_add(1) } else { 0 };
+                }
+            }
+            // Nobody knows yet which group it is: the server tells them one after the other.
+            Some(false) if sync.whole != Some(false) => sync.equal.fill(0),
+            Some(false) | None => {}
+        }
+        sync.whole = whole.or(sync.whole);
+        for (pg, same) in *groups {
+            if let Some(equal) = sync.equal.get_mut(usize::from(pg.0)) {
+                *equal = if *same { index.saturating_add(1) } else { 0 };
+            }
+        }
+    }
+
+    /// Whether a chunkserver was last found to have exactly what it should have; `None` when that
+    /// was never compared.
+    pub(crate) fn in_sync(&self, node: NodeId) -> Option<bool> {
+        self.nodes.get(&node).and_then(|heard| heard.sync.whole)
+    }
+
+    /// Whether a node has exactly what a group should have, which last changed at `since_index`.
+    pub(crate) fn synced(&self, node: NodeId, pg: PgId, since_index: u64) -> bool {
+        let equal = self.nodes.get(&node).and_then(|it| it.sync.equal.get(usize::from(pg.0)));
+        equal.is_some_and(|equal| *equal > since_index)
     }
 
     /// Whether a node is heard of, and ready.
@@ -156,8 +232,7 @@ impl Liveness {
     }
 
     fn entry(&mut self, node: NodeId, now: Instant) -> &mut Heard {
-        let fresh = || Heard { at: now, ready: true, stat: ChunkStat::default(), acked: Seq(0) };
-        self.nodes.entry(node).or_insert_with(fresh)
+        self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, true))
     }
 }
 
@@ -218,6 +293,49 @@ mod tests {
         let later = start + limits::EDGE_LOST + Duration::from_millis(1);
         let progress = liveness.progress(&nodes, Seq(6), later);
         assert_eq!(progress.down, ["edge-1", "edge-2"]);
+    }
+
+    #[tokio::test]
+    async fn a_node_is_synced_at_an_index_until_it_differs() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        let node = NodeId(1);
+        let mut table = PgTable::empty();
+        table.epoch = Epoch(1);
+        table.members[3] = vec![node];
+        table.members[4] = vec![node];
+        let compare = |liveness: &mut Liveness, table: &PgTable, index, whole, groups: &[_]| {
+            liveness.compared(node, &Comparison { table, index, whole, groups });
+        };
+        // Nothing is kept of a node that was never heard of.
+        compare(&mut liveness, &table, 7, Some(true), &[]);
+        assert_eq!(liveness.in_sync(node), None);
+        liveness.heard(node, true, None, start);
+        compare(&mut liveness, &table, 7, Some(true), &[]);
+        assert_eq!(liveness.in_sync(node), Some(true));
+        assert!(liveness.synced(node, PgId(3), 7) && liveness.synced(node, PgId(4), 0));
+        assert!(!liveness.synced(node, PgId(3), 8), "it changed since");
+        assert!(!liveness.synced(node, PgId(5), 0), "it does not keep that one");
+        // Not comparable as a whole, but one group is.
+        compare(&mut liveness, &table, 9, None, &[(PgId(3), true)]);
+        assert!(liveness.synced(node, PgId(3), 9) && !liveness.synced(node, PgId(4), 9));
+        assert_eq!(liveness.in_sync(node), Some(true));
+        // Something differs: until it is known which, nothing counts.
+        compare(&mut liveness, &table, 9, Some(false), &[(PgId(4), true)]);
+        assert_eq!(liveness.in_sync(node), Some(false));
+        assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
+        compare(&mut liveness, &table, 9, Some(false), &[(PgId(3), false)]);
+        assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
+        // Another table, or another start of the server: begin anew.
+        compare(&mut liveness, &table, 9, Some(true), &[]);
+        table.epoch = Epoch(2);
+        compare(&mut liveness, &table, 9, None, &[]);
+        assert!(!liveness.synced(node, PgId(3), 0));
+        compare(&mut liveness, &table, 9, Some(true), &[]);
+        assert!(liveness.synced(node, PgId(3), 9));
+        liveness.registered(node, start);
+        assert!(!liveness.synced(node, PgId(3), 0));
+        assert_eq!(liveness.in_sync(node), None);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! key or another node (tokens, receipts, pages). Applying an operation depends on nothing but
 //! the operation, the state and [`Now`].
 
-use atoll_proto::master::{Changed, Grant, ObjectKind};
+use atoll_proto::master::{Changed, Grant, ObjectKind, UpkeepOp};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::receipt::ReceiptKey;
@@ -58,6 +58,13 @@ pub(crate) enum Operation {
         /// The groups that change.
         changes: Vec<(PgId, Vec<NodeId>)>,
     },
+    /// Objects that nothing has referred to for long are no longer kept.
+    Collect {
+        /// Which, each with what the leader saw of it.
+        objects: Vec<Collected>,
+    },
+    /// Drop deltas beyond the retention.
+    ExpireDeltas,
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.
@@ -91,6 +98,21 @@ pub(crate) enum LoggedChange {
         /// Its public id.
         id: u64,
     },
+    /// Freeze or release collection, ask for a scrub.
+    Upkeep(UpkeepOp),
+}
+
+/// An object to collect. It stays when it is not as the leader saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Collected {
+    /// Which chunk.
+    pub(crate) id: ChunkId,
+    /// What it holds.
+    pub(crate) kind: ObjectKind,
+    /// Log index since when nothing refers to it.
+    pub(crate) zero_since: u64,
+    /// The chunks that it refers to as a page or list, each once: they lose that reference.
+    pub(crate) children: Vec<ChunkId>,
 }
 
 /// A chunk that enough chunkservers have on disk, by their receipts.

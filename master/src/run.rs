@@ -72,13 +72,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
 }
 
 fn describe_metrics() {
-    use metrics::{describe_gauge, describe_histogram};
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_gauge!("atoll_master_applied_index", "Log index of the last applied entry.");
     describe_gauge!("atoll_master_publish_seq", "Latest entry of the publish log.");
     describe_gauge!("atoll_master_epoch", "Epoch of the placement table.");
     describe_gauge!("atoll_master_term", "Raft term.");
     describe_gauge!("atoll_master_leader", "1 while this master leads.");
     describe_gauge!("atoll_master_queue_length", "Changes waiting to be proposed.");
+    describe_gauge!("atoll_master_unreferenced", "Chunks that nothing refers to any more.");
+    describe_counter!("atoll_master_collected_total", "Chunks proposed for collection.");
     describe_gauge!("atoll_master_disk_used_percent", "How full the master's disk is.");
     describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
     describe_histogram!(
@@ -142,6 +144,10 @@ async fn serve(
         chunk_bytes: config.chunk_bytes,
         bootstrap_token: config.bootstrap_token_hash,
         placement_settle_ms: config.placement_settle_ms,
+        collect_after_ms: config.collect_after_ms,
+        collect_every_ms: config.collect_every_ms,
+        audit_days: config.audit_days,
+        data: config.data.clone(),
     };
     let master =
         Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));
@@ -149,6 +155,7 @@ async fn serve(
     let running = Tasks::new();
     running.spawn("leadership", tasks::leadership::run(master.clone()));
     running.spawn("placement", tasks::placement::run(master.clone()));
+    running.spawn("collect", tasks::collect::run(master.clone()));
     running.spawn("sessions", tasks::sessions::run(master.clone()));
     running.spawn("upkeep", tasks::upkeep::run(master.clone(), config.data.clone()));
     let started = Start { config: config.clone(), fresh, admin };

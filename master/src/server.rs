@@ -10,7 +10,7 @@ use atoll_proto::cluster::{NodeView, PgTable};
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::receipt::ReceiptKey;
-use atoll_proto::{ChunkId, ClusterId, WireError};
+use atoll_proto::{ChunkId, ClusterId, NodeId, PgId, WireError};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,12 +20,13 @@ use crate::disk::DiskGuard;
 use crate::liveness::Liveness;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    change, cluster, deploys, heartbeat, known, open_session, query, register, sites, status,
-    tokens, wait_applied, watch as follow,
+    change, cluster, deltas, deploys, heartbeat, known, objects, open_session, query, register,
+    sites, status, tokens, wait_applied, walk, watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
-use crate::store::{groups, meta, nodes};
+use crate::store::{group_states, groups, meta, nodes};
+use crate::trees::Trees;
 
 /// What the configuration says and operations need.
 #[derive(Debug, Clone)]
@@ -42,6 +43,14 @@ pub(crate) struct Settings {
     pub(crate) bootstrap_token: Option<ChunkId>,
     /// How long the set of chunkservers must be quiet before placement, in milliseconds.
     pub(crate) placement_settle_ms: u64,
+    /// How long nothing must have referred to a chunk before it is collected, in milliseconds.
+    pub(crate) collect_after_ms: u64,
+    /// How often such chunks are looked for, in milliseconds.
+    pub(crate) collect_every_ms: u64,
+    /// How often all references are counted again, in days; 0 for never.
+    pub(crate) audit_days: u64,
+    /// The data directory.
+    pub(crate) data: std::path::PathBuf,
 }
 
 /// One master.
@@ -53,6 +62,8 @@ pub(crate) struct Master {
     /// Counts acknowledgements by edges, to wake who waits for them.
     pub(crate) acknowledged: watch::Sender<u64>,
     pub(crate) shutdown: Shutdown,
+    /// What nodes should have, to compare it with what they have.
+    pub(crate) trees: Arc<Trees>,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -72,6 +83,7 @@ impl Master {
             disk: DiskGuard::default(),
             acknowledged: watch::Sender::new(0),
             shutdown,
+            trees: Arc::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -80,6 +92,13 @@ impl Master {
     /// What is heard of the nodes. Never held across an await.
     pub(crate) fn liveness(&self) -> MutexGuard<'_, Liveness> {
         self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a node was found to have exactly what a group should have, as it is now.
+    #[allow(dead_code, reason = "moves of groups ask it")]
+    pub(crate) fn synced(&self, node: NodeId, pg: PgId) -> WireResult<bool> {
+        let state = group_states::get(&*self.consensus.state(), pg).map_err(store_failed)?;
+        Ok(self.liveness().synced(node, pg, state.index))
     }
 
     /// All nodes with how they do.
@@ -160,17 +179,21 @@ impl Master {
                 wait_applied::wait_applied(self, context, seq, wait_ms).await
             }
             MasterRequest::Register { info } => register::register(self, context, info).await,
-            MasterRequest::Heartbeat { node, ready, stat, tree: _ } => {
-                heartbeat::heartbeat(self, context, node, ready, stat)
+            MasterRequest::Heartbeat { node, ready, stat, tree } => {
+                heartbeat::heartbeat(self, context, node, ready, stat, tree).await
             }
             MasterRequest::Status => status::status(self).await,
             MasterRequest::Tokens => {
                 self.consensus.read().await?;
                 tokens::list(self)
             }
-            MasterRequest::Deltas { .. }
-            | MasterRequest::Walk { .. }
-            | MasterRequest::Objects { .. } => Err(WireError::unavailable("not built yet")),
+            MasterRequest::Deltas { node, after, wait_ms } => {
+                deltas::deltas(self, context, principal, node, after, wait_ms).await
+            }
+            MasterRequest::Walk { node, epoch, index, asks } => {
+                walk::walk(self, principal, node, epoch, index, asks).await
+            }
+            MasterRequest::Objects { ids } => objects::objects(self, ids).await,
             MasterRequest::Raft { .. } => Err(WireError::internal("answered elsewhere")),
         }
     }

@@ -13,7 +13,7 @@ use atoll_proto::publish::SiteOp;
 use atoll_proto::{Code, Content, SessionId, WireError};
 
 use super::namespace::content;
-use super::{admit, numbered, site, tokens};
+use super::{admit, numbered, site, tokens, upkeep};
 use crate::auth::Principal;
 use crate::cover;
 use crate::operation::{Covered, Failure, LoggedChange, Operation, Outcome, RootFacts};
@@ -113,7 +113,11 @@ async fn prepare(
             tokens::check_grant(&grant)?;
             Ok(Prepared::Log(LoggedChange::TokenCreate { hash, grant }))
         }
-        Change::Node(_) | Change::Upkeep(_) => Err(WireError::unavailable("not built yet")),
+        Change::Upkeep(op) => {
+            upkeep::check(&op)?;
+            Ok(Prepared::Log(LoggedChange::Upkeep(op)))
+        }
+        Change::Node(_) => Err(WireError::unavailable("not built yet")),
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
     }
 }

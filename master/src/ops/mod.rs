@@ -8,11 +8,14 @@
 pub(crate) mod admit;
 pub(crate) mod change;
 pub(crate) mod cluster;
+pub(crate) mod collect;
+pub(crate) mod deltas;
 pub(crate) mod deploys;
 pub(crate) mod heartbeat;
 pub(crate) mod known;
 pub(crate) mod namespace;
 pub(crate) mod numbered;
+pub(crate) mod objects;
 pub(crate) mod open_session;
 pub(crate) mod query;
 pub(crate) mod register;
@@ -23,7 +26,9 @@ pub(crate) mod status;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod tokens;
+pub(crate) mod upkeep;
 pub(crate) mod wait_applied;
+pub(crate) mod walk;
 pub(crate) mod watch;
 
 use atoll_proto::master::{Grant, Verb};
@@ -98,5 +103,10 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
         }
         Operation::RegisterNode(info) => register::apply(tx, now, info),
         Operation::SetTable { base, changes } => set_table::apply(tx, now, base, changes),
+        Operation::Collect { objects } => collect::apply(tx, now, &objects),
+        Operation::ExpireDeltas => {
+            deltas::expire(tx)?;
+            Ok(Outcome::Done)
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Status: how the cluster does, as the leader sees it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use atoll_proto::cluster::{NodeKind, NodeState};
 use atoll_proto::error::WireResult;
@@ -9,9 +9,10 @@ use atoll_proto::{AliasName, NodeId};
 use tokio::time::Instant;
 
 use super::change::store_failed;
+use super::upkeep;
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
-use crate::store::{aliases, publish_log, sites};
+use crate::store::{aliases, publish_log, sites, unreferenced};
 
 pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     master.consensus.read().await?;
@@ -21,6 +22,10 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     let state = master.consensus.state();
     let view = state.view();
     let now = Instant::now();
+    let mut member_of: HashMap<NodeId, u32> = HashMap::new();
+    for member in table.members.iter().flatten() {
+        *member_of.entry(*member).or_default() += 1;
+    }
 
     let mut chunkservers = Vec::new();
     let mut edges = Vec::new();
@@ -37,8 +42,8 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
                     up,
                     stat: liveness.stat(info.id),
                     duty: node.duty,
-                    in_sync: None,
-                    groups: 0,
+                    in_sync: liveness.in_sync(info.id),
+                    groups: member_of.get(&info.id).copied().unwrap_or(0),
                 }),
                 NodeKind::Edge => {
                     let serves = info.edge.as_ref().is_some_and(|edge| edge.serves);
@@ -84,10 +89,10 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         publish_seq: publish_log::last(&view).map_err(store_failed)?,
         sites: all.len() as u64,
         current: current.map(|alias| (alias.site, alias.deploy)).collect(),
-        groups_moving: 0,
-        frozen: None,
-        chunks_unreferenced: 0,
-        scrub: 0,
+        groups_moving: u32::try_from(table.leaving.len()).unwrap_or(u32::MAX),
+        frozen: upkeep::held(&view).map_err(store_failed)?,
+        chunks_unreferenced: unreferenced::count(&view).map_err(store_failed)?,
+        scrub: upkeep::orders(&view).map_err(store_failed)?.scrub,
     };
     Ok(MasterResponse::Status(Box::new(status)))
 }

@@ -1,5 +1,6 @@
 //! What a master does by itself. Each task runs on every master and works only while it leads.
 
+pub(crate) mod collect;
 pub(crate) mod leadership;
 pub(crate) mod placement;
 pub(crate) mod sessions;

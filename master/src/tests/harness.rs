@@ -93,6 +93,9 @@ pub(super) fn config(ca: &ClusterCa, dir: &Path, id: u64) -> Config {
         chunk_bytes: 1 << 20,
         ready_file: Some(home.join("ready.json")),
         placement_settle_ms: 100,
+        collect_after_ms: 24 * 3600 * 1000,
+        collect_every_ms: 60_000,
+        audit_days: 0,
     }
 }
 
@@ -290,6 +293,20 @@ impl ServerNode {
         let options = call_options(None);
         let called = self.endpoint.call(master, Role::Master, &request, Vec::new(), options);
         called.await.unwrap().0
+    }
+
+    pub(super) async fn ask(
+        &self,
+        master: SocketAddr,
+        request: &MasterRequest,
+    ) -> Result<MasterResponse, WireError> {
+        let options = call_options(None);
+        let called = self.endpoint.call(master, Role::Master, request, Vec::new(), options).await;
+        match called {
+            Ok((answer, _)) => Ok(answer),
+            Err(CallError::Refused(error)) => Err(error),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     pub(super) fn put(&self, session: SessionId, chunks: &[Bytes]) -> Receipt {

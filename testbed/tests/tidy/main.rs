@@ -92,7 +92,12 @@ const FENCES: &[Fence] = &[
     Fence {
         marks: &["openraft::", "use openraft;"],
         // The tests and the metadata family name log ids as the protocol does.
-        inside: &["master/src/raft/", "master/src/ops/tests.rs", "master/src/store/meta.rs"],
+        inside: &[
+            "master/src/raft/",
+            "master/src/ops/tests.rs",
+            "master/src/ops/walk.rs",
+            "master/src/store/meta.rs",
+        ],
         instead: "propose and read through master/src/raft",
     },
     Fence {
