@@ -66,6 +66,10 @@ pub struct Config {
     /// How long the set of chunkservers must be quiet before placement, in milliseconds.
     #[serde(default = "default_placement_settle_ms")]
     pub placement_settle_ms: u64,
+    /// How long a chunkserver may be silent before others take its place by themselves, in
+    /// milliseconds.
+    #[serde(default = "default_replace_after_ms")]
+    pub replace_after_ms: u64,
 }
 
 /// A master as the others know it.
@@ -113,6 +117,13 @@ impl Config {
                 limits::CHUNK_BYTES_MAX
             ));
         }
+        let lost_ms = limits::HEARTBEAT_LOST.as_millis();
+        if u128::from(self.replace_after_ms) < lost_ms {
+            return Err(format!(
+                "`replace_after_ms` is {}: a node counts as down after {lost_ms} ms only",
+                self.replace_after_ms
+            ));
+        }
         let mut ids: Vec<u64> = self.peers.iter().map(|peer| peer.id).collect();
         ids.sort_unstable();
         if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first() == Some(&0) {
@@ -150,6 +161,10 @@ fn default_chunk_bytes() -> u32 {
 
 fn default_placement_settle_ms() -> u64 {
     300
+}
+
+fn default_replace_after_ms() -> u64 {
+    15 * 60 * 1000
 }
 
 fn as_text<T: ToString, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -202,6 +217,7 @@ mod tests {
         chunk_bytes = 1048576
         ready_file = "ready.json"
         placement_settle_ms = 100
+        replace_after_ms = 60000
         [[peers]]
         id = 2
         addr = "10.0.0.2:7000"
@@ -233,6 +249,8 @@ mod tests {
         assert!(zero.contains("`id` is 0"), "{zero}");
         let small = load(&FULL.replace("1048576", "17")).unwrap_err().to_string();
         assert!(small.contains("chunk_bytes"), "{small}");
+        let soon = load(&FULL.replace("60000", "60")).unwrap_err().to_string();
+        assert!(soon.contains("replace_after_ms"), "{soon}");
         let hex = load(&FULL.replace("00112233445566778899aabbccddeeff", "xyz"));
         assert!(hex.unwrap_err().to_string().contains("hex"));
     }

@@ -4,10 +4,11 @@
 //! has a full period of grace before it counts as down.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView};
-use atoll_proto::{NodeId, Seq, limits};
+use atoll_proto::{NodeId, PgId, Seq, limits};
 use tokio::time::Instant;
 
 /// What the leader heard of the nodes.
@@ -26,6 +27,8 @@ struct Heard {
     ready: bool,
     stat: ChunkStat,
     acked: Seq,
+    /// Groups whose root was found equal to the master's, and at which log index last.
+    synced: HashMap<PgId, u64>,
 }
 
 /// Who has applied an entry of the publish log.
@@ -53,10 +56,11 @@ impl Liveness {
     /// A node has registered; it says by heartbeat when it is ready.
     pub(crate) fn registered(&mut self, node: NodeId, now: Instant) {
         let ready = false;
-        let fresh = Heard { at: now, ready, stat: ChunkStat::default(), acked: Seq(0) };
-        let heard = self.nodes.entry(node).or_insert(fresh);
+        let heard = self.entry(node, now);
         heard.at = now;
         heard.ready = ready;
+        // It started again, perhaps on another disk.
+        heard.synced.clear();
     }
 
     /// A heartbeat.
@@ -102,6 +106,35 @@ impl Liveness {
     /// What a chunkserver last told of itself.
     pub(crate) fn stat(&self, node: NodeId) -> ChunkStat {
         self.nodes.get(&node).map(|heard| heard.stat.clone()).unwrap_or_default()
+    }
+
+    /// How long a node has been silent; since this master leads, when nothing was heard of it.
+    pub(crate) fn silent_for(&self, node: NodeId, now: Instant) -> Duration {
+        let at = self.nodes.get(&node).map_or(self.since, |heard| heard.at);
+        now.duration_since(at)
+    }
+
+    /// Whether a node was found to have exactly what a group should have, as of this log index or
+    /// a later one.
+    pub(crate) fn synced(&self, node: NodeId, pg: PgId, since_index: u64) -> bool {
+        let synced = self.nodes.get(&node).and_then(|heard| heard.synced.get(&pg));
+        synced.is_some_and(|index| *index >= since_index)
+    }
+
+    /// Nodes are no members of a group any more: what was found of them does not count when they
+    /// come back to it.
+    pub(crate) fn forget_synced(&mut self, pg: PgId, nodes: &[NodeId]) {
+        for node in nodes {
+            if let Some(heard) = self.nodes.get_mut(node) {
+                heard.synced.remove(&pg);
+            }
+        }
+    }
+
+    /// A node has exactly what a group should have as of a log index.
+    #[cfg(test)]
+    pub(crate) fn note_synced(&mut self, node: NodeId, pg: PgId, index: u64, now: Instant) {
+        self.entry(node, now).synced.insert(pg, index);
     }
 
     /// The last entry of the publish log an edge has applied.
@@ -156,7 +189,13 @@ impl Liveness {
     }
 
     fn entry(&mut self, node: NodeId, now: Instant) -> &mut Heard {
-        let fresh = || Heard { at: now, ready: true, stat: ChunkStat::default(), acked: Seq(0) };
+        let fresh = || Heard {
+            at: now,
+            ready: true,
+            stat: ChunkStat::default(),
+            acked: Seq(0),
+            synced: HashMap::new(),
+        };
         self.nodes.entry(node).or_insert_with(fresh)
     }
 }
@@ -165,7 +204,6 @@ impl Liveness {
 mod tests {
     use super::*;
     use atoll_proto::cluster::EdgeInfo;
-    use std::time::Duration;
 
     fn edge(id: u64) -> NodeInfo {
         NodeInfo {
@@ -203,6 +241,22 @@ mod tests {
         assert_eq!(liveness.state(node, silent), (NodeState::Down, false));
         liveness.reset(silent);
         assert_eq!(liveness.state(node, silent).0, NodeState::Up);
+    }
+
+    #[tokio::test]
+    async fn being_in_sync_is_of_an_index_and_of_a_membership() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        let (node, pg) = (NodeId(1), PgId(7));
+        assert!(!liveness.synced(node, pg, 0));
+        liveness.note_synced(node, pg, 9, start);
+        assert!(liveness.synced(node, pg, 9) && !liveness.synced(node, pg, 10));
+        assert!(!liveness.synced(node, PgId(8), 0));
+        liveness.forget_synced(pg, &[node, NodeId(2)]);
+        assert!(!liveness.synced(node, pg, 0));
+        let later = start + Duration::from_secs(9);
+        assert_eq!(liveness.silent_for(node, later), Duration::from_secs(9));
+        assert_eq!(liveness.silent_for(NodeId(5), later), Duration::from_secs(9));
     }
 
     #[tokio::test]

@@ -4,7 +4,8 @@
 //! key or another node (tokens, receipts, pages). Applying an operation depends on nothing but
 //! the operation, the state and [`Now`].
 
-use atoll_proto::master::{Changed, Grant, ObjectKind};
+use atoll_proto::cluster::Duty;
+use atoll_proto::master::{Changed, Grant, NodeOp, ObjectKind};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::receipt::ReceiptKey;
@@ -58,6 +59,26 @@ pub(crate) enum Operation {
         /// The groups that change.
         changes: Vec<(PgId, Vec<NodeId>)>,
     },
+    /// Steps of moves: many groups, one new epoch.
+    MoveGroups {
+        /// The epoch this was worked out from; another one makes it void.
+        base: Epoch,
+        /// Groups whose members have everything now: the old members leave. With the order of
+        /// preference of the members from now on.
+        finished: Vec<(PgId, Vec<NodeId>)>,
+        /// Groups that get other members, or more: those that stay first, in the order they had,
+        /// then those that enter. Who is no member any more is leaving from now on.
+        moved: Vec<(PgId, Vec<NodeId>)>,
+    },
+    /// The leader found that a chunkserver is silent for long, or is back.
+    SetDuty {
+        /// Which.
+        node: NodeId,
+        /// The duty it has now; another one makes this void.
+        from: Duty,
+        /// The duty it gets.
+        to: Duty,
+    },
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.
@@ -91,6 +112,8 @@ pub(crate) enum LoggedChange {
         /// Its public id.
         id: u64,
     },
+    /// Of chunkservers.
+    Node(NodeOp),
 }
 
 /// A chunk that enough chunkservers have on disk, by their receipts.

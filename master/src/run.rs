@@ -79,6 +79,10 @@ fn describe_metrics() {
     describe_gauge!("atoll_master_term", "Raft term.");
     describe_gauge!("atoll_master_leader", "1 while this master leads.");
     describe_gauge!("atoll_master_queue_length", "Changes waiting to be proposed.");
+    describe_gauge!(
+        "atoll_master_groups_moving",
+        "Placement groups on their way to other members."
+    );
     describe_gauge!("atoll_master_disk_used_percent", "How full the master's disk is.");
     describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
     describe_histogram!(
@@ -142,6 +146,7 @@ async fn serve(
         chunk_bytes: config.chunk_bytes,
         bootstrap_token: config.bootstrap_token_hash,
         placement_settle_ms: config.placement_settle_ms,
+        replace_after_ms: config.replace_after_ms,
     };
     let master =
         Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
+use crate::finishing::Finishing;
 use crate::liveness::Liveness;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
@@ -25,7 +26,7 @@ use crate::ops::{
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
-use crate::store::{groups, meta, nodes};
+use crate::store::{duties, groups, meta, nodes};
 
 /// What the configuration says and operations need.
 #[derive(Debug, Clone)]
@@ -42,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) bootstrap_token: Option<ChunkId>,
     /// How long the set of chunkservers must be quiet before placement, in milliseconds.
     pub(crate) placement_settle_ms: u64,
+    /// How long a chunkserver may be silent before others take its place, in milliseconds.
+    pub(crate) replace_after_ms: u64,
 }
 
 /// One master.
@@ -53,6 +56,10 @@ pub(crate) struct Master {
     /// Counts acknowledgements by edges, to wake who waits for them.
     pub(crate) acknowledged: watch::Sender<u64>,
     pub(crate) shutdown: Shutdown,
+    /// Moves of groups that are about to finish.
+    pub(crate) finishing: Finishing,
+    /// What placement would do and cannot, with the reason, for people.
+    pub(crate) placement: Mutex<Vec<String>>,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -72,6 +79,8 @@ impl Master {
             disk: DiskGuard::default(),
             acknowledged: watch::Sender::new(0),
             shutdown,
+            finishing: Finishing::default(),
+            placement: Mutex::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -85,7 +94,14 @@ impl Master {
     /// All nodes with how they do.
     pub(crate) fn node_views(&self) -> WireResult<Vec<NodeView>> {
         let nodes = nodes::all(&*self.consensus.state()).map_err(store_failed)?;
-        Ok(self.liveness().views(nodes, Instant::now()))
+        let mut views = self.liveness().views(nodes, Instant::now());
+        let duties = duties::all(&*self.consensus.state()).map_err(store_failed)?;
+        for (node, record) in duties {
+            if let Some(view) = views.iter_mut().find(|view| view.info.id == node) {
+                view.duty = record.duty();
+            }
+        }
+        Ok(views)
     }
 
     /// The placement table. Cached by epoch: it has thousands of rows and rarely changes.
@@ -97,6 +113,12 @@ impl Master {
             *cached = Arc::new(groups::table(&state.view()).map_err(store_failed)?);
         }
         Ok(cached.clone())
+    }
+
+    /// The table by which receipts count, for a change that is under way
+    /// ([`Finishing::rely`]).
+    pub(crate) fn cover_table(&self) -> WireResult<Arc<PgTable>> {
+        Ok(self.finishing.cover(self.table()?))
     }
 
     /// What was decided when the cluster was made.

@@ -11,7 +11,11 @@ pub(crate) mod cluster;
 pub(crate) mod deploys;
 pub(crate) mod heartbeat;
 pub(crate) mod known;
+#[cfg(test)]
+mod membership_tests;
+pub(crate) mod move_groups;
 pub(crate) mod namespace;
+pub(crate) mod node;
 pub(crate) mod numbered;
 pub(crate) mod open_session;
 pub(crate) mod query;
@@ -98,5 +102,9 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
         }
         Operation::RegisterNode(info) => register::apply(tx, now, info),
         Operation::SetTable { base, changes } => set_table::apply(tx, now, base, changes),
+        Operation::MoveGroups { base, finished, moved } => {
+            move_groups::apply(tx, now, base, finished, moved)
+        }
+        Operation::SetDuty { node, from, to } => node::set_duty(tx, now, node, from, to),
     }
 }

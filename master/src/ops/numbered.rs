@@ -6,7 +6,7 @@
 use atoll_proto::master::Changed;
 use atoll_proto::{Code, SessionId, WireError, limits};
 
-use super::{admit, namespace, site, tokens};
+use super::{admit, namespace, node, site, tokens};
 use crate::operation::{Apply, Failure, LoggedChange, Now, Outcome};
 use crate::store::sessions::{self, Session, StoredReply, WINDOW};
 use crate::store::{Read, StoreError, Transaction};
@@ -108,6 +108,7 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, change: LoggedChange) -> Apply<
         }
         LoggedChange::TokenCreate { hash, grant } => tokens::create(tx, now, &hash, grant),
         LoggedChange::TokenRemove { id } => tokens::remove(tx, id),
+        LoggedChange::Node(op) => node::apply(tx, now, op),
     }
 }
 

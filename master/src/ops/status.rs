@@ -1,6 +1,7 @@
 //! Status: how the cluster does, as the leader sees it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 
 use atoll_proto::cluster::{NodeKind, NodeState};
 use atoll_proto::error::WireResult;
@@ -22,6 +23,11 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     let view = state.view();
     let now = Instant::now();
 
+    let mut members_of: HashMap<NodeId, u32> = HashMap::new();
+    for member in table.members.iter().flatten() {
+        *members_of.entry(*member).or_default() += 1;
+    }
+
     let mut chunkservers = Vec::new();
     let mut edges = Vec::new();
     {
@@ -38,7 +44,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
                     stat: liveness.stat(info.id),
                     duty: node.duty,
                     in_sync: None,
-                    groups: 0,
+                    groups: members_of.get(&info.id).copied().unwrap_or(0),
                 }),
                 NodeKind::Edge => {
                     let serves = info.edge.as_ref().is_some_and(|edge| edge.serves);
@@ -84,10 +90,11 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         publish_seq: publish_log::last(&view).map_err(store_failed)?,
         sites: all.len() as u64,
         current: current.map(|alias| (alias.site, alias.deploy)).collect(),
-        groups_moving: 0,
+        groups_moving: u32::try_from(table.leaving.len()).unwrap_or(u32::MAX),
         frozen: None,
         chunks_unreferenced: 0,
         scrub: 0,
+        placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
     Ok(MasterResponse::Status(Box::new(status)))
 }

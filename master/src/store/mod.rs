@@ -9,8 +9,10 @@ pub(crate) mod aliases;
 pub(crate) mod counters;
 pub(crate) mod dentries;
 pub(crate) mod deploys;
+pub(crate) mod duties;
 pub(crate) mod groups;
 pub(crate) mod inodes;
+pub(crate) mod leaving;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -84,6 +86,14 @@ pub(crate) enum Family {
     Token = 17,
     /// Tokens by their public id. Key: token id (u64). Value: BLAKE3 of the secret. Immutable.
     TokenById = 18,
+    /// What is wanted of chunkservers, and numbers that must not be used again. Key: node id
+    /// (u64). Value: [`duties::DutyRecord`]. Changed by operators, and by the leader for a node
+    /// that is silent for long; kept for ever once the node was removed.
+    NodeDuty = 23,
+    /// Groups on the move. Key: pool (one byte), placement group (u16). Value:
+    /// [`leaving::Leaving`]: the members before, and since when. Changed by placement only, with
+    /// the epoch; deleted when the move is finished.
+    Leaving = 24,
 }
 
 impl Family {
@@ -285,5 +295,6 @@ mod tests {
             Family::TokenById as u8,
         ];
         assert_eq!(numbers.to_vec(), (1..=18).collect::<Vec<u8>>());
+        assert_eq!([Family::NodeDuty as u8, Family::Leaving as u8], [23, 24]);
     }
 }

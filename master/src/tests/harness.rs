@@ -93,6 +93,7 @@ pub(super) fn config(ca: &ClusterCa, dir: &Path, id: u64) -> Config {
         chunk_bytes: 1 << 20,
         ready_file: Some(home.join("ready.json")),
         placement_settle_ms: 100,
+        replace_after_ms: 6000,
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod harness;
+mod membership;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
