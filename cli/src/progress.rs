@@ -36,6 +36,7 @@ struct State {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event {
+    Left { what: &'static str, left: u64 },
     Phase { phase: &'static str },
     Progress { phase: &'static str, files: u64, bytes: u64, bytes_total: Option<u64> },
 }
@@ -122,6 +123,50 @@ impl DeployProgress for Progress {
             state.total = 0;
             state.told = Some(Instant::now());
         });
+    }
+}
+
+/// Shows how much is left of something that goes on elsewhere, and may grow again.
+pub(crate) struct Countdown {
+    bar: ProgressBar,
+    events: Option<Output>,
+    what: &'static str,
+    last: Mutex<u64>,
+}
+
+impl Countdown {
+    /// So much of `what` is left.
+    pub(crate) fn new(out: &Output, what: &'static str, left: u64) -> Self {
+        let bar = ProgressBar::new(left);
+        let shown = !out.json() && out.messages_to_terminal();
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        bar.set_draw_target(target);
+        bar.set_style(style("{wide_bar} {msg} {eta}"));
+        bar.set_message(format!("{left} {what}"));
+        let events = out.json().then(|| Output::new(true));
+        Self { bar, events, what, last: Mutex::new(left) }
+    }
+
+    /// So much is left now.
+    pub(crate) fn left(&self, left: u64) {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let total = self.bar.length().unwrap_or(left).max(left);
+        self.bar.set_length(total);
+        self.bar.set_position(total - left);
+        self.bar.set_message(format!("{left} {}", self.what));
+        if *last != left
+            && let Some(out) = &self.events
+        {
+            // A reader who has gone is noticed when the result is written.
+            drop(out.object(&Event::Left { what: self.what, left }));
+        }
+        *last = left;
+    }
+
+    /// Leaves the screen as it was.
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 }
 

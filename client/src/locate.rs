@@ -23,8 +23,10 @@ pub trait Load {
     fn suspect(&self, node: NodeId) -> bool;
 }
 
-/// The members of a group in the order a read should try them: own zone first; within that the
-/// less loaded of two drawn by chance comes first ("power of two choices", Mitzenmacher 2001);
+/// Everybody who may have a group's chunks, in the order a read should try them: own zone first;
+/// within that the less loaded of two drawn by chance comes first ("power of two choices",
+/// Mitzenmacher 2001). Members that are still filling come after those that surely have everything
+/// (the old members of a moving group among these), for they may answer that a chunk is not there;
 /// those that are down or failed lately come last.
 pub fn read_order(
     view: &ClusterView,
@@ -33,31 +35,32 @@ pub fn read_order(
     load: &impl Load,
     random: u64,
 ) -> Vec<Replica> {
-    let mut members: Vec<(bool, bool, Replica)> = view
+    let filling = view.table.filling(pg);
+    let mut readers: Vec<((bool, bool, bool), Replica)> = view
         .table
-        .of(pg)
-        .iter()
-        .filter_map(|id| view.node(*id))
+        .readers(pg)
+        .filter_map(|id| view.node(id))
         .map(|node| {
+            let id = node.info.id;
             let away = zone.is_some_and(|zone| zone != node.info.zone);
-            let bad = node.state == NodeState::Down || load.suspect(node.info.id);
-            (bad, away, Replica { node: node.info.id, addr: node.info.addr })
+            let bad = node.state == NodeState::Down || load.suspect(id);
+            ((bad, filling.contains(&id), away), Replica { node: id, addr: node.info.addr })
         })
         .collect();
-    if !members.is_empty() {
-        let turn = usize::try_from(random % members.len() as u64).unwrap_or(0);
-        members.rotate_left(turn);
+    if !readers.is_empty() {
+        let turn = usize::try_from(random % readers.len() as u64).unwrap_or(0);
+        readers.rotate_left(turn);
     }
-    members.sort_by_key(|(bad, away, _)| (*bad, *away));
-    let equal = members.len() > 1 && (members[0].0, members[0].1) == (members[1].0, members[1].1);
-    if equal && load.in_flight(members[1].2.node) < load.in_flight(members[0].2.node) {
-        members.swap(0, 1);
+    readers.sort_by_key(|(rank, _)| *rank);
+    let equal = readers.len() > 1 && readers[0].0 == readers[1].0;
+    if equal && load.in_flight(readers[1].1.node) < load.in_flight(readers[0].1.node) {
+        readers.swap(0, 1);
     }
-    members.into_iter().map(|(_, _, replica)| replica).collect()
+    readers.into_iter().map(|(_, replica)| replica).collect()
 }
 
 /// The members of a group in the order a write should try them as head: the table's order, with
-/// those that are down or failed lately last.
+/// those that are down or failed lately last. Old members of a moving group are not written to.
 pub fn write_order(view: &ClusterView, pg: PgId, load: &impl Load) -> Vec<Replica> {
     let mut members: Vec<(bool, Replica)> = view
         .table
@@ -147,6 +150,39 @@ mod tests {
         for random in 0..6 {
             assert_eq!(read_order(&view(), PgId(0), Some("z2"), &busy, random)[0].node, NodeId(3));
         }
+    }
+
+    fn moving() -> ClusterView {
+        let mut view = view();
+        let mut four = view.nodes[0].clone();
+        four.info.id = NodeId(4);
+        four.info.addr.set_port(7004);
+        view.nodes.push(four);
+        // Member 3 is leaving, and member 4, in the reader's zone, takes its place.
+        view.table.members[0] = vec![NodeId(1), NodeId(2), NodeId(4)];
+        view.table.leaving = vec![(PgId(0), vec![NodeId(3)])];
+        view
+    }
+
+    #[test]
+    fn a_moving_group_is_read_where_its_chunks_surely_are() {
+        let idle = Fixed { busy: vec![], suspect: None };
+        for random in 0..8 {
+            let order = read_order(&moving(), PgId(0), Some("z1"), &idle, random);
+            let order: Vec<u64> = order.iter().map(|replica| replica.node.0).collect();
+            assert_eq!((order[0], order[3]), (1, 4), "{order:?}");
+            let far = read_order(&moving(), PgId(0), Some("z2"), &idle, random);
+            assert!([2, 3].contains(&far[0].node.0) && far[3].node == NodeId(4));
+            // Better one that may not have it than one that does not answer.
+            let bad = Fixed { busy: vec![], suspect: Some(3) };
+            let order = read_order(&moving(), PgId(0), None, &bad, random);
+            assert_eq!((order[2].node, order[3].node), (NodeId(4), NodeId(3)));
+            let writes = write_order(&moving(), PgId(0), &idle);
+            assert!(writes.iter().all(|replica| replica.node != NodeId(3)));
+        }
+        let mut down = moving();
+        down.nodes[0].state = NodeState::Down;
+        assert_eq!(read_order(&down, PgId(0), None, &idle, 3)[3].node, NodeId(1));
     }
 
     #[test]

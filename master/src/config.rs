@@ -75,6 +75,10 @@ pub struct Config {
     /// How often all references are counted again, in days; 0 for never.
     #[serde(default = "default_audit_days")]
     pub audit_days: u64,
+    /// How long a chunkserver may be silent before others take its place by themselves, in
+    /// milliseconds.
+    #[serde(default = "default_replace_after_ms")]
+    pub replace_after_ms: u64,
 }
 
 /// A master as the others know it.
@@ -125,6 +129,13 @@ impl Config {
         if self.collect_every_ms == 0 {
             return Err("`collect_every_ms` is 0: looking never stops; say at least 1".to_owned());
         }
+        let lost_ms = limits::HEARTBEAT_LOST.as_millis();
+        if u128::from(self.replace_after_ms) < lost_ms {
+            return Err(format!(
+                "`replace_after_ms` is {}: a node counts as down after {lost_ms} ms only",
+                self.replace_after_ms
+            ));
+        }
         let mut ids: Vec<u64> = self.peers.iter().map(|peer| peer.id).collect();
         ids.sort_unstable();
         if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first() == Some(&0) {
@@ -174,6 +185,10 @@ fn default_collect_every_ms() -> u64 {
 
 fn default_audit_days() -> u64 {
     30
+}
+
+fn default_replace_after_ms() -> u64 {
+    15 * 60 * 1000
 }
 
 fn as_text<T: ToString, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -229,6 +244,7 @@ mod tests {
         collect_after_ms = 1000
         collect_every_ms = 500
         audit_days = 7
+        replace_after_ms = 60000
         [[peers]]
         id = 2
         addr = "10.0.0.2:7000"
@@ -260,6 +276,8 @@ mod tests {
         assert!(zero.contains("`id` is 0"), "{zero}");
         let small = load(&FULL.replace("1048576", "17")).unwrap_err().to_string();
         assert!(small.contains("chunk_bytes"), "{small}");
+        let soon = load(&FULL.replace("60000", "60")).unwrap_err().to_string();
+        assert!(soon.contains("replace_after_ms"), "{soon}");
         let hex = load(&FULL.replace("00112233445566778899aabbccddeeff", "xyz"));
         assert!(hex.unwrap_err().to_string().contains("hex"));
     }

@@ -1,10 +1,11 @@
 //! Which chunks do receipts cover? A plain function of receipts, key, time and table.
 //!
-//! A receipt that is forged, expired, of another session or of a server that is no member of the
-//! chunk's placement group counts for nothing. Placement never takes a member away from a group
-//! that has chunks, so the current table is enough; when the groups of an empty cluster are dealt
-//! out anew, receipts of the moment before may count for nothing too, and the client uploads
-//! again.
+//! A receipt that is forged, expired, of another session or of a server that neither is a member
+//! of the chunk's placement group nor leaves it counts for nothing. While a group moves, an old
+//! member's receipt is as good as a member's, since the chunk is read from there until every
+//! member has it; but one member at least must have it, so that the move can never take the only
+//! copies away. Servers and masters agree on zones elsewhere: the head of a put sees to it that
+//! copies stand in two.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,12 +25,13 @@ pub(crate) struct Checker {
     pub(crate) session: SessionId,
     /// The leader's clock.
     pub(crate) now_ms: u64,
-    /// Who must have the chunks.
+    /// Who must have the chunks; without old members that are about to go
+    /// ([`crate::finishing`]).
     pub(crate) table: Arc<PgTable>,
 }
 
 impl Checker {
-    /// The chunks among those `wanted` that enough members have on disk, by id.
+    /// The chunks among those `wanted` that enough servers have on disk, by id.
     pub(crate) fn covered(
         &self,
         receipts: &[Receipt],
@@ -41,13 +43,14 @@ impl Checker {
                 continue;
             }
             for (id, len) in &receipt.chunks {
-                if wanted(id) && self.table.of(id.pg()).contains(&receipt.node) {
+                if wanted(id) && self.table.readers(id.pg()).any(|node| node == receipt.node) {
                     holders.entry((*id, *len)).or_default().insert(receipt.node);
                 }
             }
         }
         let enough = |id: &ChunkId, nodes: &HashSet<NodeId>| {
             nodes.len() >= self.table.durable_quorum(id.pg())
+                && self.table.of(id.pg()).iter().any(|member| nodes.contains(member))
         };
         let covered: BTreeMap<ChunkId, u32> = holders
             .into_iter()
@@ -93,6 +96,23 @@ mod tests {
         assert_eq!(count(&three, &[good(1), good(9)]), 0);
         assert_eq!(count(&checker(&[1]), &[good(1)]), 1);
         assert_eq!(count(&checker(&[]), &[good(1)]), 0);
+    }
+
+    #[test]
+    fn an_old_member_counts_beside_a_member_while_it_is_leaving() {
+        let good = |node| receipt(node, SESSION, 200, &KEY);
+        let mut moving = checker(&[1, 2, 4]);
+        assert_eq!(count(&moving, &[good(1), good(3)]), 0);
+        let mut table = PgTable::clone(&moving.table);
+        let mut groups = [ChunkId::of(b"a").pg(), ChunkId::of(b"b").pg()];
+        groups.sort();
+        table.leaving = groups.iter().map(|pg| (*pg, vec![NodeId(3), NodeId(5)])).collect();
+        moving.table = Arc::new(table);
+        assert_eq!(count(&moving, &[good(1), good(3)]), 1);
+        assert_eq!(count(&moving, &[good(4), good(3)]), 1);
+        assert_eq!(count(&moving, &[good(3)]), 0);
+        // Those that go are not enough among themselves.
+        assert_eq!(count(&moving, &[good(3), good(5)]), 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Reading chunks from the chunkservers, for the pages the master admits. It never reads file
 //! bytes.
 //!
-//! Every member of a chunk's group is tried, live ones first, and every chunk's hash is checked.
+//! Every member of a chunk's group is tried, live ones first, then, while it moves, those it had
+//! before and those that are still filling; every chunk's hash is checked.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -39,14 +40,16 @@ impl Master {
             .collect();
         let mut candidates: HashMap<ChunkId, Vec<NodeId>> = HashMap::new();
         for id in ids {
-            let mut members = table.of(id.pg()).to_vec();
+            // In the table's order of who surely has it, those that are up first.
+            let mut members: Vec<NodeId> = table.readers(id.pg()).collect();
             members.sort_by_key(|member| !nodes.get(member).is_some_and(|(_, up)| *up));
             candidates.insert(*id, members);
         }
 
         let mut found: HashMap<ChunkId, Bytes> = HashMap::new();
         let mut reasons: Vec<String> = Vec::new();
-        for round in 0..limits::REPLICAS.max(1) {
+        let rounds = candidates.values().map(Vec::len).max().unwrap_or(0);
+        for round in 0..rounds {
             let mut by_node: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
             for (id, members) in &candidates {
                 if let Some(member) = members.get(round)

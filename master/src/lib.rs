@@ -10,6 +10,7 @@ mod config;
 mod cover;
 mod disk;
 mod fetch;
+mod finishing;
 mod identity;
 mod liveness;
 mod operation;

@@ -4,6 +4,7 @@
 //! has a full period of grace before it counts as down.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
@@ -180,6 +181,31 @@ impl Liveness {
         self.nodes.get(&node).map(|heard| heard.stat.clone()).unwrap_or_default()
     }
 
+    /// How long a node has been silent; since this master leads, when nothing was heard of it.
+    pub(crate) fn silent_for(&self, node: NodeId, now: Instant) -> Duration {
+        let at = self.nodes.get(&node).map_or(self.since, |heard| heard.at);
+        now.duration_since(at)
+    }
+
+    /// Nodes are no members of a group any more: what was found of them does not count when they
+    /// come back to it.
+    pub(crate) fn forget_synced(&mut self, pg: PgId, nodes: &[NodeId]) {
+        for node in nodes {
+            let sync = self.nodes.get_mut(node).map(|heard| &mut heard.sync);
+            if let Some(equal) = sync.and_then(|sync| sync.equal.get_mut(usize::from(pg.0))) {
+                *equal = 0;
+            }
+        }
+    }
+
+    /// A node has exactly what a group should have as of a log index.
+    #[cfg(test)]
+    pub(crate) fn note_synced(&mut self, node: NodeId, pg: PgId, index: u64, now: Instant) {
+        let sync = &mut self.entry(node, now).sync;
+        sync.equal.resize(GROUPS, 0);
+        sync.equal[usize::from(pg.0)] = index.saturating_add(1);
+    }
+
     /// The last entry of the publish log an edge has applied.
     pub(crate) fn acked(&self, edge: NodeId) -> Seq {
         self.nodes.get(&edge).map_or(Seq(0), |heard| heard.acked)
@@ -240,7 +266,6 @@ impl Liveness {
 mod tests {
     use super::*;
     use atoll_proto::cluster::EdgeInfo;
-    use std::time::Duration;
 
     fn edge(id: u64) -> NodeInfo {
         NodeInfo {
@@ -278,6 +303,22 @@ mod tests {
         assert_eq!(liveness.state(node, silent), (NodeState::Down, false));
         liveness.reset(silent);
         assert_eq!(liveness.state(node, silent).0, NodeState::Up);
+    }
+
+    #[tokio::test]
+    async fn being_in_sync_is_of_an_index_and_of_a_membership() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        let (node, pg) = (NodeId(1), PgId(7));
+        assert!(!liveness.synced(node, pg, 0));
+        liveness.note_synced(node, pg, 9, start);
+        assert!(liveness.synced(node, pg, 9) && !liveness.synced(node, pg, 10));
+        assert!(!liveness.synced(node, PgId(8), 0));
+        liveness.forget_synced(pg, &[node, NodeId(2)]);
+        assert!(!liveness.synced(node, pg, 0));
+        let later = start + Duration::from_secs(9);
+        assert_eq!(liveness.silent_for(node, later), Duration::from_secs(9));
+        assert_eq!(liveness.silent_for(NodeId(5), later), Duration::from_secs(9));
     }
 
     #[tokio::test]

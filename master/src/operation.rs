@@ -4,7 +4,8 @@
 //! key or another node (tokens, receipts, pages). Applying an operation depends on nothing but
 //! the operation, the state and [`Now`].
 
-use atoll_proto::master::{Changed, Grant, ObjectKind, UpkeepOp};
+use atoll_proto::cluster::Duty;
+use atoll_proto::master::{Changed, Grant, NodeOp, ObjectKind, UpkeepOp};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::receipt::ReceiptKey;
@@ -65,6 +66,26 @@ pub(crate) enum Operation {
     },
     /// Drop deltas beyond the retention.
     ExpireDeltas,
+    /// Steps of moves: many groups, one new epoch.
+    MoveGroups {
+        /// The epoch this was worked out from; another one makes it void.
+        base: Epoch,
+        /// Groups whose members have everything now: the old members leave. With the order of
+        /// preference of the members from now on.
+        finished: Vec<(PgId, Vec<NodeId>)>,
+        /// Groups that get other members, or more: those that stay first, in the order they had,
+        /// then those that enter. Who is no member any more is leaving from now on.
+        moved: Vec<(PgId, Vec<NodeId>)>,
+    },
+    /// The leader found that a chunkserver is silent for long, or is back.
+    SetDuty {
+        /// Which.
+        node: NodeId,
+        /// The duty it has now; another one makes this void.
+        from: Duty,
+        /// The duty it gets.
+        to: Duty,
+    },
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.
@@ -100,6 +121,8 @@ pub(crate) enum LoggedChange {
     },
     /// Freeze or release collection, ask for a scrub.
     Upkeep(UpkeepOp),
+    /// Of chunkservers.
+    Node(NodeOp),
 }
 
 /// An object to collect. It stays when it is not as the leader saw it.

@@ -5,6 +5,12 @@
 //! win. A server that comes or goes changes only the groups it wins or loses. Among the winners
 //! zones that are not used yet come first. The result is stored in the replicated state, so a
 //! difference in floating point between two builds never moves data.
+//!
+//! [`plan`] works out which groups should move next, [`silence`] which servers are to be taken for
+//! gone. Who asks is [`crate::tasks::placement`].
+
+pub(crate) mod plan;
+pub(crate) mod silence;
 
 use std::collections::HashSet;
 
@@ -18,7 +24,8 @@ pub(crate) struct Candidate {
     pub(crate) id: NodeId,
     /// Replicas go to different zones where there are enough.
     pub(crate) zone: String,
-    /// Share of the data relative to others; 0 takes none.
+    /// Share of the data relative to others; 0 takes none, but its zone counts where it is a
+    /// member.
     pub(crate) weight: u32,
 }
 
@@ -67,27 +74,32 @@ pub(crate) fn extend(
     members
 }
 
-/// What should change in a table without moving data: while the cluster has no chunk every group
-/// may be dealt out anew, else groups that have too few members get more.
-pub(crate) fn changes(
+/// What should change in the table of a cluster that has no chunk yet, so that groups can be dealt
+/// out anew.
+pub(crate) fn deal(
     table: &PgTable,
     candidates: &[Candidate],
     replicas: usize,
-    holds_chunks: bool,
 ) -> Vec<(PgId, Vec<NodeId>)> {
-    let mut changes = Vec::new();
-    for (members, number) in table.members.iter().zip(0u16..) {
+    let groups = table.members.iter().zip(0u16..);
+    let wanted = groups.map(|(members, number)| {
         let pg = PgId(number);
-        let wanted = if holds_chunks {
-            extend(pg, members.clone(), candidates, replicas)
-        } else {
-            ideal(pg, candidates, replicas)
-        };
-        if wanted != *members {
-            changes.push((pg, wanted));
-        }
-    }
-    changes
+        (pg, members, ideal(pg, candidates, replicas))
+    });
+    wanted.filter(|(_, had, wanted)| *had != wanted).map(|(pg, _, wanted)| (pg, wanted)).collect()
+}
+
+/// These members in the order in which the group's servers rank: every server is the first choice
+/// of its share of the groups.
+pub(crate) fn ranked(pg: PgId, members: &[NodeId], candidates: &[Candidate]) -> Vec<NodeId> {
+    let rank = |id: &NodeId| {
+        let candidate = candidates.iter().find(|candidate| candidate.id == *id);
+        let weighs = candidate.filter(|candidate| candidate.weight > 0);
+        weighs.map_or(f64::INFINITY, |candidate| draw(pg, candidate))
+    };
+    let mut members = members.to_vec();
+    members.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(a.cmp(b)));
+    members
 }
 
 /// The number a server draws for a group: exponentially distributed with its weight as rate.
@@ -193,20 +205,17 @@ mod tests {
     }
 
     #[test]
-    fn with_chunks_only_short_groups_change() {
+    fn an_empty_cluster_is_dealt_out_and_dealt_out_anew() {
         let servers: Vec<_> = (1..=4).map(|id| server(id, id, 1)).collect();
         let mut table = PgTable::empty();
-        assert_eq!(changes(&table, &[], 3, false), vec![]);
-        let dealt = changes(&table, &servers[..3], 3, false);
+        assert_eq!(deal(&table, &[], 3), vec![]);
+        let dealt = deal(&table, &servers[..3], 3);
         assert_eq!(dealt.len(), usize::from(PG_COUNT));
         for (pg, members) in dealt {
+            assert_eq!(ranked(pg, &members, &servers), members);
             table.members[usize::from(pg.0)] = members;
         }
-        assert_eq!(changes(&table, &servers, 3, true), vec![]);
-        assert!(!changes(&table, &servers, 3, false).is_empty());
-        table.members[7].truncate(1);
-        let short = changes(&table, &servers, 3, true);
-        assert_eq!(short.len(), 1);
-        assert!(short[0].1.starts_with(&table.members[7]));
+        assert_eq!(deal(&table, &servers[..3], 3), vec![]);
+        assert!(!deal(&table, &servers, 3).is_empty());
     }
 }

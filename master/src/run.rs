@@ -81,6 +81,10 @@ fn describe_metrics() {
     describe_gauge!("atoll_master_queue_length", "Changes waiting to be proposed.");
     describe_gauge!("atoll_master_unreferenced", "Chunks that nothing refers to any more.");
     describe_counter!("atoll_master_collected_total", "Chunks proposed for collection.");
+    describe_gauge!(
+        "atoll_master_groups_moving",
+        "Placement groups on their way to other members."
+    );
     describe_gauge!("atoll_master_disk_used_percent", "How full the master's disk is.");
     describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
     describe_histogram!(
@@ -148,6 +152,7 @@ async fn serve(
         collect_every_ms: config.collect_every_ms,
         audit_days: config.audit_days,
         data: config.data.clone(),
+        replace_after_ms: config.replace_after_ms,
     };
     let master =
         Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));

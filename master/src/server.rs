@@ -10,13 +10,14 @@ use atoll_proto::cluster::{NodeView, PgTable};
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::receipt::ReceiptKey;
-use atoll_proto::{ChunkId, ClusterId, NodeId, PgId, WireError};
+use atoll_proto::{ChunkId, ClusterId, WireError};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
+use crate::finishing::Finishing;
 use crate::liveness::Liveness;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
@@ -25,7 +26,7 @@ use crate::ops::{
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
-use crate::store::{group_states, groups, meta, nodes};
+use crate::store::{duties, groups, meta, nodes};
 use crate::trees::Trees;
 
 /// What the configuration says and operations need.
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) audit_days: u64,
     /// The data directory.
     pub(crate) data: std::path::PathBuf,
+    /// How long a chunkserver may be silent before others take its place, in milliseconds.
+    pub(crate) replace_after_ms: u64,
 }
 
 /// One master.
@@ -64,6 +67,10 @@ pub(crate) struct Master {
     pub(crate) shutdown: Shutdown,
     /// What nodes should have, to compare it with what they have.
     pub(crate) trees: Arc<Trees>,
+    /// Moves of groups that are about to finish.
+    pub(crate) finishing: Finishing,
+    /// What placement would do and cannot, with the reason, for people.
+    pub(crate) placement: Mutex<Vec<String>>,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -84,6 +91,8 @@ impl Master {
             acknowledged: watch::Sender::new(0),
             shutdown,
             trees: Arc::default(),
+            finishing: Finishing::default(),
+            placement: Mutex::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -94,17 +103,17 @@ impl Master {
         self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a node was found to have exactly what a group should have, as it is now.
-    #[allow(dead_code, reason = "moves of groups ask it")]
-    pub(crate) fn synced(&self, node: NodeId, pg: PgId) -> WireResult<bool> {
-        let state = group_states::get(&*self.consensus.state(), pg).map_err(store_failed)?;
-        Ok(self.liveness().synced(node, pg, state.index))
-    }
-
     /// All nodes with how they do.
     pub(crate) fn node_views(&self) -> WireResult<Vec<NodeView>> {
         let nodes = nodes::all(&*self.consensus.state()).map_err(store_failed)?;
-        Ok(self.liveness().views(nodes, Instant::now()))
+        let mut views = self.liveness().views(nodes, Instant::now());
+        let duties = duties::all(&*self.consensus.state()).map_err(store_failed)?;
+        for (node, record) in duties {
+            if let Some(view) = views.iter_mut().find(|view| view.info.id == node) {
+                view.duty = record.duty();
+            }
+        }
+        Ok(views)
     }
 
     /// The placement table. Cached by epoch: it has thousands of rows and rarely changes.
@@ -116,6 +125,12 @@ impl Master {
             *cached = Arc::new(groups::table(&state.view()).map_err(store_failed)?);
         }
         Ok(cached.clone())
+    }
+
+    /// The table by which receipts count, for a change that is under way
+    /// ([`Finishing::rely`]).
+    pub(crate) fn cover_table(&self) -> WireResult<Arc<PgTable>> {
+        Ok(self.finishing.cover(self.table()?))
     }
 
     /// What was decided when the cluster was made.

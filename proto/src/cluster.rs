@@ -96,7 +96,8 @@ pub struct NodeView {
 pub struct PgTable {
     /// Grows with every change.
     pub epoch: Epoch,
-    /// One list of ordered members per placement group, [`PG_COUNT`] of them.
+    /// One list of ordered members per placement group, [`PG_COUNT`] of them. Those that entered
+    /// in the move under way come last, one for each that is leaving.
     pub members: Vec<Vec<NodeId>>,
     /// Groups on the move, sorted: who had the chunks before and is not a member any more. They
     /// are read from, not written to, until every member is known to have everything.
@@ -124,9 +125,38 @@ impl PgTable {
         at.map_or(&[], |at| self.leaving[at].1.as_slice())
     }
 
-    /// Everybody a chunk of the group may be read from: members first.
+    /// Members that are taken to have what the group should have.
+    pub fn settled(&self, pg: PgId) -> &[NodeId] {
+        self.split(pg).0
+    }
+
+    /// Members that entered in the move under way and may still lack chunks.
+    pub fn filling(&self, pg: PgId) -> &[NodeId] {
+        self.split(pg).1
+    }
+
+    /// Everybody a chunk of the group may be read from, those that are most likely to have it
+    /// first: members that did not just enter, old members, members that are still filling.
     pub fn readers(&self, pg: PgId) -> impl Iterator<Item = NodeId> {
-        self.of(pg).iter().chain(self.leaving(pg)).copied()
+        let (settled, filling) = self.split(pg);
+        settled.iter().chain(self.leaving(pg)).chain(filling).copied()
+    }
+
+    /// Whether the group is on its way to other members.
+    pub fn is_moving(&self, pg: PgId) -> bool {
+        !self.leaving(pg).is_empty()
+    }
+
+    /// In how many groups a node is a member, and from how many it is leaving.
+    pub fn groups_of(&self, node: NodeId) -> (usize, usize) {
+        let member = self.members.iter().filter(|members| members.contains(&node)).count();
+        let leaving = self.leaving.iter().filter(|(_, old)| old.contains(&node)).count();
+        (member, leaving)
+    }
+
+    fn split(&self, pg: PgId) -> (&[NodeId], &[NodeId]) {
+        let members = self.of(pg);
+        members.split_at(members.len().saturating_sub(self.leaving(pg).len()))
     }
 
     /// How many members must have a chunk on disk before a write is acknowledged.
@@ -158,5 +188,33 @@ impl ClusterView {
     /// The node with this id.
     pub fn node(&self, id: NodeId) -> Option<&NodeView> {
         self.nodes.iter().find(|node| node.info.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(ids: &[u64]) -> Vec<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    #[test]
+    fn a_moving_group_is_read_where_its_chunks_were() {
+        let mut table = PgTable::empty();
+        table.members[5] = nodes(&[1, 2, 4]);
+        table.members[9] = nodes(&[1, 2]);
+        table.leaving = vec![(PgId(5), nodes(&[3]))];
+        assert_eq!(table.settled(PgId(5)), nodes(&[1, 2]));
+        assert_eq!(table.filling(PgId(5)), nodes(&[4]));
+        assert_eq!(table.readers(PgId(5)).collect::<Vec<_>>(), nodes(&[1, 2, 3, 4]));
+        assert!(table.is_moving(PgId(5)) && !table.is_moving(PgId(9)));
+        assert_eq!(table.readers(PgId(9)).collect::<Vec<_>>(), nodes(&[1, 2]));
+        assert_eq!(table.groups_of(NodeId(1)), (2, 0));
+        assert_eq!(table.groups_of(NodeId(3)), (0, 1));
+        // More old members than members: nobody is settled, everybody is asked.
+        table.leaving = vec![(PgId(9), nodes(&[3, 4, 5]))];
+        assert_eq!(table.readers(PgId(9)).collect::<Vec<_>>(), nodes(&[3, 4, 5, 1, 2]));
+        assert_eq!(table.readers(PgId(7)).count(), 0);
     }
 }

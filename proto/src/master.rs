@@ -205,6 +205,25 @@ pub enum NodeOp {
         /// Which.
         node: NodeId,
     },
+    /// As `Remove`, of a node that is gone: also while groups on the move may still be waiting for
+    /// chunks that only it has.
+    RemoveGone {
+        /// Which.
+        node: NodeId,
+    },
+}
+
+impl NodeOp {
+    /// The node it is about.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Self::Drain { node }
+            | Self::Undrain { node }
+            | Self::Lose { node }
+            | Self::Remove { node }
+            | Self::RemoveGone { node } => *node,
+        }
+    }
 }
 
 /// What an operator wants of collection, repair and scrubbing.
@@ -488,6 +507,8 @@ pub struct Status {
     pub chunks_unreferenced: u64,
     /// The last scrub asked for (see `Orders::scrub`).
     pub scrub: u64,
+    /// What placement would do and cannot, with the reason, for people; usually nothing.
+    pub placement: Vec<String>,
 }
 
 /// One master.

@@ -335,6 +335,7 @@ mod tests {
             frozen: None,
             chunks_unreferenced: 0,
             scrub: 0,
+            placement: vec![],
         }
     }
 

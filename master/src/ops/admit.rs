@@ -50,7 +50,7 @@ pub(crate) async fn prepare(
         key: master.receipt_key()?,
         session,
         now_ms: crate::server::now_ms(),
-        table: master.table()?,
+        table: master.cover_table()?,
     };
     let covered: HashMap<ChunkId, u32> =
         checker.covered(receipts, |_| true).into_iter().map(|it| (it.id, it.len)).collect();

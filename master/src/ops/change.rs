@@ -54,6 +54,8 @@ pub(crate) async fn change(
     if grows(&change) {
         master.disk.check_room()?;
     }
+    // Until it is applied: what it takes receipts of old members for must not leave them meanwhile.
+    let _relying = master.finishing.rely();
     let change = match prepare(master, context, session, change).await? {
         Prepared::Log(change) => change,
         Prepared::Missing(ids) => {
@@ -117,7 +119,7 @@ async fn prepare(
             upkeep::check(&op)?;
             Ok(Prepared::Log(LoggedChange::Upkeep(op)))
         }
-        Change::Node(_) => Err(WireError::unavailable("not built yet")),
+        Change::Node(op) => Ok(Prepared::Log(LoggedChange::Node(op))),
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
     }
 }
@@ -159,7 +161,7 @@ fn covered(
         key: master.receipt_key()?,
         session,
         now_ms: crate::server::now_ms(),
-        table: master.table()?,
+        table: master.cover_table()?,
     };
     Ok(checker.covered(receipts, |id| needed.contains(id)))
 }

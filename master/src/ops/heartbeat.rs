@@ -58,7 +58,6 @@ async fn compare(
     if table.epoch != report.epoch {
         return Ok((None, Vec::new()));
     }
-    let index = report.index;
     let work = {
         let table = table.clone();
         move || outcome(&state.view(), &trees, node, &table, &report)
@@ -66,7 +65,7 @@ async fn compare(
     let outcome = atoll_net::task::spawn_blocking("compare", work)
         .await
         .map_err(|error| WireError::internal(error.to_string()))?;
-    let Some(Outcome { whole, groups }) = outcome.map_err(store_failed)? else {
+    let Some(Outcome { index, whole, groups }) = outcome.map_err(store_failed)? else {
         return Ok((None, Vec::new()));
     };
     let comparison = Comparison { table: &table, index, whole, groups: &groups };
@@ -77,6 +76,8 @@ async fn compare(
 
 /// What came of a comparison.
 struct Outcome {
+    /// Where the master is. What has not changed since the report's index is as it was there.
+    index: u64,
     whole: Option<bool>,
     groups: Vec<(PgId, bool)>,
 }
@@ -107,5 +108,5 @@ fn outcome(
             groups.push((*pg, trees.root(read, *pg, changed)? == *root));
         }
     }
-    Ok(Some(Outcome { whole, groups }))
+    Ok(Some(Outcome { index: applied, whole, groups }))
 }

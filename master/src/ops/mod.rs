@@ -13,7 +13,11 @@ pub(crate) mod deltas;
 pub(crate) mod deploys;
 pub(crate) mod heartbeat;
 pub(crate) mod known;
+#[cfg(test)]
+mod membership_tests;
+pub(crate) mod move_groups;
 pub(crate) mod namespace;
+pub(crate) mod node;
 pub(crate) mod numbered;
 pub(crate) mod objects;
 pub(crate) mod open_session;
@@ -108,5 +112,9 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
             deltas::expire(tx)?;
             Ok(Outcome::Done)
         }
+        Operation::MoveGroups { base, finished, moved } => {
+            move_groups::apply(tx, now, base, finished, moved)
+        }
+        Operation::SetDuty { node, from, to } => node::set_duty(tx, now, node, from, to),
     }
 }

@@ -6,7 +6,7 @@
 use atoll_proto::master::Changed;
 use atoll_proto::{Code, SessionId, WireError, limits};
 
-use super::{admit, namespace, site, tokens, upkeep};
+use super::{admit, namespace, node, site, tokens, upkeep};
 use crate::operation::{Apply, Failure, LoggedChange, Now, Outcome};
 use crate::store::sessions::{self, Session, StoredReply, WINDOW};
 use crate::store::{Read, StoreError, Transaction};
@@ -109,6 +109,7 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, change: LoggedChange) -> Apply<
         LoggedChange::TokenCreate { hash, grant } => tokens::create(tx, now, &hash, grant),
         LoggedChange::TokenRemove { id } => tokens::remove(tx, id),
         LoggedChange::Upkeep(op) => upkeep::apply(tx, &op),
+        LoggedChange::Node(op) => node::apply(tx, now, op),
     }
 }
 

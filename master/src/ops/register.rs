@@ -11,7 +11,7 @@ use super::change::store_failed;
 use crate::operation::{Apply, Now, Operation, Outcome};
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
-use crate::store::{Transaction, groups, nodes};
+use crate::store::{Transaction, duties, groups, nodes};
 
 /// Longest name, zone or region in bytes.
 const TEXT_BYTES_MAX: usize = 64;
@@ -85,6 +85,14 @@ fn check(context: &Context, info: &NodeInfo) -> WireResult<()> {
 }
 
 pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, info: NodeInfo) -> Apply<Outcome> {
+    if duties::is_removed(tx, info.id)? {
+        let message = format!(
+            "node {} was removed from the cluster, and ids are never used again: give {:?} a new \
+             id and an empty data directory",
+            info.id, info.name
+        );
+        return Err(WireError::new(Code::Exists, message).into());
+    }
     if let Some(before) = nodes::get(tx, info.id)?
         && (before.name != info.name || before.kind != info.kind)
     {

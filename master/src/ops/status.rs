@@ -1,6 +1,7 @@
 //! Status: how the cluster does, as the leader sees it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 
 use atoll_proto::cluster::{NodeKind, NodeState};
 use atoll_proto::error::WireResult;
@@ -93,6 +94,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         frozen: upkeep::held(&view).map_err(store_failed)?,
         chunks_unreferenced: unreferenced::count(&view).map_err(store_failed)?,
         scrub: upkeep::orders(&view).map_err(store_failed)?.scrub,
+        placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
     Ok(MasterResponse::Status(Box::new(status)))
 }

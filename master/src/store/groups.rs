@@ -1,14 +1,15 @@
-//! Family `Group`: the members of placement groups, and their epoch.
+//! Family `Group`: the members of placement groups, and their epoch. The whole table, moves
+//! included, is put together here.
 
 use atoll_proto::cluster::PgTable;
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::{Epoch, NodeId, PgId};
 
 use super::counters::{self, Counter};
-use super::{Family, Order, Read, StoreError, Transaction, decode};
+use super::{Family, Order, Read, StoreError, Transaction, decode, leaving};
 
 /// The only pool there is: replicated chunks.
-const POOL: u8 = 0;
+pub(crate) const POOL: u8 = 0;
 
 fn key(pg: PgId) -> Vec<u8> {
     Family::Group.key(&[&[POOL], &pg.0.to_be_bytes()])
@@ -43,6 +44,8 @@ pub(crate) fn table(read: &impl Read) -> Result<PgTable, StoreError> {
         *slot = decode(key, value)?;
         Ok(true)
     })?;
+    let moves = leaving::all(read)?;
+    table.leaving = moves.into_iter().map(|(pg, leaving)| (pg, leaving.nodes)).collect();
     Ok(table)
 }
 
@@ -61,6 +64,8 @@ mod tests {
             let members: Vec<NodeId> = members.into_iter().map(NodeId).collect();
             let mut tx = Transaction::new(&store.rocks);
             put(&mut tx, PgId(pg), &members);
+            let old = vec![NodeId(77)];
+            leaving::put(&mut tx, PgId(9), &leaving::Leaving { nodes: old.clone(), since: 3 });
             counters::set(&mut tx, Counter::Epoch, 5);
             tx.commit().unwrap();
             prop_assert_eq!(&get(&store.rocks, PgId(pg)).unwrap(), &members);
@@ -68,6 +73,7 @@ mod tests {
             prop_assert_eq!(table.epoch, Epoch(5));
             prop_assert_eq!(table.of(PgId(pg)), members.as_slice());
             prop_assert_eq!(table.members.len(), usize::from(PG_COUNT));
+            prop_assert_eq!(table.leaving, vec![(PgId(9), old)]);
         }
     }
 }

@@ -12,8 +12,10 @@ pub(crate) mod deltas;
 pub(crate) mod dentries;
 pub(crate) mod deploys;
 pub(crate) mod group_states;
+pub(crate) mod duties;
 pub(crate) mod groups;
 pub(crate) mod inodes;
+pub(crate) mod leaving;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -107,6 +109,14 @@ pub(crate) enum Family {
     /// Objects without references. Key: since when, milliseconds since the Unix epoch (u64), chunk
     /// id (32 bytes). Value: empty. Follows `Object`.
     Unreferenced = 22,
+    /// What is wanted of chunkservers, and numbers that must not be used again. Key: node id
+    /// (u64). Value: [`duties::DutyRecord`]. Changed by operators, and by the leader for a node
+    /// that is silent for long; kept for ever once the node was removed.
+    NodeDuty = 23,
+    /// Groups on the move. Key: pool (one byte), placement group (u16). Value:
+    /// [`leaving::Leaving`]: the members before, and since when. Changed by placement only, with
+    /// the epoch; deleted when the move is finished.
+    Leaving = 24,
 }
 
 impl Family {
@@ -310,7 +320,9 @@ mod tests {
             Family::Bucket as u8,
             Family::GroupState as u8,
             Family::Unreferenced as u8,
+            Family::NodeDuty as u8,
+            Family::Leaving as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=22).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=24).collect::<Vec<u8>>());
     }
 }

@@ -30,6 +30,12 @@ pub(crate) fn put(tx: &mut Transaction<'_>, info: &NodeInfo) {
     tx.put(name_key(&info.name), info.id.0.to_be_bytes().to_vec());
 }
 
+/// Forgets a node and its name.
+pub(crate) fn remove(tx: &mut Transaction<'_>, info: &NodeInfo) {
+    tx.delete(key(info.id));
+    tx.delete(name_key(&info.name));
+}
+
 /// All nodes by id.
 pub(crate) fn all(read: &impl Read) -> Result<Vec<NodeInfo>, StoreError> {
     let (from, to) = Family::Node.prefix(&[]);
@@ -72,7 +78,12 @@ mod tests {
             tx.commit().unwrap();
             prop_assert_eq!(get(&store.rocks, NodeId(id)).unwrap(), Some(info.clone()));
             prop_assert_eq!(by_name(&store.rocks, &name).unwrap(), Some(NodeId(id)));
-            prop_assert_eq!(all(&store.rocks).unwrap(), vec![info]);
+            prop_assert_eq!(all(&store.rocks).unwrap(), vec![info.clone()]);
+            let mut tx = Transaction::new(&store.rocks);
+            remove(&mut tx, &info);
+            tx.commit().unwrap();
+            prop_assert_eq!(by_name(&store.rocks, &name).unwrap(), None);
+            prop_assert_eq!(all(&store.rocks).unwrap(), vec![]);
         }
     }
 }

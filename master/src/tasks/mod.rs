@@ -2,6 +2,7 @@
 
 pub(crate) mod collect;
 pub(crate) mod leadership;
+mod moves;
 pub(crate) mod placement;
 pub(crate) mod sessions;
 pub(crate) mod upkeep;

@@ -1,90 +1,249 @@
-//! Proposes members for placement groups when chunkservers register.
+//! Keeps every group where it belongs: deals groups out when a cluster begins, moves them when
+//! servers join, drain or are gone, and finishes moves once the new members have everything.
 //!
-//! Nothing is moved: see [`crate::ops::set_table`]. When a cluster starts, its chunkservers
-//! register one after the other; the task waits for a moment of quiet, so that groups are dealt
-//! out once and not once per server.
+//! What should happen is worked out by plain functions ([`crate::placement`]); what keeps data
+//! safe is checked where it is applied ([`crate::ops::move_groups`]). Every table has a new epoch,
+//! for which clients and servers fetch it, so there is at most one per [`STEP_EVERY`], for many
+//! groups at once. When a cluster starts its chunkservers register one after the other, so a
+//! change of the set of servers is followed once it was quiet for the settling time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use atoll_proto::cluster::NodeKind;
+use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState};
 use atoll_proto::error::WireResult;
-use atoll_proto::limits;
+use atoll_proto::ids::PG_COUNT;
+use atoll_proto::{NodeId, limits};
 use tokio::time::Instant;
 
+use super::moves;
 use crate::operation::Operation;
 use crate::ops::change::store_failed;
 use crate::ops::set_table::may_deal_anew;
-use crate::placement::{Candidate, changes};
+use crate::placement::plan::{Ideals, Plan, Server, plan};
+use crate::placement::silence::{Standing, judge};
+use crate::placement::{Candidate, deal};
 use crate::raft::TASK_DEADLINE;
 use crate::server::Master;
-use crate::store::nodes;
+use crate::store::duties::DutyRecord;
+use crate::store::{duties, nodes};
 
+/// There is at most one new table per this long.
+const STEP_EVERY: Duration = Duration::from_millis(500);
 /// How often the leader looks even when nothing seems to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A disk with less than this share free, in percent, gets no more groups.
+const FREE_PERCENT_MIN: u64 = 5;
 
 pub(crate) async fn run(master: Arc<Master>) {
     let mut applied = master.consensus.applied();
-    let mut seen: Option<Vec<Candidate>> = None;
+    let mut memory = Memory::default();
     loop {
         let view_changed = applied.borrow_and_update().view_changed;
-        if master.consensus.leads() {
-            match settle(&master, &mut seen).await {
-                Ok(()) => {}
-                Err(error) => tracing::warn!(%error, "cannot place groups yet"),
-            }
+        let pause = if master.consensus.leads() {
+            look(&master, &mut memory).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot place groups yet");
+                STEP_EVERY
+            })
         } else {
-            seen = None;
-        }
+            memory = Memory::default();
+            master.finishing.begin(&[]);
+            LOOK_EVERY
+        };
+        let wait = async {
+            // A change may be looked at before the pause is over, but not before its turn.
+            drop(applied.wait_for(|applied| applied.view_changed != view_changed).await);
+            tokio::time::sleep_until(memory.next_step).await;
+        };
         tokio::select! {
-            changed = applied.wait_for(|applied| applied.view_changed != view_changed) => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = wait => {}
+            () = tokio::time::sleep(pause) => {}
             () = master.shutdown.wait() => return,
         }
     }
 }
 
-/// Places groups once the set of chunkservers has been the same for the settling time.
-async fn settle(master: &Master, seen: &mut Option<Vec<Candidate>>) -> WireResult<()> {
-    loop {
-        let now = candidates(master)?;
-        if now.is_empty() || seen.as_ref() == Some(&now) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(master.settings.placement_settle_ms)).await;
-        if candidates(master)? == now {
-            place(master, &now).await?;
-            *seen = Some(now);
-        }
+/// What the task remembers while its master leads.
+struct Memory {
+    /// The servers as they were last seen, and since when they are so.
+    seen: Option<(Vec<(Candidate, Duty)>, Instant)>,
+    ideals: Ideals,
+    /// A new table is not proposed before this.
+    next_step: Instant,
+    /// What was last logged.
+    told: Vec<String>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let ideals = Ideals::default();
+        Memory { seen: None, ideals, next_step: Instant::now(), told: Vec::new() }
     }
 }
 
-fn candidates(master: &Master) -> WireResult<Vec<Candidate>> {
-    let nodes = nodes::all(&*master.consensus.state()).map_err(store_failed)?;
-    let servers = nodes.into_iter().filter(|node| node.kind == NodeKind::Chunkserver);
-    let candidate = |node: atoll_proto::cluster::NodeInfo| Candidate {
-        id: node.id,
-        zone: node.zone,
-        weight: node.weight,
+/// Looks once, and says how long to wait for the next look.
+async fn look(master: &Master, memory: &mut Memory) -> WireResult<Duration> {
+    let servers = servers(master)?;
+    let mut notes = Vec::new();
+    notes.extend(follow_silence(master, &servers).await?);
+    let known: Vec<(Candidate, Duty)> =
+        servers.iter().map(|(server, _)| (server.candidate.clone(), server.duty)).collect();
+    let now = Instant::now();
+    let since = match &memory.seen {
+        Some((seen, since)) if *seen == known => *since,
+        _ => now,
     };
-    Ok(servers.map(candidate).collect())
+    memory.seen = Some((known, since));
+    let settled = since + Duration::from_millis(master.settings.placement_settle_ms);
+    let due = settled.max(memory.next_step);
+    if servers.is_empty() || now < due {
+        say(master, memory, notes);
+        return Ok(if servers.is_empty() { LOOK_EVERY } else { due - now });
+    }
+    let servers: Vec<Server> = servers.into_iter().map(|(server, _)| server).collect();
+    let pause = step(master, memory, &servers, &mut notes).await?;
+    say(master, memory, notes);
+    Ok(pause)
 }
 
-async fn place(master: &Master, candidates: &[Candidate]) -> WireResult<()> {
+/// Chunkservers as planning and as judging sees them, by id.
+fn servers(master: &Master) -> WireResult<Vec<(Server, Standing)>> {
+    let state = master.consensus.state();
+    let nodes = nodes::all(&*state).map_err(store_failed)?;
+    let duties: HashMap<NodeId, DutyRecord> =
+        duties::all(&*state).map_err(store_failed)?.into_iter().collect();
+    let liveness = master.liveness();
+    let now = Instant::now();
+    let server = |info: NodeInfo| {
+        let record = duties.get(&info.id);
+        let duty = record.map_or(Duty::Active, DutyRecord::duty);
+        let up = liveness.state(info.id, now).0 == NodeState::Up;
+        let stat = liveness.stat(info.id);
+        // Nothing is known of a disk before the first heartbeat.
+        let full =
+            stat.total_bytes > 0 && stat.free_bytes < stat.total_bytes / 100 * FREE_PERCENT_MIN;
+        let standing = Standing {
+            id: info.id,
+            name: info.name,
+            zone: info.zone.clone(),
+            duty,
+            returns_to: record.and_then(DutyRecord::returns_to),
+            up,
+            silent: liveness.silent_for(info.id, now),
+        };
+        let candidate = Candidate { id: info.id, zone: info.zone, weight: info.weight };
+        (Server { candidate, duty, up, full }, standing)
+    };
+    let chunkservers = nodes.into_iter().filter(|node| node.kind == NodeKind::Chunkserver);
+    Ok(chunkservers.map(server).collect())
+}
+
+/// Takes servers that are silent for long for gone, and those that are back for back. Returns why
+/// some are not, when that is so.
+async fn follow_silence(
+    master: &Master,
+    servers: &[(Server, Standing)],
+) -> WireResult<Option<String>> {
+    let standings: Vec<Standing> = servers.iter().map(|(_, standing)| standing.clone()).collect();
+    let patience = Duration::from_millis(master.settings.replace_after_ms);
+    let verdict = judge(&standings, patience, limits::REPLICAS);
+    for (node, from, to) in verdict.changes {
+        let operation = Operation::SetDuty { node, from, to };
+        master.consensus.propose(&operation, Instant::now() + TASK_DEADLINE).await?;
+        tracing::warn!(%node, ?from, ?to, "a chunkserver is silent for long, or is back");
+    }
+    Ok(verdict.kept)
+}
+
+/// Finishes and begins moves. Returns how long to wait for the next look.
+async fn step(
+    master: &Master,
+    memory: &mut Memory,
+    servers: &[Server],
+    notes: &mut Vec<String>,
+) -> WireResult<Duration> {
     master.consensus.read().await?;
     let table = master.table()?;
-    let holds_chunks = !may_deal_anew(&*master.consensus.state()).map_err(store_failed)?;
-    let changes = changes(&table, candidates, limits::REPLICAS, holds_chunks);
-    if changes.is_empty() {
-        return Ok(());
+    metrics::gauge!("atoll_master_groups_moving").set(table.leaving.len() as f64);
+    if may_deal_anew(&*master.consensus.state()).map_err(store_failed)? {
+        let active = servers.iter().filter(|server| server.duty == Duty::Active);
+        let candidates: Vec<Candidate> = active.map(|server| server.candidate.clone()).collect();
+        let changes = deal(&table, &candidates, limits::REPLICAS);
+        if !changes.is_empty() && !candidates.is_empty() {
+            let groups = changes.len();
+            let operation = Operation::SetTable { base: table.epoch, changes };
+            propose(master, memory, &operation).await?;
+            tracing::info!(groups, servers = candidates.len(), "placed groups");
+        }
+        return Ok(LOOK_EVERY);
     }
-    let groups = changes.len();
-    let operation = Operation::SetTable { base: table.epoch, changes };
-    master.consensus.propose(&operation, Instant::now() + TASK_DEADLINE).await?;
-    tracing::info!(groups, servers = candidates.len(), "placed groups");
+    memory.ideals.refresh(servers, PG_COUNT, limits::REPLICAS);
+    let plan = plan(&table, servers, &memory.ideals, limits::REPLICAS);
+    notes.extend(complaints(&plan, servers));
+    let candidates: Vec<Candidate> =
+        servers.iter().map(|server| server.candidate.clone()).collect();
+    let mut finished = moves::finished(master, &table, &candidates).await?;
+    let Plan { moved, .. } = plan;
+    // What moves on is not finished.
+    finished.retain(|(pg, _)| !moved.iter().any(|(other, _)| other == pg));
+    if finished.is_empty() && moved.is_empty() {
+        return Ok(if table.leaving.is_empty() { LOOK_EVERY } else { STEP_EVERY });
+    }
+    let left = moves::left(&table, &finished, &moved);
+    tracing::info!(
+        moved = moved.len(),
+        finished = finished.len(),
+        under_way = table.leaving.len(),
+        epoch = table.epoch.0 + 1,
+        "moving groups"
+    );
+    let operation = Operation::MoveGroups { base: table.epoch, finished, moved };
+    propose(master, memory, &operation).await?;
+    let mut liveness = master.liveness();
+    for (pg, nodes) in left {
+        liveness.forget_synced(pg, &nodes);
+    }
+    Ok(STEP_EVERY)
+}
+
+async fn propose(master: &Master, memory: &mut Memory, operation: &Operation) -> WireResult<()> {
+    memory.next_step = Instant::now() + STEP_EVERY;
+    master.consensus.propose(operation, Instant::now() + TASK_DEADLINE).await?;
     Ok(())
+}
+
+/// What the plan could not do, for people.
+fn complaints(plan: &Plan, servers: &[Server]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if plan.stuck > 0 {
+        let takers = servers
+            .iter()
+            .filter(|server| server.duty == Duty::Active && server.up && !server.full)
+            .count();
+        notes.push(format!(
+            "{} placement groups stay on servers that are to leave, because no other can take \
+             them: {takers} of the active chunkservers are up and have room; add one",
+            plan.stuck
+        ));
+    }
+    if plan.lost > 0 {
+        notes.push(format!(
+            "{} placement groups have only members that are gone: start one of those again, or \
+             restore what they had",
+            plan.lost
+        ));
+    }
+    notes
+}
+
+/// Says what changed, and keeps what holds for `status`.
+fn say(master: &Master, memory: &mut Memory, notes: Vec<String>) {
+    if memory.told != notes {
+        for note in notes.iter().filter(|note| !memory.told.contains(note)) {
+            tracing::warn!("placement: {note}");
+        }
+        memory.told.clone_from(&notes);
+    }
+    *master.placement.lock().unwrap_or_else(PoisonError::into_inner) = notes;
 }

@@ -96,6 +96,7 @@ pub(super) fn config(ca: &ClusterCa, dir: &Path, id: u64) -> Config {
         collect_after_ms: 24 * 3600 * 1000,
         collect_every_ms: 60_000,
         audit_days: 0,
+        replace_after_ms: 6000,
     }
 }
 

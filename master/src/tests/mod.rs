@@ -5,6 +5,7 @@
 
 mod harness;
 mod upkeep;
+mod membership;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;

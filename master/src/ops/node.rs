@@ -1,0 +1,127 @@
+//! Node: what operators want of chunkservers (drain, undrain, lose, remove), and what the leader
+//! finds about those that are silent.
+//!
+//! A duty moves no data by itself: placement ([`crate::tasks::placement`]) sees it and moves the
+//! groups.
+
+use atoll_proto::cluster::{Duty, NodeInfo, NodeKind};
+use atoll_proto::master::{Changed, NodeOp};
+use atoll_proto::{Code, NodeId, WireError};
+
+use crate::operation::{Apply, Now, Outcome};
+use crate::store::counters::{self, Counter};
+use crate::store::duties::{self, DutyRecord};
+use crate::store::leaving::{self, Leaving};
+use crate::store::{Transaction, groups, nodes};
+
+pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, op: NodeOp) -> Apply<Changed> {
+    let info = chunkserver(tx, op.node())?;
+    let duty = duties::duty(tx, info.id)?;
+    match op {
+        NodeOp::Drain { .. } => match duty {
+            Duty::Gone => {
+                let message = format!(
+                    "{} was declared lost, so its groups move already: `atoll node undrain {}` \
+                     first if it is back to stay",
+                    info.name, info.name
+                );
+                return Err(WireError::new(Code::Conflict, message).into());
+            }
+            Duty::Active | Duty::Draining => set(tx, now, info.id, Duty::Draining, None),
+        },
+        NodeOp::Undrain { .. } => set(tx, now, info.id, Duty::Active, None),
+        NodeOp::Lose { .. } => set(tx, now, info.id, Duty::Gone, None),
+        NodeOp::Remove { .. } => remove(tx, now, &info, duty, false)?,
+        NodeOp::RemoveGone { .. } => remove(tx, now, &info, duty, true)?,
+    }
+    counters::set(tx, Counter::ViewChanged, now.index);
+    Ok(Changed::Node)
+}
+
+/// The leader found that a node is silent for long, or is back.
+pub(crate) fn set_duty(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    node: NodeId,
+    from: Duty,
+    to: Duty,
+) -> Apply<Outcome> {
+    chunkserver(tx, node)?;
+    let found = duties::duty(tx, node)?;
+    if found != from {
+        let message = format!("node {node} is {found:?} meanwhile, not {from:?}");
+        return Err(WireError::new(Code::Conflict, message).into());
+    }
+    let returns_to = (to == Duty::Gone).then_some(from);
+    set(tx, now, node, to, returns_to);
+    counters::set(tx, Counter::ViewChanged, now.index);
+    Ok(Outcome::Done)
+}
+
+fn chunkserver(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
+    let Some(info) = nodes::get(tx, node)? else {
+        let message = match duties::is_removed(tx, node)? {
+            true => format!("node {node} was removed before"),
+            false => format!("there is no node {node}: `atoll node ls` shows those there are"),
+        };
+        return Err(WireError::not_found(message).into());
+    };
+    if info.kind != NodeKind::Chunkserver {
+        let message = format!(
+            "{} is an edge: it keeps no chunks that could move; only chunkservers are drained, \
+             replaced and removed",
+            info.name
+        );
+        return Err(WireError::invalid(message).into());
+    }
+    Ok(info)
+}
+
+fn set(tx: &mut Transaction<'_>, now: Now, node: NodeId, duty: Duty, returns_to: Option<Duty>) {
+    if duty == Duty::Active {
+        duties::clear(tx, node);
+    } else {
+        let record = DutyRecord::Serving { duty, since_ms: now.at_ms(), returns_to };
+        duties::put(tx, node, record);
+    }
+}
+
+/// Forgets a node. `abandon`: also while groups on the move may still be read from it.
+fn remove(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    info: &NodeInfo,
+    duty: Duty,
+    abandon: bool,
+) -> Apply<()> {
+    let table = groups::table(tx)?;
+    let (member, leaving) = table.groups_of(info.id);
+    let name = &info.name;
+    let refused = |message: String| Err(WireError::new(Code::Conflict, message).into());
+    if member > 0 {
+        let what = match duty {
+            Duty::Active => format!("`atoll node drain {name} --wait` first"),
+            Duty::Draining | Duty::Gone => {
+                "wait until they have moved; `atoll status` says what keeps them".to_owned()
+            }
+        };
+        return refused(format!("{name} keeps {member} placement groups: {what}"));
+    }
+    if leaving > 0 && !(abandon && duty == Duty::Gone) {
+        return refused(format!(
+            "{leaving} placement groups are still being filled and may need what {name} has: wait \
+             until they have everything"
+        ));
+    }
+    for (pg, nodes) in table.leaving.into_iter().filter(|(_, nodes)| nodes.contains(&info.id)) {
+        let since = leaving::get(tx, pg)?.map_or(now.index, |before| before.since);
+        let nodes = nodes.into_iter().filter(|node| *node != info.id).collect();
+        leaving::put(tx, pg, &Leaving { nodes, since });
+    }
+    if leaving > 0 {
+        counters::set(tx, Counter::Epoch, table.epoch.0 + 1);
+    }
+    nodes::remove(tx, info);
+    duties::put(tx, info.id, DutyRecord::Removed { at_ms: now.at_ms() });
+    Ok(())
+}
