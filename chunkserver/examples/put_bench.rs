@@ -6,60 +6,16 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_chunkserver::store::rocks::RocksStore;
 use atoll_chunkserver::store::writer::Writer;
-use atoll_chunkserver::store::{
-    Batched, ChunkStore, Meta, NewChunk, Record, Space, StoreError, Totals,
-};
+use atoll_chunkserver::store::{ChunkStore, NewChunk, StoreError};
 use atoll_proto::{ChunkId, Epoch};
 use bytes::Bytes;
 
 const WRITERS: u64 = 16;
 const BYTES: u64 = 1 << 30;
-
-/// Counts the syncs of the store below.
-struct Counted(RocksStore, AtomicU64);
-
-impl ChunkStore for Counted {
-    fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.put_batch(batch)
-    }
-    fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
-        self.0.get(id)
-    }
-    fn record(&self, id: &ChunkId) -> Result<Option<Record>, StoreError> {
-        self.0.record(id)
-    }
-    fn quarantine(&self, id: &ChunkId) -> Result<bool, StoreError> {
-        self.0.quarantine(id)
-    }
-    fn list(
-        &self,
-        after: Option<&ChunkId>,
-        limit: usize,
-    ) -> Result<Vec<(ChunkId, Record)>, StoreError> {
-        self.0.list(after, limit)
-    }
-    fn totals(&self) -> Totals {
-        self.0.totals()
-    }
-    fn space(&self) -> Result<Space, StoreError> {
-        self.0.space()
-    }
-    fn load(&self, key: Meta) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.load(key)
-    }
-    fn save(&self, values: &[(Meta, Vec<u8>)]) -> Result<(), StoreError> {
-        self.0.save(values)
-    }
-    fn close(&self) {
-        self.0.close();
-    }
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args().nth(1).unwrap_or_else(|| "target/put_bench".to_owned());
@@ -78,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(dir: &Path, len: usize, bytes: u64) -> Result<String, Box<dyn Error>> {
-    let store = Arc::new(Counted(RocksStore::create(dir, Some(0))?, AtomicU64::new(0)));
+    let store = Arc::new(RocksStore::create(dir, Some(0))?);
     let writer = Arc::new(Writer::start(Arc::clone(&store) as Arc<dyn ChunkStore>)?);
     let each = bytes / len as u64 / WRITERS;
     let written = written_bytes()?;
@@ -102,7 +58,7 @@ async fn run(dir: &Path, len: usize, bytes: u64) -> Result<String, Box<dyn Error
         took.extend(times??);
     }
     let elapsed = started.elapsed().as_secs_f64();
-    let syncs = store.1.load(Ordering::Relaxed);
+    let syncs = store.syncs();
     tokio::task::spawn_blocking(move || {
         writer.stop();
         store.close();
@@ -133,7 +89,7 @@ fn chunk(number: u64, len: usize) -> NewChunk {
     }
     bytes.truncate(len);
     let bytes = Bytes::from(bytes);
-    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1) }
+    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1), at_ms: 0 }
 }
 
 /// What this process made the disk write so far.

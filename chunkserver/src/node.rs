@@ -93,7 +93,9 @@ impl Node {
 
     /// How the server does.
     pub(crate) async fn stat(&self) -> WireResult<ChunkStat> {
-        let seen = self.at_the_disk("stat", |store| (store.totals(), store.space())).await?;
+        let seen = self
+            .at_the_disk("stat", |store| (store.totals(), store.space(), store.refilling()))
+            .await?;
         let (totals, space) = (seen.0, seen.1.map_err(to_wire)?);
         Ok(ChunkStat {
             chunks: totals.chunks,
@@ -101,6 +103,10 @@ impl Node {
             free_bytes: space.free,
             total_bytes: space.total,
             corrupt_found: totals.corrupt_found,
+            lacking: totals.lacking,
+            quarantined: totals.quarantined,
+            repaired: totals.repaired,
+            refilling: seen.2,
             ..ChunkStat::default()
         })
     }
@@ -184,7 +190,7 @@ pub(crate) fn to_wire(error: StoreError) -> WireError {
         StoreError::Full { .. } => Code::Full,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Disk { .. } => Code::Internal,
-        StoreError::Busy | StoreError::Closed => Code::Unavailable,
+        StoreError::Busy | StoreError::Damaged { .. } | StoreError::Closed => Code::Unavailable,
     };
     WireError::new(code, error.to_string())
 }

@@ -29,7 +29,7 @@ fn chunk(number: u64) -> NewChunk {
     let mut bytes = number.to_be_bytes().to_vec();
     bytes.resize(len, number as u8);
     let bytes = Bytes::from(bytes);
-    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1) }
+    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1), at_ms: 0 }
 }
 
 fn open(dir: &Path) -> RocksStore {

@@ -7,7 +7,8 @@ use atoll_proto::{ChunkId, Code, Retry, WireError, WireResult};
 use bytes::Bytes;
 
 use crate::node::{Node, to_wire};
-use crate::store::{ChunkStore, State, StoreError};
+use crate::store::{Body, ChunkStore, StoreError};
+use crate::tasks::clock;
 
 pub(super) async fn get(node: &Node, get: Get) -> WireResult<Answer<ChunkResponse>> {
     let id = get.id;
@@ -41,7 +42,7 @@ pub(super) fn read_verified(
         Ok(Some(_)) => "its bytes do not have its hash".to_owned(),
         Ok(None) => {
             return match store.record(id)? {
-                Some(record) if record.state == State::Corrupt => {
+                Some(record) if record.body == Body::Corrupt => {
                     Err(damaged("it was found corrupt before"))
                 }
                 _ => Ok(None),
@@ -51,7 +52,7 @@ pub(super) fn read_verified(
         Err(error) => return Err(error),
     };
     metrics::counter!("atoll_chunk_verify_failures_total").increment(1);
-    match store.quarantine(id) {
+    match store.spoil(id, clock::now_ms()) {
         Ok(true) => {
             tracing::error!(chunk = %id, reason, "a chunk is corrupt: taken out of service")
         }

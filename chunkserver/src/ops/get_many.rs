@@ -62,11 +62,11 @@ mod tests {
         let chunks: Vec<NewChunk> = (0..3u8)
             .map(|n| {
                 let bytes = Bytes::from(vec![n; 10]);
-                NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1) }
+                NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1), at_ms: 0 }
             })
             .collect();
         store.put_batch(&chunks).unwrap();
-        store.spoil(&chunks[1].id, Bytes::from_static(b"wrong"));
+        store.damage(&chunks[1].id, Bytes::from_static(b"wrong"));
         let ids = [chunks[0].id, ChunkId([9; 32]), chunks[1].id, chunks[2].id];
 
         let all = read_many(&store, &ids, 20).unwrap();

@@ -111,9 +111,10 @@ fn cut(put: &Put, body: &Bytes) -> WireResult<Vec<NewChunk>> {
         return Err(WireError::invalid(message));
     }
     let mut rest = body.clone();
+    let at_ms = clock::now_ms();
     let cut_one = |(id, len): &(ChunkId, u32)| {
         let bytes = rest.split_to(*len as usize);
-        NewChunk { id: *id, bytes, epoch: put.epoch }
+        NewChunk { id: *id, bytes, epoch: put.epoch, at_ms }
     };
     Ok(put.chunks.iter().map(cut_one).collect())
 }

@@ -293,7 +293,7 @@ async fn a_corrupt_chunk_is_never_served_and_a_put_heals_it() {
     let (put, body) = put_of(&[b"hello", b"world"]);
     rig.put(put.clone(), body.clone()).await.unwrap();
     let id = ChunkId::of(b"hello");
-    rig.store.spoil(&id, Bytes::from_static(b"hellO"));
+    rig.store.damage(&id, Bytes::from_static(b"hellO"));
     for _ in 0..2 {
         let error = rig.get(id, 0, 1).await.unwrap_err();
         assert_eq!((error.code, error.retry), (Code::Corrupt, Retry::Elsewhere));

@@ -1,48 +1,28 @@
 //! What a chunkserver keeps on disk, and the one trait through which the rest of the role sees it.
 //!
-//! This page is the schema. [`rocks`] keeps it in RocksDB (and is the only user of that library),
-//! [`memory`] in a map, for tests of everything above; one battery of tests runs on both.
-//! [`writer`] gathers concurrent puts into batches. Nothing here knows of peers or placement.
+//! [`record`] says how a chunk's record may change, [`tally`] what follows from that: plain
+//! functions that every back end uses. [`rocks`] keeps it all on a disk; its page `schema` says
+//! how. [`memory`] keeps it in maps, for tests of everything above; one battery of tests runs on
+//! both. [`writer`] gathers concurrent puts into batches.
 //!
-//! ```text
-//! family  key                      value                                    changes
-//! chunks  pool u8, id [32]         the chunk's bytes                        never, except that a
-//!                                                                           good copy may replace a
-//!                                                                           corrupt one
-//! index   pool u8, id [32]         version u8 = 1, state u8, len u32 BE,    state only
-//!                                  epoch u64 BE (placement epoch at put)
-//! meta    'f' format               version u32 BE of this page              with an upgrade
-//!         'c' cluster              cluster id [16]                          never
-//!         'n' node                 node id u64 BE                           never
-//!         'e' fence                epoch u64 BE, term u64 BE: the highest   grows
-//!                                  ever heard from a master
-//!         'v' view                 the last cluster view, as encoded by     with every new view
-//!                                  proto
-//!         't' totals               chunks u64 BE, bytes u64 BE, corrupt     with every batch
-//!                                  found u64 BE
-//! ```
-//! The pool byte is 0. An id starts with the 12 bits of its placement group, so all chunks of a
-//! group are one range of keys, in the order of their ids. A chunk, its index entry and the totals
-//! change in one write. An id is *here* if its index entry says [`State::Present`].
+//! Nothing here knows of peers, placement or policy: how long something is kept, and whether it
+//! may be dropped at all, is for the caller to decide.
 
-use atoll_proto::{ChunkId, Epoch};
+use atoll_proto::tree::{BUCKETS, Digest};
+use atoll_proto::{ChunkId, Epoch, PgId};
 use bytes::Bytes;
 
 pub mod memory;
+mod record;
 pub mod rocks;
+mod tally;
 #[cfg(test)]
 mod tests;
 pub mod writer;
 
-/// Version of the schema on this page.
-pub const FORMAT: u32 = 1;
-/// The only pool there is: plain replicas.
-const POOL: u8 = 0;
-/// Length of a key in `chunks` and `index`.
-const KEY_BYTES: usize = 33;
-/// Length of a value in `index`.
-const RECORD_BYTES: usize = 14;
-const RECORD_VERSION: u8 = 1;
+pub use record::{Body, Mark, Record};
+pub use rocks::FORMAT;
+pub use tally::Totals;
 
 /// A chunk on its way to the disk. Its bytes have been checked against its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,38 +33,8 @@ pub struct NewChunk {
     pub bytes: Bytes,
     /// The placement epoch under which it came.
     pub epoch: Epoch,
-}
-
-/// Whether a chunk may be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It is here, as far as known in good order.
-    Present,
-    /// Its bytes were found not to have the hash they are named by. It is kept, for people to
-    /// look at, and not served; a new put of the same id replaces it.
-    Corrupt,
-}
-
-/// An entry of the index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// Whether the chunk may be served.
-    pub state: State,
-    /// Its length in bytes.
-    pub len: u32,
-    /// The placement epoch under which it was stored.
-    pub epoch: Epoch,
-}
-
-/// What the store counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Chunks that are present.
-    pub chunks: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Chunks ever found corrupt.
-    pub corrupt_found: u64,
+    /// When it came, in milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 /// Room on the disk.
@@ -109,6 +59,24 @@ pub struct Batched {
     pub known: usize,
 }
 
+/// What a list of marks did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marked {
+    /// Chunks that became live and are not here in good order, in the order of the marks.
+    pub lacking: Vec<ChunkId>,
+    /// Present chunks that went to quarantine.
+    pub quarantined: u64,
+}
+
+/// What a purge deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Chunks whose bytes are gone.
+    pub chunks: u64,
+    /// How many bytes that were.
+    pub bytes: u64,
+}
+
 /// A single value beside the chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meta {
@@ -122,8 +90,6 @@ pub enum Meta {
     Fence,
     /// The last cluster view.
     View,
-    /// The totals.
-    Totals,
 }
 
 /// Why the store could not do what it was asked.
@@ -148,6 +114,13 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The index itself is damaged. The store sets itself aside and begins anew, empty, before
+    /// its next use: see [`ChunkStore::refilling`].
+    #[error("the index of the chunks is damaged: {reason}")]
+    Damaged {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The disk, or the library above it, failed.
     #[error("cannot {verb}: {reason}")]
     Disk {
@@ -165,15 +138,93 @@ pub enum StoreError {
 }
 
 /// A store of chunks. Calls block: on a disk they belong on a thread that may wait.
+///
+/// Every change is atomic, with all that follows from it: a record, the digest of its bucket, the
+/// totals and the lists of what is lacking and what is in quarantine always agree, whatever
+/// happens to the process or the power. A change that is *synced* is on disk when the call
+/// returns; one that is not may be undone by a loss of power, but never survives one that came
+/// before it.
+///
+/// # Errors
+/// Every call may fail because the disk does, or with [`StoreError::Damaged`]; then it changed
+/// nothing.
 pub trait ChunkStore: Send + Sync + 'static {
-    /// Stores chunks. When it returns without an error all of them are on disk, synced, whatever
-    /// happens to the process or the power. Chunks that are present already are not written
-    /// again. Their bytes must have been verified by the caller.
+    /// Stores chunks. When it returns without an error all of them are present on disk, synced,
+    /// whatever happens to the process or the power. Chunks that are present already are not
+    /// written again; if their time is more than an hour old, they get the new one. Good bytes
+    /// replace those of a chunk in any other state. Their bytes must have been verified by the
+    /// caller.
     ///
     /// # Errors
     /// [`StoreError::Full`], or the disk fails: then none of the chunks counts as stored, and the
     /// totals do not change.
     fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError>;
+
+    /// Follows what the master said, in order, and stores `applied`, the position in its feed, in
+    /// the same change. Not synced.
+    ///
+    /// [`Mark::Live`] makes a chunk live, and known if it was not. [`Mark::Collected`] makes it
+    /// not live and moves its bytes, if they are present, to quarantine.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn mark(
+        &self,
+        marks: &[(ChunkId, Mark)],
+        now_ms: u64,
+        applied: Option<u64>,
+    ) -> Result<Marked, StoreError>;
+
+    /// The last position stored by [`ChunkStore::mark`]; 0 if there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn applied(&self) -> Result<u64, StoreError>;
+
+    /// Makes chunks not live that the master does not have, without moving their bytes: they may
+    /// be about to become live, and are as young as if they had been put now. Not synced. Says
+    /// how many were live.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn forget_live(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError>;
+
+    /// Moves those of the chunks to quarantine that are present and not live. Not synced. Says
+    /// how many.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn quarantine(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError>;
+
+    /// Makes all chunks of a group not live and moves what is present to quarantine: this node is
+    /// no member of the group any more. Not synced, and atomic only for each chunk. Says how many
+    /// chunks were live or present.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn release_group(&self, pg: PgId, now_ms: u64) -> Result<u64, StoreError>;
+
+    /// Makes a chunk in quarantine present, if its bytes, read once more, are good; if they are
+    /// not, it is corrupt from then on. Synced. True if it is present now and was not.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn restore(&self, id: &ChunkId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Takes a present chunk out of service if its bytes, read once more, are still wrong. Synced.
+    /// True if it was taken out.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn spoil(&self, id: &ChunkId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Deletes the bytes of at most `limit` chunks that are not live and have been in quarantine,
+    /// or corrupt, since before `before_ms`, oldest first, and gives back their room. Synced.
+    /// Works on a full disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn purge(&self, before_ms: u64, limit: usize) -> Result<Purged, StoreError>;
 
     /// The whole chunk as it is on disk, if it is present. The caller verifies the hash; a range
     /// is cut from the whole, because only the whole can be verified.
@@ -182,7 +233,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// [`StoreError::Corrupt`] when the store itself notices, or the disk fails.
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError>;
 
-    /// The index entry, of whatever state.
+    /// What is known of a chunk.
     ///
     /// # Errors
     /// When the disk fails.
@@ -202,25 +253,75 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// When the disk fails.
     fn len(&self, id: &ChunkId) -> Result<Option<u32>, StoreError> {
         let record = self.record(id)?;
-        Ok(record.filter(|record| record.state == State::Present).map(|record| record.len))
+        Ok(record.filter(|record| record.body == Body::Present).map(|record| record.len))
     }
 
-    /// Takes a chunk out of service if its bytes, read once more, are still wrong. True if it was
-    /// taken out.
+    /// Up to `limit` records of any kind in the order of ids, starting after `after`.
     ///
     /// # Errors
     /// When the disk fails.
-    fn quarantine(&self, id: &ChunkId) -> Result<bool, StoreError>;
-
-    /// Up to `limit` entries of the index in the order of ids, starting after `after`.
-    ///
-    /// # Errors
-    /// When the disk fails or an entry makes no sense.
     fn list(
         &self,
         after: Option<&ChunkId>,
         limit: usize,
     ) -> Result<Vec<(ChunkId, Record)>, StoreError>;
+
+    /// As [`ChunkStore::list`], within one group.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn list_group(
+        &self,
+        pg: PgId,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, Record)>, StoreError>;
+
+    /// Up to `limit` chunks that are live and not present, in the order of ids, starting after
+    /// `after`.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn lacking(
+        &self,
+        after: Option<&ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, Body)>, StoreError>;
+
+    /// The digests of a group's buckets, over the chunks that are live and present.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn buckets(&self, pg: PgId) -> Result<Box<[Digest; BUCKETS]>, StoreError>;
+
+    /// How many chunks of a group are live and present.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn group_count(&self, pg: PgId) -> Result<u64, StoreError>;
+
+    /// The chunks of a bucket that are live and present, sorted.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn bucket_ids(&self, pg: PgId, bucket: u8) -> Result<Vec<ChunkId>, StoreError>;
+
+    /// The groups whose digests changed since this was last asked; at first all groups. Whoever
+    /// asks reads their buckets after that.
+    fn changed_groups(&self) -> Vec<PgId>;
+
+    /// For every group when all of it was last read and verified, as
+    /// [`ChunkStore::set_scrubbed`] was told.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn scrubbed(&self) -> Result<Vec<Option<u64>>, StoreError>;
+
+    /// Remembers that all of a group was read and verified at this time. Not synced.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn set_scrubbed(&self, pg: PgId, at_ms: u64) -> Result<(), StoreError>;
 
     /// What the store counts.
     fn totals(&self) -> Totals;
@@ -243,95 +344,36 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// When the disk fails.
     fn save(&self, values: &[(Meta, Vec<u8>)]) -> Result<(), StoreError>;
 
+    /// Whether an earlier store could not be read and was set aside, and this one, which began
+    /// empty, is being filled anew.
+    fn refilling(&self) -> bool;
+
+    /// Everything that was set aside is here again, or given up: deletes it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn finish_refill(&self) -> Result<(), StoreError>;
+
     /// Flushes and shuts the store. Every later call fails with [`StoreError::Closed`].
     fn close(&self);
 }
 
-/// The key of a chunk in `chunks` and `index`.
-fn chunk_key(id: &ChunkId) -> [u8; KEY_BYTES] {
-    let mut key = [POOL; KEY_BYTES];
-    key[1..].copy_from_slice(id.as_bytes());
-    key
-}
-
-/// The id in a key of `chunks` or `index`.
-fn key_chunk(key: &[u8]) -> Option<ChunkId> {
-    match key.split_first() {
-        Some((&POOL, id)) => id.try_into().ok().map(ChunkId),
-        _ => None,
-    }
-}
-
-impl Record {
-    fn encode(&self) -> [u8; RECORD_BYTES] {
-        let mut out = [0; RECORD_BYTES];
-        out[0] = RECORD_VERSION;
-        out[1] = match self.state {
-            State::Present => 1,
-            State::Corrupt => 2,
-        };
-        out[2..6].copy_from_slice(&self.len.to_be_bytes());
-        out[6..].copy_from_slice(&self.epoch.0.to_be_bytes());
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; RECORD_BYTES] = bytes.try_into().ok()?;
-        let [RECORD_VERSION, state, a, b, c, d, epoch @ ..] = *bytes else { return None };
-        let state = match state {
-            1 => State::Present,
-            2 => State::Corrupt,
-            _ => return None,
-        };
-        let epoch = Epoch(u64::from_be_bytes(epoch));
-        Some(Self { state, len: u32::from_be_bytes([a, b, c, d]), epoch })
-    }
-}
-
 impl Meta {
     /// Every key.
-    pub const ALL: [Self; 6] =
-        [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View, Self::Totals];
-
-    /// The key in `meta`.
-    fn key(self) -> &'static [u8] {
-        match self {
-            Self::Format => b"f",
-            Self::Cluster => b"c",
-            Self::Node => b"n",
-            Self::Fence => b"e",
-            Self::View => b"v",
-            Self::Totals => b"t",
-        }
-    }
+    pub const ALL: [Self; 5] = [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View];
 }
 
-impl Totals {
-    fn encode(&self) -> Vec<u8> {
-        [self.chunks, self.bytes, self.corrupt_found].map(u64::to_be_bytes).concat()
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (words, []) = bytes.as_chunks::<8>() else { return None };
-        let [chunks, bytes, corrupt_found] = *words else { return None };
-        Some(Self {
-            chunks: u64::from_be_bytes(chunks),
-            bytes: u64::from_be_bytes(bytes),
-            corrupt_found: u64::from_be_bytes(corrupt_found),
-        })
-    }
-
-    /// The totals once a chunk of this length is present that was not.
-    fn added(&mut self, len: u32) {
-        self.chunks += 1;
-        self.bytes += u64::from(len);
-    }
-
-    /// The totals once a present chunk of this length turned out corrupt.
-    fn spoiled(&mut self, len: u32) {
-        self.chunks = self.chunks.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(u64::from(len));
-        self.corrupt_found += 1;
+impl Marked {
+    /// Adds what one mark did to a record that was `old` and is `new`.
+    fn note(&mut self, id: &ChunkId, old: Option<&Record>, new: Option<&Record>) {
+        let was_live = old.is_some_and(|old| old.live);
+        if !was_live && new.is_some_and(Record::is_lacking) {
+            self.lacking.push(*id);
+        }
+        let was_present = old.is_some_and(|old| old.body == Body::Present);
+        if was_present && new.is_some_and(|new| new.body == Body::Quarantined) {
+            self.quarantined += 1;
+        }
     }
 }
 

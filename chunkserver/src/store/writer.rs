@@ -179,7 +179,7 @@ mod writer_tests {
 
     fn chunk(text: String) -> NewChunk {
         let bytes = Bytes::from(text);
-        NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1) }
+        NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(1), at_ms: 0 }
     }
 
     #[tokio::test]

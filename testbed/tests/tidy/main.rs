@@ -81,8 +81,8 @@ const FENCES: &[Fence] = &[
     },
     Fence {
         marks: &["rocksdb::", "use rocksdb;"],
-        inside: &["master/src/store/rocks.rs", "chunkserver/src/store/rocks.rs"],
-        instead: "add the operation to the store in rocks.rs and call that",
+        inside: &["master/src/store/rocks.rs", "chunkserver/src/store/rocks/db.rs"],
+        instead: "add the operation to the file of the store that knows the library, and call that",
     },
     Fence {
         marks: &["rs_merkle::", "use rs_merkle;"],
