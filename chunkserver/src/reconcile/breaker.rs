@@ -24,7 +24,7 @@ pub(crate) enum Leave {
 
 /// A drop that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Drop {
+pub(crate) struct Dropping {
     /// In which group.
     pub(crate) pg: PgId,
     /// How many chunks.
@@ -73,18 +73,24 @@ impl Breaker {
     }
 
     /// Asks for leave to drop some chunks of a group for `cause`.
-    pub(crate) fn ask(&mut self, drop: Drop, cause: &str) -> Leave {
+    pub(crate) fn ask(&mut self, drop: Dropping, cause: &str) -> Leave {
         if self.is_frozen() {
             return Leave::Frozen;
         }
         let much = drop.chunks > DROP_CHUNKS_MAX
             && drop.chunks.saturating_mul(100) > drop.of.saturating_mul(DROP_PERCENT_MAX);
-        if much && !self.released.remove(&drop.pg) {
-            let Drop { chunks, of, .. } = drop;
+        if much && !self.released.contains(&drop.pg) {
+            let Dropping { chunks, of, .. } = drop;
             let reason = format!("{chunks} of {of} chunks would be dropped: {cause}");
             self.halted.insert(drop.pg, reason);
         }
-        if self.halted.is_empty() { Leave::Granted } else { Leave::Halted }
+        if !self.halted.is_empty() {
+            return Leave::Halted;
+        }
+        if much {
+            self.released.remove(&drop.pg);
+        }
+        Leave::Granted
     }
 }
 
@@ -94,8 +100,8 @@ mod tests {
 
     const NOTHING: Orders = Orders { frozen: false, release: 3, scrub: 0 };
 
-    fn drop(pg: u16, chunks: u64, of: u64) -> Drop {
-        Drop { pg: PgId(pg), chunks, of }
+    fn drop(pg: u16, chunks: u64, of: u64) -> Dropping {
+        Dropping { pg: PgId(pg), chunks, of }
     }
 
     fn ask(breaker: &mut Breaker, pg: u16, chunks: u64, of: u64) -> Leave {

@@ -109,8 +109,7 @@ mod tests {
     use super::*;
 
     fn ids(numbers: &BTreeSet<u16>) -> Vec<ChunkId> {
-        let mut ids: Vec<ChunkId> =
-            numbers.iter().map(|n| ChunkId::of(&n.to_be_bytes())).collect();
+        let mut ids: Vec<ChunkId> = numbers.iter().map(|n| ChunkId::of(&n.to_be_bytes())).collect();
         ids.sort();
         ids
     }
@@ -157,7 +156,8 @@ mod tests {
 
     #[test]
     fn a_bucket_with_wrong_ids_is_noticed() {
-        let (low, high) = (ChunkId([0; 32]), ChunkId([&[0u8; 31][..], &[1]].concat().try_into().unwrap()));
+        let (low, high) =
+            (ChunkId([0; 32]), ChunkId([&[0u8; 31][..], &[1]].concat().try_into().unwrap()));
         let mut leaves = [[0; 32]; BUCKETS];
         add_ids(&mut leaves, &[low, high]);
         let check = |ids: &[ChunkId]| check_ids(PgId(0), 0, ids, Some(&leaves[0]));
