@@ -2,14 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use atoll_proto::{ClusterId, NodeId};
+use atoll_proto::{ClusterId, NodeId, limits};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::RunError;
+use crate::reconcile::Settings;
 
 /// Share of the data of a server that does not say otherwise.
 const WEIGHT: u32 = 100;
+/// Days within which every chunk is verified, if nothing else is said.
+const SCRUB_DAYS: f64 = 7.0;
+/// Seconds between two looks for what nobody needs, if nothing else is said.
+const SWEEP_EVERY_S: u64 = 3600;
+/// First pause between rounds of a repair, if nothing else is said, in milliseconds.
+const REPAIR_RETRY_MS: u64 = 1000;
+/// Days that a scrub may take at most.
+const SCRUB_DAYS_MAX: f64 = 3650.0;
 
 /// Runs a chunkserver.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,7 +30,7 @@ pub struct Args {
 }
 
 /// What a chunkserver must be told. Relative paths are seen from the file's folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The node's number; never used again after the node is removed.
@@ -58,6 +68,26 @@ pub struct Config {
     /// A file to write once it is ready: its addresses as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_file: Option<PathBuf>,
+    /// Most bytes per second that repair fetches from others; without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair_bytes_per_s: Option<u64>,
+    /// Pause after the first time that nobody has a chunk that is lacking here, in milliseconds;
+    /// it doubles with each further time.
+    #[serde(default = "repair_retry_ms")]
+    pub repair_retry_ms: u64,
+    /// Every chunk is read and verified within this many days.
+    #[serde(default = "scrub_days")]
+    pub scrub_days: f64,
+    /// How often chunks that nobody needs are looked for, in seconds.
+    #[serde(default = "sweep_every_s")]
+    pub sweep_every_s: u64,
+    /// How long a chunk that was put and never referred to is kept, in milliseconds. Longer than
+    /// a receipt is valid, except in tests.
+    #[serde(default = "pending_lifetime_ms")]
+    pub pending_lifetime_ms: u64,
+    /// How long the bytes of collected chunks stay in quarantine, in milliseconds.
+    #[serde(default = "quarantine_lifetime_ms")]
+    pub quarantine_lifetime_ms: u64,
 }
 
 impl Config {
@@ -77,6 +107,18 @@ impl Config {
     /// The node's id.
     pub fn node(&self) -> NodeId {
         NodeId(self.id)
+    }
+
+    /// How the upkeep of its chunks is done.
+    pub(crate) fn upkeep(&self) -> Settings {
+        Settings {
+            repair_bytes_per_s: self.repair_bytes_per_s,
+            repair_pause: Duration::from_millis(self.repair_retry_ms),
+            scrub_period: Duration::from_secs_f64(self.scrub_days * 86_400.0),
+            sweep_every: Duration::from_secs(self.sweep_every_s),
+            pending_lifetime_ms: self.pending_lifetime_ms,
+            quarantine_lifetime_ms: self.quarantine_lifetime_ms,
+        }
     }
 
     fn resolve(&mut self, folder: &Path) {
@@ -100,6 +142,15 @@ impl Config {
         if self.weight == 0 {
             return Err("weight must be 1 or more".to_owned());
         }
+        if self.repair_bytes_per_s == Some(0) {
+            return Err("repair_bytes_per_s must be 1 or more, or absent for no limit".to_owned());
+        }
+        if self.repair_retry_ms == 0 || self.sweep_every_s == 0 {
+            return Err("repair_retry_ms and sweep_every_s must be 1 or more".to_owned());
+        }
+        if !(self.scrub_days > 0.0 && self.scrub_days <= SCRUB_DAYS_MAX) {
+            return Err(format!("scrub_days must be more than 0 and at most {SCRUB_DAYS_MAX}"));
+        }
         let reached = self.advertise.unwrap_or(self.listen);
         if reached.ip().is_unspecified() {
             return Err(format!(
@@ -112,6 +163,30 @@ impl Config {
 
 fn weight() -> u32 {
     WEIGHT
+}
+
+fn repair_retry_ms() -> u64 {
+    REPAIR_RETRY_MS
+}
+
+fn scrub_days() -> f64 {
+    SCRUB_DAYS
+}
+
+fn sweep_every_s() -> u64 {
+    SWEEP_EVERY_S
+}
+
+fn pending_lifetime_ms() -> u64 {
+    millis(limits::PENDING_LIFETIME)
+}
+
+fn quarantine_lifetime_ms() -> u64 {
+    millis(limits::QUARANTINE_LIFETIME)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn write_cluster<S: Serializer>(cluster: &ClusterId, out: S) -> Result<S::Ok, S::Error> {
@@ -153,6 +228,8 @@ mod tests {
     fn a_file_is_read_with_defaults_and_written_back() {
         let config = load(TEXT).unwrap();
         assert_eq!(config.weight, WEIGHT);
+        assert_eq!(config.upkeep().scrub_period, Duration::from_secs(7 * 86_400));
+        assert_eq!(config.upkeep().pending_lifetime_ms, 8 * 3_600_000);
         assert_eq!(config.identity, Path::new("/etc/atoll/identity"));
         assert_eq!(config.cluster.0[15], 15);
         let again: Config = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
@@ -166,6 +243,10 @@ mod tests {
             (TEXT.replace("[\"127.0.0.1:7000\"]", "[]"), "masters"),
             (TEXT.replace("listen = \"127.0.0.1:0\"", "listen = \"0.0.0.0:1\""), "advertise"),
             (format!("{TEXT}\nspeed = 3"), "speed"),
+            (format!("{TEXT}\nscrub_days = nan"), "scrub_days"),
+            (format!("{TEXT}\nscrub_days = 0.0"), "scrub_days"),
+            (format!("{TEXT}\nrepair_bytes_per_s = 0"), "repair_bytes_per_s"),
+            (format!("{TEXT}\nsweep_every_s = 0"), "sweep_every_s"),
             (TEXT.replace("0e0f\"", "\""), "hex digits"),
         ] {
             let error = load(&change).unwrap_err().to_string();

@@ -10,14 +10,17 @@ use atoll_proto::cluster::ClusterView;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::receipt::ReceiptKey;
 use atoll_proto::{Code, Epoch, NodeId, WireError, WireResult};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::masters::Masters;
 use crate::ops::peers::Peers;
+use crate::ops::traffic::Traffic;
 use crate::placement::{NotFollowed, Placement};
+use crate::reconcile::Upkeep;
 use crate::store::writer::Writer;
 use crate::store::{ChunkStore, StoreError};
+use crate::tasks::clock;
 
 /// Reads that may be at the disk at once.
 const READS_MAX: usize = 64;
@@ -33,11 +36,16 @@ pub(crate) struct Node {
     pub(crate) masters: Masters,
     pub(crate) placement: Placement,
     pub(crate) peers: Peers,
+    /// What clients ask, so that upkeep makes way.
+    pub(crate) traffic: Traffic,
+    pub(crate) upkeep: Upkeep,
     /// A relay found that a peer is elsewhere or knows more: look at the cluster again soon.
     pub(crate) look_again: Notify,
     receipt_key: ArcSwapOption<ReceiptKey>,
     reads: Semaphore,
     refreshing: tokio::sync::Mutex<()>,
+    /// Grows with every view that was taken over, and with the receipt key.
+    views: watch::Sender<u64>,
 }
 
 impl Node {
@@ -48,6 +56,7 @@ impl Node {
         writer: Writer,
         masters: Masters,
         placement: Placement,
+        upkeep: Upkeep,
     ) -> Self {
         Self {
             id,
@@ -57,10 +66,13 @@ impl Node {
             masters,
             placement,
             peers: Peers::default(),
+            traffic: Traffic::default(),
+            upkeep,
             look_again: Notify::new(),
             receipt_key: ArcSwapOption::empty(),
             reads: Semaphore::new(READS_MAX),
             refreshing: tokio::sync::Mutex::new(()),
+            views: watch::Sender::default(),
         }
     }
 
@@ -76,6 +88,12 @@ impl Node {
 
     pub(crate) fn set_receipt_key(&self, key: ReceiptKey) {
         self.receipt_key.store(Some(Arc::new(key)));
+        self.views.send_modify(|count| *count += 1);
+    }
+
+    /// Tells of every new view.
+    pub(crate) fn view_changes(&self) -> watch::Receiver<u64> {
+        self.views.subscribe()
     }
 
     /// Runs work that waits for the disk where waiting harms nobody.
@@ -97,7 +115,7 @@ impl Node {
             .at_the_disk("stat", |store| (store.totals(), store.space(), store.refilling()))
             .await?;
         let (totals, space) = (seen.0, seen.1.map_err(to_wire)?);
-        Ok(ChunkStat {
+        let mut stat = ChunkStat {
             chunks: totals.chunks,
             bytes: totals.bytes,
             free_bytes: space.free,
@@ -108,7 +126,9 @@ impl Node {
             repaired: totals.repaired,
             refilling: seen.2,
             ..ChunkStat::default()
-        })
+        };
+        self.upkeep.tell(&mut stat, clock::now_ms());
+        Ok(stat)
     }
 
     /// The view with the table of exactly this epoch, for a put.
@@ -167,7 +187,12 @@ impl Node {
             _ => return Err("the master answered with the wrong kind of message".to_owned()),
         };
         match self.placement.adopt(*view).await {
-            Ok(_taken) => Ok(()),
+            Ok(taken) => {
+                if taken {
+                    self.views.send_modify(|count| *count += 1);
+                }
+                Ok(())
+            }
             Err(error) => {
                 self.distrust(&error);
                 Err(error.to_string())

@@ -124,7 +124,8 @@ impl Placement {
         Ok(true)
     }
 
-    fn check_cluster(&self, theirs: ClusterId) -> Result<(), NotFollowed> {
+    /// Whether a master is of this cluster.
+    pub(crate) fn check_cluster(&self, theirs: ClusterId) -> Result<(), NotFollowed> {
         if theirs == self.cluster {
             return Ok(());
         }

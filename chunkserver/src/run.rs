@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_net::admin::Readiness;
-use atoll_net::task::AbortOnDrop;
+use atoll_net::task::{AbortOnDrop, Tasks};
 use atoll_net::{Endpoint, Identity, Role, ServeLimits, Shutdown, admin, task, telemetry};
 use atoll_proto::cluster::{NodeInfo, NodeKind};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -18,9 +19,14 @@ use crate::masters::Masters;
 use crate::node::Node;
 use crate::ops::ChunkService;
 use crate::placement::Placement;
+use crate::reconcile::Upkeep;
+use crate::reconcile::pause::Pauses;
 use crate::store::writer::Writer;
 use crate::store::{ChunkStore, StoreError};
-use crate::tasks::heartbeat;
+use crate::tasks::{feed, heartbeat, reconcile, repair, scrub, sweep};
+
+/// How long the tasks of upkeep may take to stop.
+const TASKS_STOP_WAIT: Duration = Duration::from_secs(2);
 
 /// Runs a chunkserver until shutdown. Chunks are served as soon as the socket is bound; puts are
 /// taken once a master has answered.
@@ -34,7 +40,24 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let identity = Identity::load(&config.identity)?;
     check_certificate(&config, &identity)?;
     let store = open_store(&config).await?;
-    let outcome = serve(&config, &identity, Arc::clone(&store), shutdown).await;
+    run_on(config, store, None, shutdown).await
+}
+
+/// As [`run`], on a store that is open; it is closed at the end. `pauses` hold the work up where a
+/// test wants that.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    config: Config,
+    store: Arc<dyn ChunkStore>,
+    pauses: Option<Arc<dyn Pauses>>,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    config.check().map_err(|reason| RunError::Config { path: "chunkserver".into(), reason })?;
+    let identity = Identity::load(&config.identity)?;
+    check_certificate(&config, &identity)?;
+    let outcome = serve(&config, &identity, Arc::clone(&store), pauses, shutdown).await;
     let closed = task::spawn_blocking("close-store", move || store.close()).await;
     closed.map_err(|error| system("close the chunk store", error))?;
     outcome
@@ -53,6 +76,7 @@ async fn serve(
     config: &Config,
     identity: &Identity,
     store: Arc<dyn ChunkStore>,
+    pauses: Option<Arc<dyn Pauses>>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let failed = |source: StoreError| RunError::Store { dir: config.data.clone(), source };
@@ -62,8 +86,10 @@ async fn serve(
     let admin = admin::serve(config.admin, ready.clone(), shutdown.clone())?;
     let writer = Writer::start(Arc::clone(&store)).map_err(|error| system("start", error))?;
     let masters = Masters::new(endpoint.clone(), config.masters.clone());
-    let node =
-        Arc::new(Node::new(config.node(), endpoint.clone(), store, writer, masters, placement));
+    let upkeep = Upkeep::new(config.upkeep(), pauses);
+    let id = config.node();
+    let node = Node::new(id, endpoint.clone(), store, writer, masters, placement, upkeep);
+    let node = Arc::new(node);
     let addr = config.advertise.unwrap_or_else(|| endpoint.local_addr());
     let touch = heartbeat::keep_in_touch(
         Arc::clone(&node),
@@ -72,6 +98,12 @@ async fn serve(
         shutdown.clone(),
     );
     let mut touch = AbortOnDrop::new(task::spawn("heartbeat", touch));
+    let tasks = Tasks::new();
+    tasks.spawn("feed", feed::follow(Arc::clone(&node), shutdown.clone()));
+    tasks.spawn("reconcile", reconcile::keep_equal(Arc::clone(&node), shutdown.clone()));
+    tasks.spawn("repair-all", repair::repair(Arc::clone(&node), shutdown.clone()));
+    tasks.spawn("scrub", scrub::scrub(Arc::clone(&node), shutdown.clone()));
+    tasks.spawn("sweep", sweep::sweep(Arc::clone(&node), shutdown.clone()));
     let announce = announce(config, ready, addr, admin);
     let service = Arc::new(ChunkService::new(Arc::clone(&node)));
     let serving = endpoint.serve(service, ServeLimits::default(), shutdown);
@@ -82,6 +114,8 @@ async fn serve(
     if outcome.is_ok() {
         touch.join().await.map_err(|error| system("end the heartbeat", error))?;
     }
+    // They stop by themselves; what one has begun at the disk is finished there.
+    tasks.drain(TASKS_STOP_WAIT).await;
     endpoint.close().await;
     let stopped = task::spawn_blocking("stop-writer", move || node.writer.stop()).await;
     stopped.map_err(|error| system("end the writer", error))?;
@@ -171,4 +205,22 @@ fn describe() {
     describe_gauge!("atoll_chunk_bytes", Unit::Bytes, "Bytes of chunks present.");
     describe_gauge!("atoll_chunk_free_bytes", Unit::Bytes, "Bytes free on the disk.");
     describe_gauge!("atoll_chunk_corrupt_found", "Chunks ever found corrupt.");
+    describe_upkeep();
+}
+
+fn describe_upkeep() {
+    describe_counter!("atoll_chunk_deltas_total", "Changes followed from the master's feed.");
+    describe_counter!("atoll_chunk_compared_bytes_total", Unit::Bytes, "Bytes of comparison.");
+    describe_counter!("atoll_chunk_roots_compared_total", "Roots compared.");
+    describe_counter!("atoll_chunk_mismatches_total", "Roots that differed.");
+    describe_counter!("atoll_chunk_repaired_total", "Chunks fetched because they were lacking.");
+    describe_counter!("atoll_chunk_repaired_bytes_total", Unit::Bytes, "Their bytes.");
+    describe_counter!("atoll_chunk_scrubbed_total", "Chunks read and verified by the scrubber.");
+    describe_counter!("atoll_chunk_scrubbed_bytes_total", Unit::Bytes, "Their bytes.");
+    describe_counter!("atoll_chunk_pending_swept_total", "Chunks never referred to, taken out.");
+    describe_counter!("atoll_chunk_purged_total", "Chunks deleted from quarantine.");
+    describe_counter!("atoll_chunk_purged_bytes_total", Unit::Bytes, "Their bytes.");
+    describe_gauge!("atoll_chunk_lacking", "Live chunks that are not here in good order.");
+    describe_gauge!("atoll_chunk_dead_letters", "Those that nobody seems to have.");
+    describe_gauge!("atoll_chunk_quarantined", "Chunks in quarantine.");
 }

@@ -198,6 +198,12 @@ impl Rig {
             weight: 100,
             reserve_bytes: None,
             ready_file: Some(self.dir.path().join(format!("ready-{id}.json"))),
+            repair_bytes_per_s: None,
+            repair_retry_ms: 1000,
+            scrub_days: 7.0,
+            sweep_every_s: 3600,
+            pending_lifetime_ms: 1 << 40,
+            quarantine_lifetime_ms: 1 << 40,
         }
     }
 

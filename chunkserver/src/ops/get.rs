@@ -1,5 +1,8 @@
 //! Get: part of one chunk. The whole is read and verified each time: hashing costs far less than
-//! the network does, and wrong bytes are never served.
+//! the network does, and wrong bytes are never served. A chunk that turns out corrupt is taken out
+//! of service and put down for repair at once.
+
+use std::time::Duration;
 
 use atoll_net::Answer;
 use atoll_proto::chunk::{ChunkResponse, Get};
@@ -13,6 +16,9 @@ use crate::tasks::clock;
 pub(super) async fn get(node: &Node, get: Get) -> WireResult<Answer<ChunkResponse>> {
     let id = get.id;
     let found = node.at_the_disk("get", move |store| read_verified(store, &id)).await?;
+    if let Err(StoreError::Corrupt { .. }) = &found {
+        node.upkeep.lack(vec![id], Duration::ZERO);
+    }
     let Some(bytes) = found.map_err(to_wire)? else { return Err(not_here(node, &id)) };
     let chunk_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let start = get.offset.min(chunk_len) as usize;
@@ -27,18 +33,24 @@ fn not_here(node: &Node, id: &ChunkId) -> WireError {
     WireError { retry: Retry::Elsewhere, ..WireError::new(Code::NotFound, message) }
 }
 
-/// Reads a chunk and checks its hash; one whose bytes are wrong is taken out of service. Blocks.
+/// As [`examine`], for a reader. Blocks.
 pub(super) fn read_verified(
     store: &dyn ChunkStore,
     id: &ChunkId,
 ) -> Result<Option<Bytes>, StoreError> {
+    let found = examine(store, id)?;
+    if let Some(bytes) = &found {
+        metrics::counter!("atoll_chunk_reads_total").increment(1);
+        metrics::counter!("atoll_chunk_read_bytes_total").increment(bytes.len() as u64);
+    }
+    Ok(found)
+}
+
+/// Reads a chunk and checks its hash; one whose bytes are wrong is taken out of service. Blocks.
+pub(crate) fn examine(store: &dyn ChunkStore, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
     let damaged = |reason: &str| StoreError::Corrupt { id: *id, reason: reason.to_owned() };
     let reason = match store.get(id) {
-        Ok(Some(bytes)) if ChunkId::of(&bytes) == *id => {
-            metrics::counter!("atoll_chunk_reads_total").increment(1);
-            metrics::counter!("atoll_chunk_read_bytes_total").increment(bytes.len() as u64);
-            return Ok(Some(bytes));
-        }
+        Ok(Some(bytes)) if ChunkId::of(&bytes) == *id => return Ok(Some(bytes)),
         Ok(Some(_)) => "its bytes do not have its hash".to_owned(),
         Ok(None) => {
             return match store.record(id)? {

@@ -1,6 +1,8 @@
 //! GetMany: several whole chunks in one answer, as many as fit. A chunk that is corrupt counts as
 //! not here: the caller finds another replica for it.
 
+use std::time::Duration;
+
 use atoll_net::Answer;
 use atoll_proto::chunk::{ChunkResponse, GetMany};
 use atoll_proto::{ChunkId, WireResult, limits};
@@ -14,19 +16,23 @@ pub(super) async fn get_many(node: &Node, many: GetMany) -> WireResult<Answer<Ch
     check_count("chunks", many.ids.len(), MANY_MAX)?;
     let read = node
         .at_the_disk("get_many", move |store| read_many(store, &many.ids, limits::BODY_BYTES_MAX));
-    let Many { lens, complete, body } = read.await?.map_err(to_wire)?;
+    let Many { lens, complete, body, corrupt } = read.await?.map_err(to_wire)?;
+    node.upkeep.lack(corrupt, Duration::ZERO);
     Ok(Answer::with_body(ChunkResponse::Many { lens, complete }, body))
 }
 
+#[derive(Debug, Default)]
 struct Many {
     lens: Vec<Option<u32>>,
     complete: bool,
     body: Vec<Bytes>,
+    /// To be repaired.
+    corrupt: Vec<ChunkId>,
 }
 
 /// Reads chunks in order until the next would not fit into `room` bytes. Blocks.
 fn read_many(store: &dyn ChunkStore, ids: &[ChunkId], room: usize) -> Result<Many, StoreError> {
-    let mut many = Many { lens: Vec::with_capacity(ids.len()), complete: true, body: Vec::new() };
+    let mut many = Many { complete: true, ..Many::default() };
     let mut room = room;
     for id in ids {
         let here = store.len(id)?;
@@ -40,7 +46,11 @@ fn read_many(store: &dyn ChunkStore, ids: &[ChunkId], room: usize) -> Result<Man
                 many.lens.push(Some(u32::try_from(bytes.len()).unwrap_or(u32::MAX)));
                 many.body.push(bytes);
             }
-            Ok(None) | Err(StoreError::Corrupt { .. }) => many.lens.push(None),
+            Ok(None) => many.lens.push(None),
+            Err(StoreError::Corrupt { .. }) => {
+                many.lens.push(None);
+                many.corrupt.push(*id);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -72,6 +82,7 @@ mod tests {
         let all = read_many(&store, &ids, 20).unwrap();
         assert_eq!(all.lens, [Some(10), None, None, Some(10)]);
         assert!(all.complete);
+        assert_eq!(all.corrupt, [chunks[1].id]);
 
         let cut = read_many(&store, &ids, 19).unwrap();
         assert_eq!(cut.lens, [Some(10), None, None, None]);

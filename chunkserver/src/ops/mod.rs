@@ -1,11 +1,12 @@
 //! The operations of a chunkserver, one file each, and the way from a request to its file.
 //!
 //! [`atoll_net::Endpoint::serve`] calls [`ChunkService`]; operations use the store and, for
-//! relaying, the peers. Who may do what is checked here and in [`put`].
+//! relaying, the peers. What clients ask is counted ([`traffic`]), so that upkeep makes way. Who may do what is checked here and in [`put`].
 
-mod get;
+pub(crate) mod get;
 mod get_many;
 mod has;
+mod lacking;
 pub(crate) mod peers;
 mod put;
 mod quorum;
@@ -13,13 +14,16 @@ mod relay;
 mod stat;
 #[cfg(test)]
 mod tests;
+pub(crate) mod traffic;
+mod walk;
 
 use std::sync::Arc;
 
-use atoll_net::{Answer, Context, Peer, Service};
+use atoll_net::{Answer, Context, Peer, Role, Service};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
 use atoll_proto::{ClusterId, Code, WireError, WireResult, limits};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::node::Node;
 
@@ -59,16 +63,22 @@ impl Service for ChunkService {
     ) -> WireResult<Answer<ChunkResponse>> {
         let node = &self.node;
         check_cluster(node.endpoint.identity_peer().cluster, &context.peer)?;
-        match request {
+        let (role, sent) = (context.peer.role, body.len());
+        let answer = match request {
             ChunkRequest::Put(put) => Box::pin(put::put(node, &context, put, body)).await,
             ChunkRequest::Get(get) => get::get(node, get).await,
             ChunkRequest::GetMany(many) => get_many::get_many(node, many).await,
             ChunkRequest::Has { ids } => has::has(node, ids).await,
             ChunkRequest::Stat => stat::stat(node).await,
-            ChunkRequest::Walk { .. } | ChunkRequest::Lacking { .. } => {
-                Err(WireError::unavailable("not built yet"))
-            }
+            ChunkRequest::Walk { epoch, asks } => walk::walk(node, &context, epoch, asks).await,
+            ChunkRequest::Lacking { after, limit } => lacking::lacking(node, after, limit).await,
+        };
+        if role != Role::Chunkserver {
+            let body = answer.as_ref().map_or(&[][..], |answer| &answer.body[..]);
+            let bytes = body.iter().map(Bytes::len).sum::<usize>() + sent;
+            node.traffic.note(bytes as u64, Instant::now());
         }
+        answer
     }
 }
 

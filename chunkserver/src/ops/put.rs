@@ -82,7 +82,7 @@ fn check_role(role: Role, relay: bool) -> WireResult<()> {
 }
 
 /// Between servers: only one that the table's epoch knows.
-fn check_peer(view: &ClusterView, name: &str) -> WireResult<()> {
+pub(super) fn check_peer(view: &ClusterView, name: &str) -> WireResult<()> {
     let known = view
         .nodes
         .iter()

@@ -4,7 +4,7 @@
 //! Whoever is slower goes on after the answer, bounded in bytes per peer. A peer that failed a
 //! moment ago is tried, but no put waits for it. What a member misses is for repair to find.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,9 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(300);
 /// How long a put waits for room on the way to a working peer that is behind, once: then it counts
 /// as failed for a while.
 const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// A member that has not answered for this long is doubted: a put that is durable enough except for
+/// its zones does not wait for it any more, nor do those that follow.
+const SILENCE_MAX: Duration = Duration::from_millis(800);
 /// How long a peer that failed a moment ago may take.
 const SUSPECT_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -58,8 +61,9 @@ pub(super) async fn relay(
         start_there(node, &write, *member, share, context.trace, until, results.clone())
     }));
     drop(results);
-    let quorum = Quorum::new(&write.view.table, write.chunks.iter().map(|chunk| &chunk.id));
-    let collecting = collect(heard, quorum, &shares, until);
+    let doubted = doubted(node, &write.view, &shares);
+    let quorum = Quorum::new(&write.view, write.chunks.iter().map(|chunk| &chunk.id), &doubted);
+    let collecting = collect(node, heard, quorum, &shares, until);
     let (_started, collected) = tokio::join!(starting, collecting);
     answer(node, &shares, collected)
 }
@@ -68,6 +72,16 @@ fn until(context: &Context) -> Instant {
     let remaining = context.remaining();
     let wait = remaining.saturating_sub(ANSWER_MARGIN).max(remaining / 2);
     Instant::now() + wait.min(MEMBERS_WAIT_MAX)
+}
+
+/// Members that are down, failed a moment ago, or are silent.
+fn doubted(node: &Node, view: &ClusterView, shares: &Shares) -> BTreeSet<NodeId> {
+    let now = Instant::now();
+    let others = shares.keys().copied().filter(|member| *member != node.id);
+    let doubtful = |member: &NodeId| {
+        find(view, *member).is_none_or(|(_, down)| down) || node.peers.of(*member).is_doubted(now)
+    };
+    others.filter(doubtful).collect()
 }
 
 fn shares(write: &Write) -> Shares {
@@ -104,9 +118,10 @@ async fn start_there(
     };
     let peer = node.peers.of(member);
     let suspect = down || peer.is_suspect(Instant::now());
+    let doubted = suspect || peer.is_doubted(Instant::now());
     let chunks: Vec<NewChunk> = share.iter().map(|at| write.chunks[*at].clone()).collect();
     let bytes = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
-    let wait = if suspect { Duration::ZERO } else { ROOM_WAIT };
+    let wait = if doubted { Duration::ZERO } else { ROOM_WAIT };
     let Some(room) = peer.room(bytes, wait).await else {
         peer.note(false, Instant::now());
         metrics::counter!("atoll_chunk_relay_skipped_total").increment(1);
@@ -116,10 +131,12 @@ async fn start_there(
     let patience = if suspect { SUSPECT_WAIT_MAX } else { MEMBERS_WAIT_MAX };
     let deadline = patience.min(until.saturating_duration_since(Instant::now()));
     let (node, write) = (Arc::clone(node), write.clone());
+    peer.begin(Instant::now());
     drop(task::spawn("relay", async move {
         let options = CallOptions::within(deadline).trace(trace.child());
         let result = send(&node, &write, member, addr, chunks, options).await;
         drop(room);
+        peer.end();
         note(&node, &peer, &result);
         tell(&results, Outcome { member, result });
     }));
@@ -202,35 +219,55 @@ struct Collected {
 }
 
 async fn collect(
+    node: &Node,
     mut heard: mpsc::Receiver<Outcome>,
     mut quorum: Quorum,
     shares: &Shares,
     until: Instant,
 ) -> Collected {
     let mut collected = Collected { met: false, receipts: Vec::new(), failed: Vec::new() };
+    let mut patience = until.min(Instant::now() + SILENCE_MAX);
     while !quorum.met() && !quorum.hopeless() {
-        let Ok(Some(outcome)) = tokio::time::timeout_at(until, heard.recv()).await else { break };
-        collected.take(outcome, &mut quorum, shares);
+        match tokio::time::timeout_at(patience, heard.recv()).await {
+            Ok(Some(outcome)) => collected.take(outcome, &mut quorum),
+            Ok(None) => break,
+            Err(_) if patience < until => {
+                for member in collected.silent(shares).filter(|member| *member != node.id) {
+                    node.peers.of(member).note_silence(Instant::now());
+                    quorum.doubt(member);
+                }
+                patience = until;
+            }
+            Err(_) => break,
+        }
     }
     while let Ok(outcome) = heard.try_recv() {
-        collected.take(outcome, &mut quorum, shares);
+        collected.take(outcome, &mut quorum);
     }
     collected.met = quorum.met();
     collected
 }
 
 impl Collected {
-    fn take(&mut self, outcome: Outcome, quorum: &mut Quorum, shares: &Shares) {
-        let share = shares.get(&outcome.member).map_or(&[][..], Vec::as_slice);
-        quorum.heard(share, outcome.result.is_ok());
+    fn take(&mut self, outcome: Outcome, quorum: &mut Quorum) {
+        quorum.heard(outcome.member, outcome.result.is_ok());
         match outcome.result {
             Ok(receipt) => self.receipts.push(receipt),
             Err(error) => self.failed.push((outcome.member, error)),
         }
     }
+
+    /// Members that have not answered.
+    fn silent(&self, shares: &Shares) -> impl Iterator<Item = NodeId> {
+        shares.keys().copied().filter(|member| {
+            self.receipts.iter().all(|receipt| receipt.node != *member)
+                && self.failed.iter().all(|(failed, _)| failed != member)
+        })
+    }
 }
 
 fn answer(node: &Node, shares: &Shares, collected: Collected) -> WireResult<Answer<ChunkResponse>> {
+    let silent: Vec<NodeId> = collected.silent(shares).collect();
     let Collected { met, receipts, failed } = collected;
     if met {
         for (member, error) in &failed {
@@ -245,13 +282,9 @@ fn answer(node: &Node, shares: &Shares, collected: Collected) -> WireResult<Answ
         return Err(error.clone());
     }
     metrics::counter!("atoll_chunk_too_few_replicas_total").increment(1);
-    let silent = shares.keys().filter(|member| {
-        receipts.iter().all(|receipt| receipt.node != **member)
-            && failed.iter().all(|(failed, _)| failed != *member)
-    });
     let mut missing: Vec<String> =
         failed.iter().map(|(member, error)| format!("node {member}: {error}")).collect();
-    missing.extend(silent.map(|member| format!("node {member}: no answer in time")));
+    missing.extend(silent.iter().map(|member| format!("node {member}: no answer in time")));
     let full = failed.iter().any(|(_, error)| error.code == Code::Full);
     let code = if full { Code::Full } else { Code::TooFewReplicas };
     let message = format!(

@@ -20,6 +20,7 @@ use super::ChunkService;
 use crate::masters::Masters;
 use crate::node::Node;
 use crate::placement::Placement;
+use crate::reconcile::{Settings, Upkeep};
 use crate::store::memory::MemoryStore;
 use crate::store::writer::Writer;
 use crate::tasks::clock;
@@ -28,6 +29,14 @@ const CLUSTER: ClusterId = ClusterId([1; 16]);
 const KEY: ReceiptKey = ReceiptKey([3; 32]);
 const EPOCH: Epoch = Epoch(5);
 const NAME: &str = "chunkserver-1";
+const SETTINGS: Settings = Settings {
+    repair_bytes_per_s: None,
+    repair_pause: Duration::from_secs(1),
+    scrub_period: Duration::from_secs(3600),
+    sweep_every: Duration::from_secs(3600),
+    pending_lifetime_ms: 1000,
+    quarantine_lifetime_ms: 1000,
+};
 
 struct Rig {
     service: ChunkService,
@@ -45,8 +54,10 @@ impl Rig {
         let writer = Writer::start(store.clone()).unwrap();
         let masters = Masters::new(endpoint.clone(), vec![nowhere()]);
         let placement = Placement::load(CLUSTER, store.clone()).unwrap();
-        let node =
-            Arc::new(Node::new(NodeId(1), endpoint, store.clone(), writer, masters, placement));
+        let upkeep = Upkeep::new(SETTINGS, None);
+        let id = NodeId(1);
+        let node = Node::new(id, endpoint, store.clone(), writer, masters, placement, upkeep);
+        let node = Arc::new(node);
         Self { service: ChunkService::new(node.clone()), store, node }
     }
 

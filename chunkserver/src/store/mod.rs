@@ -101,6 +101,8 @@ pub enum Meta {
     Fence,
     /// The last cluster view.
     View,
+    /// The last order to verify everything, and how far it was carried out.
+    Scrub,
 }
 
 /// Why the store could not do what it was asked.
@@ -379,7 +381,8 @@ pub trait ChunkStore: Send + Sync + 'static {
 
 impl Meta {
     /// Every key.
-    pub const ALL: [Self; 5] = [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View];
+    pub const ALL: [Self; 6] =
+        [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View, Self::Scrub];
 }
 
 impl Marked {

@@ -1,5 +1,5 @@
-//! Keeping in touch with the masters: registers, tells every second how the node does, and learns
-//! of new placement tables and of where other nodes are.
+//! Keeping in touch with the masters: registers, tells every second how the node does and what it
+//! has, and learns of new placement tables, of where other nodes are, and of orders.
 //!
 //! A master of another cluster, or one that knows less than was heard before, is not followed:
 //! the node then serves reads, takes no puts of newer epochs, and says that it is not ready.
@@ -11,11 +11,14 @@ use atoll_net::admin::Readiness;
 use atoll_net::{Backoff, Shutdown};
 use atoll_proto::cluster::NodeInfo;
 use atoll_proto::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST};
-use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::master::{MasterRequest, MasterResponse, TreeReport};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::feed;
 use crate::node::Node;
+use crate::reconcile::tree::Look;
+use crate::store::StoreError;
 
 const BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(50), max: Duration::from_secs(2), factor: 2.0 };
@@ -81,10 +84,17 @@ async fn try_register(node: &Node, info: &NodeInfo) -> Result<(), String> {
     else {
         return Err("the master answered with the wrong kind of message".to_owned());
     };
+    if let Err(error) = node.placement.check_cluster(cluster) {
+        node.distrust(&error);
+        return Err(error.to_string());
+    }
+    feed::hear_term(node, epoch, term).await?;
     if let Err(error) = node.placement.hear(cluster, epoch, term).await {
         node.distrust(&error);
         return Err(error.to_string());
     }
+    // A master that has just heard of this node knows nothing of what it has.
+    node.upkeep.reporter().begin_anew();
     let key = receipt_key.ok_or("the master gave no key for receipts")?;
     node.fetch_view(None).await?;
     node.set_receipt_key(key);
@@ -134,21 +144,70 @@ async fn beat(node: &Node) -> Result<bool, String> {
     metrics::gauge!("atoll_chunk_bytes").set(stat.bytes as f64);
     metrics::gauge!("atoll_chunk_free_bytes").set(stat.free_bytes as f64);
     metrics::gauge!("atoll_chunk_corrupt_found").set(stat.corrupt_found as f64);
+    metrics::gauge!("atoll_chunk_lacking").set(stat.lacking as f64);
+    metrics::gauge!("atoll_chunk_dead_letters").set(stat.dead_letters as f64);
+    metrics::gauge!("atoll_chunk_quarantined").set(stat.quarantined as f64);
     let ready = node.receipt_key().is_ok();
-    let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat), tree: None };
+    let report =
+        report(node).await.map_err(|error| format!("cannot sum up the chunks: {error}"))?;
+    let tree = report.clone();
+    let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat), tree };
     let answer = node.masters.ask(&request, HEARTBEAT_DEADLINE).await;
-    let MasterResponse::Heard { epoch, term, known, .. } =
+    let MasterResponse::Heard { epoch, term, known, orders, in_sync, differ } =
         answer.map_err(|error| error.to_string())?
     else {
         return Err("the master answered with the wrong kind of message".to_owned());
     };
     let cluster = node.endpoint.identity_peer().cluster;
+    let before = node.placement.fence();
+    feed::hear_term(node, epoch, term).await?;
     if let Err(error) = node.placement.hear(cluster, epoch, term).await {
         tracing::error!(%error, "a master is not followed");
         node.distrust(&error);
         return Err(error.to_string());
     }
+    if term != before.term {
+        // Another leader: what this node told the one before is forgotten.
+        node.upkeep.reporter().begin_anew();
+    }
+    node.upkeep.order(orders);
+    if let Some(report) = report.filter(|_| known) {
+        let bytes = atoll_proto::encode(&report).len() + atoll_proto::encode(&differ).len();
+        node.upkeep.count_bytes(bytes);
+        node.upkeep.heard(&report, in_sync, &differ);
+        if in_sync == Some(true) && !orders.frozen {
+            finish_refill(node).await?;
+        }
+    }
     Ok(known)
+}
+
+/// What this node has, summed up; `None` before there is a placement table.
+async fn report(node: &Node) -> Result<Option<TreeReport>, String> {
+    let Some(view) = node.placement.view() else { return Ok(None) };
+    let (id, now) = (node.id, Instant::now());
+    let table = Arc::clone(&view);
+    let trees = Arc::clone(&node.upkeep.trees);
+    let look = node.at_the_disk("sum-up", move |store| trees.look(store, &table.table, id, now));
+    let look: Result<Option<Look>, StoreError> = look.await.map_err(|error| error.to_string())?;
+    let mut reporter = node.upkeep.reporter();
+    if let Some(look) = look.map_err(|error| error.to_string())? {
+        reporter.saw(look);
+    }
+    let roots = node.upkeep.trees.roots();
+    Ok(reporter.compose(&roots, |pg| view.table.of(pg).contains(&id)))
+}
+
+/// Everything that should be here is here: what was set aside when the store began anew is not
+/// needed any more.
+async fn finish_refill(node: &Node) -> Result<(), String> {
+    if !node.store.refilling() {
+        return Ok(());
+    }
+    let finished = node.at_the_disk("finish-refill", |store| store.finish_refill()).await;
+    finished.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    tracing::info!("the store that was begun anew is full again");
+    Ok(())
 }
 
 /// Fetches the view: in any case when the table is old, else if anything changed.

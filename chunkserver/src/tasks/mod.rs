@@ -1,4 +1,9 @@
 //! What a chunkserver does by itself, without being asked.
 
 pub(crate) mod clock;
+pub(crate) mod feed;
 pub(crate) mod heartbeat;
+pub(crate) mod reconcile;
+pub(crate) mod repair;
+pub(crate) mod scrub;
+pub(crate) mod sweep;

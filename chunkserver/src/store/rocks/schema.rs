@@ -18,6 +18,7 @@
 //!             'n'                        node id u64
 //!             'e'                        fence: epoch u64, term u64; the highest ever heard
 //!             'v'                        the last cluster view, as encoded by proto
+//!             'o'                        order to scrub: number u64, heard_ms u64, done u64
 //!             't'                        totals: see Totals
 //!             'a'                        applied u64: position in the master's feed
 //!             's', pg u16                scrubbed u64: ms when all of the group was verified
@@ -308,6 +309,7 @@ impl Meta {
             Self::Node => b"n",
             Self::Fence => b"e",
             Self::View => b"v",
+            Self::Scrub => b"o",
         }
     }
 }
