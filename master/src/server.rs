@@ -15,13 +15,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::audit::Audit;
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
 use crate::liveness::Liveness;
+use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    change, cluster, deltas, deploys, heartbeat, known, objects, open_session, query, register,
-    sites, status, tokens, wait_applied, walk, watch as follow,
+    audit, backup, change, cluster, deltas, deploys, heartbeat, known, objects, open_session,
+    query, register, sites, status, tokens, wait_applied, walk, watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
@@ -64,6 +66,10 @@ pub(crate) struct Master {
     pub(crate) shutdown: Shutdown,
     /// What nodes should have, to compare it with what they have.
     pub(crate) trees: Arc<Trees>,
+    /// The recount of references.
+    pub(crate) audit: Audit,
+    /// The copy that a backup is read from.
+    pub(crate) backups: Backups,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -84,6 +90,8 @@ impl Master {
             acknowledged: watch::Sender::new(0),
             shutdown,
             trees: Arc::default(),
+            audit: Audit::default(),
+            backups: Backups::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -138,16 +146,19 @@ impl Master {
         context: Context,
         request: MasterRequest,
         body: Bytes,
-    ) -> WireResult<MasterResponse> {
+    ) -> WireResult<Answer<MasterResponse>> {
         if let MasterRequest::Raft { message } = &request {
             auth::authorise(self, &context, &request).await?;
             let message = self.consensus.answer(message, &body).await?;
-            return Ok(MasterResponse::Raft { message });
+            return Ok(Answer::head(MasterResponse::Raft { message }));
         }
         self.consensus.check_leads()?;
         self.cluster_record()?;
         let principal = auth::authorise(self, &context, &request).await?;
-        Box::pin(self.dispatch(&context, &principal, request)).await
+        if let MasterRequest::Backup(ask) = request {
+            return backup::backup(self, ask).await;
+        }
+        Box::pin(self.dispatch(&context, &principal, request)).await.map(Answer::head)
     }
 
     async fn dispatch(
@@ -194,7 +205,10 @@ impl Master {
                 walk::walk(self, principal, node, epoch, index, asks).await
             }
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
-            MasterRequest::Raft { .. } => Err(WireError::internal("answered elsewhere")),
+            MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
+            MasterRequest::Backup(_) | MasterRequest::Raft { .. } => {
+                Err(WireError::internal("answered elsewhere"))
+            }
         }
     }
 }
@@ -223,6 +237,8 @@ impl Service for MasterService {
             MasterRequest::Status => "status",
             MasterRequest::Tokens => "tokens",
             MasterRequest::Raft { .. } => "raft",
+            MasterRequest::Audit { .. } => "audit",
+            MasterRequest::Backup(_) => "backup",
             MasterRequest::Deltas { .. } => "deltas",
             MasterRequest::Walk { .. } => "walk",
             MasterRequest::Objects { .. } => "objects",
@@ -235,7 +251,7 @@ impl Service for MasterService {
         request: MasterRequest,
         body: Bytes,
     ) -> WireResult<Answer<MasterResponse>> {
-        self.0.answer(context, request, body).await.map(Answer::head)
+        self.0.answer(context, request, body).await
     }
 }
 
