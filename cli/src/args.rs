@@ -66,6 +66,12 @@ pub(crate) enum Command {
     Mount(commands::mount::MountArgs),
     Umount(commands::umount::UmountArgs),
     Status(commands::status::StatusArgs),
+    Fsck(commands::fsck::FsckArgs),
+    Scrub(commands::scrub::ScrubArgs),
+    #[command(subcommand)]
+    Collection(commands::collection::CollectionCommand),
+    Backup(commands::backup::BackupArgs),
+    Restore(commands::restore::RestoreArgs),
     #[command(subcommand)]
     Node(commands::node::NodeCommand),
     #[command(subcommand)]

@@ -68,6 +68,12 @@ impl Progress {
         self.update(|state| state.sent += bytes);
     }
 
+    /// What is being done, for people.
+    pub(crate) fn say(&self, text: String) {
+        self.bar.set_message(text);
+        self.bar.tick();
+    }
+
     /// Leaves the screen as it was.
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();

@@ -16,6 +16,7 @@ use atoll_proto::master::{Change, Changed, MasterRequest, MasterResponse};
 use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::{Published, SiteOp};
 use atoll_proto::{ChunkId, Code, NodeId, Retry, SessionId, limits};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::locate::Load;
@@ -168,6 +169,15 @@ impl Cluster {
         request: &MasterRequest,
         deadline: Duration,
     ) -> Result<MasterResponse, ClientError> {
+        self.master_with_body(request, deadline).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, for answers with a body.
+    pub(crate) async fn master_with_body(
+        &self,
+        request: &MasterRequest,
+        deadline: Duration,
+    ) -> Result<(MasterResponse, Bytes), ClientError> {
         let until = Instant::now() + deadline;
         let backoff = Backoff {
             base: Duration::from_millis(10),
@@ -212,7 +222,7 @@ impl Cluster {
         &self,
         request: &MasterRequest,
         until: Instant,
-    ) -> Result<MasterResponse, CallError> {
+    ) -> Result<(MasterResponse, Bytes), CallError> {
         let turn = self.inner.leader.load(Ordering::Relaxed) % self.inner.masters.len().max(1);
         let Some(addr) = self.inner.masters.get(turn).copied() else {
             return Err(CallError::Unreachable {
@@ -223,16 +233,16 @@ impl Cluster {
         let left = until.saturating_duration_since(Instant::now());
         // Long polls wait at one master; short questions leave time to try another.
         let patience = match request {
-            MasterRequest::Watch { .. } | MasterRequest::WaitApplied { .. } => left,
+            MasterRequest::Watch { .. }
+            | MasterRequest::WaitApplied { .. }
+            | MasterRequest::Backup(_) => left,
             _ if self.inner.masters.len() == 1 => left,
             _ => left.min(ATTEMPT),
         };
-        let answer = self
-            .inner
+        self.inner
             .endpoint
             .call(addr, Role::Master, request, Vec::new(), self.options(patience))
-            .await;
-        answer.map(|(response, _)| response)
+            .await
     }
 
     pub(crate) fn options(&self, deadline: Duration) -> CallOptions {

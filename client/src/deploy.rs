@@ -58,6 +58,8 @@ pub struct DeployOptions {
     pub if_current: Option<Option<DeployId>>,
     /// Create the site when there is none.
     pub create: bool,
+    /// Send every chunk and page, also those the cluster says it has: mends what it has lost.
+    pub reupload: bool,
     /// Find out what would travel, and stop.
     pub dry_run: bool,
     /// Which edges to wait for.
@@ -187,8 +189,12 @@ pub async fn deploy(
     let places = places(&hashed);
     let ids: Vec<ChunkId> = places.keys().copied().collect();
     let known = cluster.known(&ids).await?;
-    let missing: HashSet<ChunkId> =
-        ids.iter().zip(known).filter(|(_, known)| !known).map(|(id, _)| *id).collect();
+    let missing: HashSet<ChunkId> = ids
+        .iter()
+        .zip(known)
+        .filter(|(_, known)| options.reupload || !known)
+        .map(|(id, _)| *id)
+        .collect();
     let missing_bytes = missing.iter().map(|id| u64::from(places[id].len)).sum();
     progress.uploading(missing_bytes);
     let mut report = DeployReport {
@@ -207,7 +213,7 @@ pub async fn deploy(
     progress.phase("commit");
     let manifest = uploader.manifest(hashed, &previous, &receipts, options.dry_run).await?;
     (report.deploy, report.files, report.bytes) = (manifest.root, manifest.files, manifest.bytes);
-    let mut all = false;
+    let mut all = options.reupload;
     let published = loop {
         let sent = uploader.send_pages(&manifest, receipts.clone(), &options, all).await;
         if let Ok((pages, bytes)) = &sent {
@@ -221,9 +227,12 @@ pub async fn deploy(
             Ok(_) => publish(cluster, &options, manifest.root).await,
             Err(error) => Err(error),
         };
-        // A page may be known as the bytes of some file and not be admitted as a page.
+        // A page may be known as the bytes of some file and not be admitted as a page, or it was
+        // known and unused, and was collected since.
         match published {
-            Err(DeployError::Client(error)) if error.code() == Some(Code::Invalid) && !all => {
+            Err(DeployError::Client(error))
+                if matches!(error.code(), Some(Code::Invalid | Code::Missing)) && !all =>
+            {
                 all = true;
             }
             other => break other?,
@@ -270,7 +279,14 @@ async fn previous_entries(
         return Err(DeployError::Conflict(conflict_text(options, wanted, current)));
     }
     let Some(current) = current else { return Ok(HashMap::new()) };
-    let all = entries(cluster, current).await?;
+    let all = match entries(cluster, current).await {
+        // What cannot be read is what is to be mended.
+        Err(error) if options.reupload => {
+            tracing::warn!(%error, deploy = %current, "the previous deploy cannot be read");
+            Vec::new()
+        }
+        all => all?,
+    };
     Ok(all.into_iter().map(|entry| (entry.path.clone(), entry)).collect())
 }
 
@@ -509,9 +525,9 @@ impl Uploader<'_> {
             let cover = covering(receipts, children);
             match self.cluster.admit(pages.clone(), cover).await {
                 Err(ClientError::Missing { ids }) => {
-                    if let Some(id) = ids.iter().find(|id| !self.places.contains_key(id)) {
-                        let reason = "a manifest page or list vanished: deploy again".to_owned();
-                        return Err(ClientError::Lost { id: *id, reason });
+                    // A page or list: the caller sends all of them.
+                    if ids.iter().any(|id| !self.places.contains_key(id)) {
+                        return Err(ClientError::Missing { ids });
                     }
                     receipts.extend(self.send(ids, parallel).await?);
                 }

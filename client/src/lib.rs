@@ -8,10 +8,12 @@
 //! What this crate does not do: it serves nothing, keeps no cache of chunks (each of its users
 //! has its own, with its own bounds), and knows nothing of HTTP or FUSE.
 
+pub mod backup;
 pub mod cluster;
 pub mod config;
 pub mod deploy;
 mod error;
+mod lacking;
 pub mod locate;
 pub mod manifest;
 pub mod publish;
@@ -20,6 +22,7 @@ pub mod stat_cache;
 pub mod upload;
 pub mod write;
 
+pub use backup::{BackupProgress, backup};
 pub use cluster::Cluster;
 pub use config::ClientConfig;
 pub use deploy::{

@@ -112,7 +112,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Stores a local file at an absolute path of the cluster's file system, making parents. Chunks
-/// the cluster has do not travel, so an interrupted upload goes on where it stopped.
+/// the cluster has do not travel, so an interrupted upload goes on where it stopped; with `reupload`
+/// they do, which mends what the cluster has lost.
 ///
 /// # Errors
 /// `Io` or `Changed` for the local file; else as [`Cluster::namespace`].
@@ -125,12 +126,16 @@ pub async fn upload_file(
     mode: u32,
     caller: Caller,
     mtime_ns: i64,
+    reupload: bool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<UploadedFile, ClientError> {
     let chunk_bytes = cluster.view().await?.chunk_bytes;
     let path = disk_path.to_owned();
     let (_, extents) = blocking(move || hash_file(&path, chunk_bytes, &|_| {})).await?;
     let mut forced: HashSet<ChunkId> = HashSet::new();
+    if reupload {
+        forced.extend(extents.iter().filter_map(|extent| extent.id));
+    }
     let mut uploaded = 0;
     for _ in 0..3 {
         let sent = send_missing(cluster, writer, disk_path, &extents, &forced, progress).await?;

@@ -87,6 +87,8 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Known { .. }
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::Status
+        | MasterRequest::Audit { .. }
+        | MasterRequest::Backup(_)
         | MasterRequest::Tokens => false,
     };
     if !allowed {
@@ -190,7 +192,9 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Watch { edge: None, .. } => needs(&[Verb::Read], About::Everything),
         MasterRequest::Objects { .. } => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),
-        MasterRequest::Tokens => needs(&[Verb::Admin], About::Everything),
+        MasterRequest::Tokens | MasterRequest::Audit { .. } | MasterRequest::Backup(_) => {
+            needs(&[Verb::Admin], About::Everything)
+        }
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }

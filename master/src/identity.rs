@@ -96,9 +96,13 @@ pub(crate) fn check_log(
 
 /// Writes down whose the directory is, once its log is no longer empty.
 pub(crate) fn claim(config: &Config) -> Result<(), DataError> {
-    let identity =
-        DataIdentity { cluster: config.cluster.to_string(), id: config.id, format: FORMAT_VERSION };
-    let wrong = |reason: String| DataError::new(&config.data, reason);
+    claim_for(&config.data, config.cluster, config.id)
+}
+
+/// The same for a directory that no configuration names yet.
+pub(crate) fn claim_for(data: &Path, cluster: ClusterId, id: u64) -> Result<(), DataError> {
+    let identity = DataIdentity { cluster: cluster.to_string(), id, format: FORMAT_VERSION };
+    let wrong = |reason: String| DataError::new(data, reason);
     let text = serde_json::to_vec_pretty(&identity).map_err(|error| wrong(error.to_string()))?;
-    write_durably(&config.data.join(FILE), &text).map_err(|error| wrong(error.to_string()))
+    write_durably(&data.join(FILE), &text).map_err(|error| wrong(error.to_string()))
 }

@@ -5,6 +5,7 @@
 //! applied to `store`. It knows every chunk by name, length and count of references, but never
 //! touches file bytes; it reads manifest pages only, to admit them.
 
+mod audit;
 mod auth;
 mod config;
 mod cover;
@@ -17,6 +18,7 @@ mod operation;
 mod ops;
 mod placement;
 mod raft;
+mod restore;
 mod run;
 mod server;
 mod store;
@@ -27,4 +29,5 @@ mod trees;
 
 pub use config::{Args, Config, ConfigError, Peer};
 pub use identity::DataError;
+pub use restore::{Restore, RestoreError, inspect, restore};
 pub use run::{RunError, run};

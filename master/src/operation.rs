@@ -86,6 +86,15 @@ pub(crate) enum Operation {
         /// The duty it gets.
         to: Duty,
     },
+    /// What a recount of references found.
+    FixRefs {
+        /// Log index of the state that was counted.
+        index: u64,
+        /// Counts to correct.
+        fixes: Vec<Fix>,
+        /// The recount is complete: so many miscounts were known when it began.
+        complete: Option<u64>,
+    },
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.
@@ -136,6 +145,28 @@ pub(crate) struct Collected {
     pub(crate) zero_since: u64,
     /// The chunks that it refers to as a page or list, each once: they lose that reference.
     pub(crate) children: Vec<ChunkId>,
+}
+
+/// A count of references to correct. It stays when the object is not as it was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fix {
+    /// Which chunk.
+    pub(crate) id: ChunkId,
+    /// What the object table said; `None` when it had no such object.
+    pub(crate) seen: Option<Seen>,
+    /// How many things refer to it.
+    pub(crate) refs: u64,
+    /// Its length, for one that is new.
+    pub(crate) len: u32,
+}
+
+/// What the object table said of an object's references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// How many.
+    pub(crate) refs: u64,
+    /// Log index since when there is none.
+    pub(crate) zero_since: Option<u64>,
 }
 
 /// A chunk that enough chunkservers have on disk, by their receipts.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use atoll_net::task::Tasks;
 use atoll_net::{Endpoint, Identity, NetError, Role, ServeLimits, Shutdown};
 use tokio::sync::watch;
 
+use crate::audit;
 use crate::config::Config;
 use crate::identity::{self, DataError};
+use crate::ops;
 use crate::raft::state::write_durably;
 use crate::raft::{Consensus, Storage};
 use crate::server::{Master, MasterService, Settings};
@@ -157,9 +160,11 @@ async fn serve(
     let master =
         Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));
     master.disk.measure(&config.data);
+    remove_leftovers(&config.data);
     let running = Tasks::new();
     running.spawn("leadership", tasks::leadership::run(master.clone()));
     running.spawn("placement", tasks::placement::run(master.clone()));
+    running.spawn("audit", audit::run(master.clone()));
     running.spawn("collect", tasks::collect::run(master.clone()));
     running.spawn("sessions", tasks::sessions::run(master.clone()));
     running.spawn("upkeep", tasks::upkeep::run(master.clone(), config.data.clone()));
@@ -179,6 +184,18 @@ async fn serve(
     drop(running);
     consensus.stop().await;
     outcome
+}
+
+/// Removes what a backup or a recount left behind when the master was killed.
+fn remove_leftovers(data: &Path) {
+    for name in [ops::backup::DIRECTORY, audit::DIRECTORY] {
+        match std::fs::remove_dir_all(data.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, name, "cannot remove what is left; it only takes space");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// What is told once the master serves.

@@ -15,14 +15,16 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::audit::Audit;
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
 use crate::finishing::Finishing;
 use crate::liveness::Liveness;
+use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    change, cluster, deltas, deploys, heartbeat, known, objects, open_session, query, register,
-    sites, status, tokens, wait_applied, walk, watch as follow,
+    audit, backup, change, cluster, deltas, deploys, heartbeat, known, objects, open_session,
+    query, register, sites, status, tokens, wait_applied, walk, watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
@@ -71,6 +73,10 @@ pub(crate) struct Master {
     pub(crate) finishing: Finishing,
     /// What placement would do and cannot, with the reason, for people.
     pub(crate) placement: Mutex<Vec<String>>,
+    /// The recount of references.
+    pub(crate) audit: Audit,
+    /// The copy that a backup is read from.
+    pub(crate) backups: Backups,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -93,6 +99,8 @@ impl Master {
             trees: Arc::default(),
             finishing: Finishing::default(),
             placement: Mutex::default(),
+            audit: Audit::default(),
+            backups: Backups::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -153,16 +161,19 @@ impl Master {
         context: Context,
         request: MasterRequest,
         body: Bytes,
-    ) -> WireResult<MasterResponse> {
+    ) -> WireResult<Answer<MasterResponse>> {
         if let MasterRequest::Raft { message } = &request {
             auth::authorise(self, &context, &request).await?;
             let message = self.consensus.answer(message, &body).await?;
-            return Ok(MasterResponse::Raft { message });
+            return Ok(Answer::head(MasterResponse::Raft { message }));
         }
         self.consensus.check_leads()?;
         self.cluster_record()?;
         let principal = auth::authorise(self, &context, &request).await?;
-        Box::pin(self.dispatch(&context, &principal, request)).await
+        if let MasterRequest::Backup(ask) = request {
+            return backup::backup(self, ask).await;
+        }
+        Box::pin(self.dispatch(&context, &principal, request)).await.map(Answer::head)
     }
 
     async fn dispatch(
@@ -209,7 +220,10 @@ impl Master {
                 walk::walk(self, principal, node, epoch, index, asks).await
             }
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
-            MasterRequest::Raft { .. } => Err(WireError::internal("answered elsewhere")),
+            MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
+            MasterRequest::Backup(_) | MasterRequest::Raft { .. } => {
+                Err(WireError::internal("answered elsewhere"))
+            }
         }
     }
 }
@@ -238,6 +252,8 @@ impl Service for MasterService {
             MasterRequest::Status => "status",
             MasterRequest::Tokens => "tokens",
             MasterRequest::Raft { .. } => "raft",
+            MasterRequest::Audit { .. } => "audit",
+            MasterRequest::Backup(_) => "backup",
             MasterRequest::Deltas { .. } => "deltas",
             MasterRequest::Walk { .. } => "walk",
             MasterRequest::Objects { .. } => "objects",
@@ -250,7 +266,7 @@ impl Service for MasterService {
         request: MasterRequest,
         body: Bytes,
     ) -> WireResult<Answer<MasterResponse>> {
-        self.0.answer(context, request, body).await.map(Answer::head)
+        self.0.answer(context, request, body).await
     }
 }
 

@@ -5,6 +5,7 @@
 //! sockets, no clock and no unsafe: everything here is a value or a pure function, so that each
 //! codec can be tested by the thousand.
 
+pub mod backup;
 pub mod chunk;
 pub mod cluster;
 pub mod content;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ChunkId, ClusterId, DeployId, Epoch, NodeId, PgId, Seq, SessionId, SiteName,
+    backup::{BackupAnswer, BackupAsk},
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
@@ -131,6 +132,40 @@ pub enum MasterRequest {
         /// At most `limits::PUT_CHUNKS_MAX`.
         ids: Vec<ChunkId>,
     },
+    /// From an administrator: count all references again, or see how that goes. Answered with
+    /// `Audit`.
+    Audit {
+        /// Begin unless it runs.
+        start: bool,
+    },
+    /// From an administrator: a copy of the metadata. Answered with `Backup`.
+    Backup(BackupAsk),
+}
+
+/// How the recount of all references goes, as the leader sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditView {
+    /// Whether it runs now.
+    pub running: bool,
+    /// Recounts that ended since this master leads, well or not: a start is done when this grew
+    /// and nothing runs.
+    pub ended: u64,
+    /// Passes of the current (or last) recount.
+    pub passes: u32,
+    /// Objects compared in its last pass.
+    pub objects: u64,
+    /// Pages and lists read in its last pass.
+    pub pages: u64,
+    /// Those that could not be read: then nothing is lowered.
+    pub pages_unreadable: u64,
+    /// Objects whose count was too low and was raised.
+    pub raised: u64,
+    /// Chunks that are referred to and were not in the object table, and are now.
+    pub created: u64,
+    /// Objects whose count was too high in two passes and was lowered.
+    pub lowered: u64,
+    /// Why it stopped before its end; `None` when the last one was complete.
+    pub failure: Option<String>,
 }
 
 /// What a chunkserver has of what its groups should have.
@@ -439,6 +474,10 @@ pub enum MasterResponse {
     Walked(Vec<Found>),
     /// To `Objects`: one entry per id asked; `None` for one that is not kept.
     Objects(Vec<Option<ObjectView>>),
+    /// To `Audit`.
+    Audit(Box<AuditView>),
+    /// To `Backup`. The bytes of a part are the body.
+    Backup(BackupAnswer),
 }
 
 /// What came of a [`Change`].
@@ -493,6 +532,8 @@ pub struct Status {
     pub groups_lost: u32,
     /// Entries of the object table with references.
     pub chunks_live: u64,
+    /// Chunks of groups that have a member down.
+    pub chunks_degraded: u64,
     /// Latest entry of the publish log.
     pub publish_seq: Seq,
     /// Number of sites.

@@ -29,6 +29,7 @@ const PARALLEL: usize = 8;
   atoll deploy ./public --site blog --alias pr-7
   atoll deploy ./public --site blog --if-current 4f1d20aa --json
   atoll deploy ./public --site blog --dry-run
+  atoll deploy ./public --site blog --reupload
 
 A file .atollignore (gitignore syntax) in any directory keeps files out, as do .git, .atoll and
 .DS_Store always. Exit code 4: --if-current lost. 6: published, but not every edge confirmed.")]
@@ -49,6 +50,9 @@ pub(crate) struct DeployArgs {
     pub(crate) if_current: Option<IfCurrent>,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
+    /// Send every chunk, also those the cluster says it has: mends what `atoll fsck` calls lost
+    #[arg(long)]
+    pub(crate) reupload: bool,
     /// Say what would be uploaded, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -176,6 +180,7 @@ pub(crate) async fn publish(
         message: args.message.clone(),
         if_current,
         create: args.create,
+        reupload: args.reupload,
         dry_run: args.dry_run,
         wait: args.wait.wait(),
         wait_timeout: args.wait.timeout(),

@@ -1,11 +1,14 @@
 //! One verb per file: its arguments, what it does, how its result looks.
 
+pub(crate) mod backup;
 pub(crate) mod cat;
+pub(crate) mod collection;
 pub(crate) mod completions;
 pub(crate) mod cp;
 pub(crate) mod deploy;
 pub(crate) mod deploys;
 pub(crate) mod dev;
+pub(crate) mod fsck;
 pub(crate) mod get;
 pub(crate) mod init;
 pub(crate) mod invalidate;
@@ -17,9 +20,11 @@ pub(crate) mod mv;
 pub(crate) mod node;
 pub(crate) mod promote;
 pub(crate) mod published;
+pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod role;
 pub(crate) mod rollback;
+pub(crate) mod scrub;
 pub(crate) mod site;
 pub(crate) mod stat;
 pub(crate) mod status;
@@ -51,6 +56,11 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Mount(args) => mount::run(context, args).await,
         Command::Umount(args) => umount::run(context, &args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Fsck(args) => Box::pin(fsck::run(context, args)).await,
+        Command::Scrub(args) => scrub::run(context, args).await,
+        Command::Collection(command) => collection::run(context, command).await,
+        Command::Backup(args) => backup::run(context, args).await,
+        Command::Restore(args) => restore::run(context, args).await,
         Command::Node(command) => node::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::Get(args) => Box::pin(get::run(context, args)).await,

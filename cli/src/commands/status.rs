@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use atoll_client::Cluster;
-use atoll_proto::master::{EdgeStatus, MasterRequest, MasterResponse, Status};
+use atoll_proto::chunk::ChunkStat;
+use atoll_proto::master::{ChunkserverStatus, EdgeStatus, MasterRequest, MasterResponse, Status};
 use atoll_proto::{Seq, limits};
 use clap::Args;
 use serde::Serialize;
@@ -51,7 +52,7 @@ struct ChunkserverObject {
     state: &'static str,
     chunks: u64,
     bytes: u64,
-    /// Nothing verifies chunks at rest yet.
+    /// `null` while it has no chunk.
     oldest_unverified_s: Option<u64>,
 }
 
@@ -63,12 +64,11 @@ struct GroupsObject {
     lost: u32,
 }
 
-/// `null` is what nothing measures yet; 0 is what nothing does yet.
 #[derive(Debug, Serialize)]
 struct ChunksObject {
     live: u64,
-    /// `null`: nothing counts the copies of single chunks yet, and a guess would be worse.
-    under_replicated: Option<u64>,
+    /// Those of groups with a member down, and copies that members which are up lack.
+    under_replicated: u64,
     corrupt_found: u64,
     repaired: u64,
     quarantined: u64,
@@ -85,7 +85,7 @@ struct EdgeObject {
     ready: bool,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct ReconcileObject {
     bytes_sent: u64,
     roots_compared: u64,
@@ -147,6 +147,15 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     for edge in &status.edges {
         reasons.extend(edge_reason(edge, status.publish_seq));
     }
+    for server in status.chunkservers.iter().filter(|server| server.up) {
+        reasons.extend(server_reasons(server));
+    }
+    if let Some(reason) = &status.frozen {
+        reasons.push(format!("collection is frozen: {reason}"));
+    }
+    if status.groups_moving > 0 {
+        reasons.push(format!("{} placement groups are moving", status.groups_moving));
+    }
     if status.groups_lost > 0 {
         reasons.push(format!("{} placement groups have no member up", status.groups_lost));
     }
@@ -155,6 +164,28 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     }
     if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
         reasons.push("some placement groups have no members yet".to_owned());
+    }
+    reasons
+}
+
+/// What is wrong with what a chunkserver has.
+fn server_reasons(server: &ChunkserverStatus) -> Vec<String> {
+    let (name, stat) = (&server.name, &server.stat);
+    let mut reasons = Vec::new();
+    if let Some(reason) = &stat.halted {
+        reasons.push(format!("{name} has halted: {reason}"));
+    }
+    if stat.refilling {
+        reasons.push(format!("{name} lost its store and is being filled again"));
+    }
+    if stat.dead_letters > 0 {
+        let count = text::count(stat.dead_letters, "chunk");
+        reasons.push(format!("{name} cannot get {count} from anywhere"));
+    } else if stat.lacking > 0 {
+        reasons.push(format!("{name} lacks {}", text::count(stat.lacking, "chunk")));
+    }
+    if server.in_sync == Some(false) && stat.lacking == 0 {
+        reasons.push(format!("{name} has not exactly what it should have"));
     }
     reasons
 }
@@ -185,7 +216,24 @@ fn verdict(status: &Status, reasons: &[String]) -> String {
 }
 
 fn object(status: Status, reasons: Vec<String>) -> StatusObject {
-    let corrupt_found = status.chunkservers.iter().map(|server| server.stat.corrupt_found).sum();
+    let sum = |count: fn(&ChunkStat) -> u64| -> u64 {
+        status.chunkservers.iter().map(|server| count(&server.stat)).sum()
+    };
+    let lacking: u64 =
+        status.chunkservers.iter().filter(|it| it.up).map(|it| it.stat.lacking).sum();
+    let chunks = ChunksObject {
+        live: status.chunks_live,
+        under_replicated: status.chunks_degraded + lacking,
+        corrupt_found: sum(|stat| stat.corrupt_found),
+        repaired: sum(|stat| stat.repaired),
+        quarantined: sum(|stat| stat.quarantined),
+        dead_letters: sum(|stat| stat.dead_letters),
+    };
+    let reconcile = ReconcileObject {
+        bytes_sent: sum(|stat| stat.compared_bytes),
+        roots_compared: sum(|stat| stat.roots_compared),
+        mismatches: sum(|stat| stat.mismatches),
+    };
     StatusObject {
         healthy: reasons.is_empty(),
         reasons,
@@ -195,14 +243,7 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
             degraded: status.groups_degraded,
             lost: status.groups_lost,
         },
-        chunks: ChunksObject {
-            live: status.chunks_live,
-            under_replicated: None,
-            corrupt_found,
-            repaired: 0,
-            quarantined: 0,
-            dead_letters: 0,
-        },
+        chunks,
         masters: status
             .masters
             .into_iter()
@@ -217,7 +258,7 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
                 state: up(server.up),
                 chunks: server.stat.chunks,
                 bytes: server.stat.bytes,
-                oldest_unverified_s: None,
+                oldest_unverified_s: server.stat.oldest_unverified_s,
             })
             .collect(),
         edges: status
@@ -232,12 +273,30 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
                 ready: edge.ready,
             })
             .collect(),
-        reconcile: ReconcileObject::default(),
+        reconcile,
     }
 }
 
 fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
+}
+
+fn in_sync(server: &ChunkserverStatus) -> &'static str {
+    match server.in_sync {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "-",
+    }
+}
+
+/// Seconds, roughly, for people.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
 }
 
 fn tables(status: &Status) -> Vec<String> {
@@ -257,6 +316,9 @@ fn tables(status: &Status) -> Vec<String> {
                 server.stat.chunks.to_string(),
                 text::bytes(server.stat.bytes),
                 text::bytes(server.stat.free_bytes),
+                in_sync(server).to_owned(),
+                server.stat.lacking.to_string(),
+                server.stat.oldest_unverified_s.map_or("-".to_owned(), age),
             ]
         })
         .collect();
@@ -276,7 +338,20 @@ fn tables(status: &Status) -> Vec<String> {
         .collect();
     vec![
         table::render(&[">master", "role", ">log index"], &masters),
-        table::render(&["chunkserver", "zone", "state", ">chunks", ">used", ">free"], &servers),
+        table::render(
+            &[
+                "chunkserver",
+                "zone",
+                "state",
+                ">chunks",
+                ">used",
+                ">free",
+                "in sync",
+                ">lacking",
+                ">unverified for",
+            ],
+            &servers,
+        ),
         table::render(&["edge", "role", "region", "state", ">publish seq"], &edges),
         format!(
             "placement groups: {} clean, {} degraded, {} lost of {}; {} live chunks; publish seq {}",
@@ -294,8 +369,7 @@ fn tables(status: &Status) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::NodeId;
-    use atoll_proto::chunk::ChunkStat;
-    use atoll_proto::master::{ChunkserverStatus, MasterStatus};
+    use atoll_proto::master::MasterStatus;
 
     use super::*;
 
@@ -328,6 +402,7 @@ mod tests {
             groups_degraded: 0,
             groups_lost: 0,
             chunks_live: 3,
+            chunks_degraded: 0,
             publish_seq: Seq(7),
             sites: 1,
             current: vec![],
@@ -357,6 +432,13 @@ mod tests {
         check(|s| (s.groups_lost, s.groups_clean) = (1, 4095), "no member up");
         check(|s| (s.groups_degraded, s.groups_clean) = (2, 4094), "2 placement groups");
         check(|s| s.groups_clean = 0, "no members yet");
+        check(|s| s.frozen = Some("a drill".into()), "frozen: a drill");
+        check(|s| s.groups_moving = 3, "3 placement groups are moving");
+        check(|s| s.chunkservers[0].stat.halted = Some("too much".into()), "halted: too much");
+        check(|s| s.chunkservers[0].stat.refilling = true, "being filled again");
+        check(|s| s.chunkservers[0].stat.lacking = 2, "lacks 2 chunks");
+        check(|s| s.chunkservers[0].stat.dead_letters = 1, "cannot get 1 chunk from anywhere");
+        check(|s| s.chunkservers[0].in_sync = Some(false), "not exactly what it should have");
     }
 
     #[test]
@@ -408,6 +490,6 @@ mod tests {
         same(&value["edges"][0], &["name", "role", "region", "seq", "lease_ms", "ready"]);
         same(&value["reconcile"], &["bytes_sent", "roots_compared", "mismatches"]);
         assert_eq!(value["chunks"]["corrupt_found"], 1);
-        assert!(value["chunks"]["under_replicated"].is_null());
+        assert_eq!(value["chunks"]["under_replicated"], 0);
     }
 }

@@ -34,6 +34,7 @@ const PARALLEL: usize = 16;
   atoll upload ./photos /
   atoll upload ./public/. /sites/blog
   atoll upload a.jpg b.jpg /photos/
+  atoll upload --reupload ./photos /
 
 As with cp -r: into DST if that is a directory, else as DST. Modes, times and symbolic links are
 kept.")]
@@ -44,6 +45,9 @@ pub(crate) struct UploadArgs {
     /// Absolute path in the cluster
     #[arg(value_name = "DST", value_parser = PathParser)]
     target: ClusterPath,
+    /// Send every chunk, also those the cluster says it has: mends what `atoll fsck` calls lost
+    #[arg(long)]
+    reupload: bool,
 }
 
 /// The final object.
@@ -86,7 +90,7 @@ pub(crate) async fn run(context: &Context, args: UploadArgs) -> Result<(), Failu
     for source in &args.sources {
         plan.add_source(source, &args.target, into)?;
     }
-    let done = carry_out(context, &cluster, plan).await?;
+    let done = carry_out(context, &cluster, plan, args.reupload).await?;
     let done = DoneObject {
         elapsed_ms: super::published::millis(started.elapsed()),
         event: "done",
@@ -165,6 +169,7 @@ async fn carry_out(
     context: &Context,
     cluster: &Cluster,
     plan: Plan,
+    reupload: bool,
 ) -> Result<DoneObject, Failure> {
     for (path, meta) in plan.directories.iter().filter(|(path, _)| !path.is_root()) {
         let mode = meta.permissions().mode() & 0o7777;
@@ -183,7 +188,7 @@ async fn carry_out(
     let progress = Arc::new(progress);
     let writer = cluster.writer();
     let mut uploads = futures_util::stream::iter(plan.files)
-        .map(|(disk, to, meta)| upload_one(cluster, &writer, &progress, disk, to, meta))
+        .map(|(disk, to, meta)| upload_one(cluster, &writer, &progress, (disk, to, meta), reupload))
         .buffer_unordered(PARALLEL);
     let result: Result<(), Failure> = async {
         while let Some(file) = uploads.try_next().await? {
@@ -215,14 +220,14 @@ async fn upload_one(
     cluster: &Cluster,
     writer: &ChunkWriter,
     progress: &Progress,
-    disk: PathBuf,
-    to: ClusterPath,
-    meta: Metadata,
+    (disk, to, meta): (PathBuf, ClusterPath, Metadata),
+    reupload: bool,
 ) -> Result<UploadedFile, Failure> {
     let mode = meta.permissions().mode() & 0o7777;
     let sent = |bytes| progress.sent(bytes);
+    let (dst, mtime_ns) = (to.bytes(), mtime_ns(&meta));
     let uploading =
-        upload_file(cluster, writer, &disk, to.bytes(), mode, caller(), mtime_ns(&meta), &sent);
+        upload_file(cluster, writer, &disk, dst, mode, caller(), mtime_ns, reupload, &sent);
     let shown = text::name(disk.as_os_str().as_bytes());
     uploading.await.map_err(Failure::at(format_args!("{shown} to {to}")))
 }

@@ -34,6 +34,7 @@ pub(crate) async fn deploy(
         message: String::new(),
         if_current: None,
         wait: WaitArgs { wait: WaitFor::All, timeout: 60 },
+        reupload: false,
         dry_run: false,
         create: true,
         exclude_from: None,

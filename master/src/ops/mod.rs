@@ -6,6 +6,8 @@
 //! happens on the leader, before an operation is proposed.
 
 pub(crate) mod admit;
+pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod change;
 pub(crate) mod cluster;
 pub(crate) mod collect;
@@ -108,6 +110,9 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
         Operation::RegisterNode(info) => register::apply(tx, now, info),
         Operation::SetTable { base, changes } => set_table::apply(tx, now, base, changes),
         Operation::Collect { objects } => collect::apply(tx, now, &objects),
+        Operation::FixRefs { index, fixes, complete } => {
+            audit::apply(tx, now, index, &fixes, complete)
+        }
         Operation::ExpireDeltas => {
             deltas::expire(tx)?;
             Ok(Outcome::Done)

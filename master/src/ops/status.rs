@@ -13,7 +13,7 @@ use super::change::store_failed;
 use super::upkeep;
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
-use crate::store::{aliases, publish_log, sites, unreferenced};
+use crate::store::{aliases, group_states, publish_log, sites, unreferenced};
 
 pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     master.consensus.read().await?;
@@ -64,13 +64,18 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     }
     let up: HashSet<NodeId> =
         chunkservers.iter().filter(|server| server.up).map(|server| server.id).collect();
-    let (mut clean, mut degraded, mut lost) = (0, 0, 0);
-    for members in &table.members {
+    let states = group_states::all(&view).map_err(store_failed)?;
+    let (mut clean, mut degraded, mut lost, mut chunks_degraded) = (0, 0, 0, 0);
+    for (members, state) in table.members.iter().zip(states) {
         match members.iter().filter(|member| up.contains(member)).count() {
             0 => lost += 1,
             some if some < members.len() => degraded += 1,
-            _ => clean += 1,
+            _ => {
+                clean += 1;
+                continue;
+            }
         }
+        chunks_degraded += state.chunks;
     }
     let all = sites::all(&view).map_err(store_failed)?;
     let production = AliasName::production();
@@ -87,6 +92,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         groups_degraded: degraded,
         groups_lost: lost,
         chunks_live: counters::get(&view, Counter::ChunksLive).map_err(store_failed)?,
+        chunks_degraded,
         publish_seq: publish_log::last(&view).map_err(store_failed)?,
         sites: all.len() as u64,
         current: current.map(|alias| (alias.site, alias.deploy)).collect(),

@@ -12,6 +12,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,7 +20,7 @@ use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader};
 
 use super::entry::{Entry, LogId, StorageError, StorageIoError, TypeConfig, Vote};
-use crate::store::rocks::{Batch, Rocks};
+use crate::store::rocks::{Batch, Rocks, Tuning};
 use crate::store::{Order, Read, StoreError, decode};
 
 const VOTE: [u8; 2] = [1, 1];
@@ -93,6 +94,18 @@ impl LogStore {
             .await
             .unwrap_or_else(|error| Err(StoreError::io("write", &error)))
     }
+}
+
+/// Makes a log that holds nothing but this vote and begins behind this entry.
+pub(super) fn begin(directory: &Path, vote: &Vote, behind: &LogId) -> Result<(), StoreError> {
+    let log = LogStore::new(Rocks::open(directory, Tuning::Log)?);
+    if !log.is_empty()? {
+        return Err(StoreError::io("begin a log", &"there is one already"));
+    }
+    let mut batch = Batch::default();
+    batch.put(&VOTE, &atoll_proto::encode(vote));
+    batch.put(&PURGED, &atoll_proto::encode(behind));
+    log.rocks.write(batch, true)
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -226,7 +239,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::raft::entry::EntryData;
-    use crate::store::rocks::Tuning;
     use openraft::storage::RaftLogStorageExt;
     use openraft::{CommittedLeaderId, EntryPayload};
 

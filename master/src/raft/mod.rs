@@ -8,6 +8,7 @@ mod machine;
 mod network;
 mod propose;
 mod read;
+pub(crate) mod seed;
 mod snapshot;
 pub(crate) mod state;
 #[cfg(test)]

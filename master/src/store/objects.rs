@@ -116,7 +116,11 @@ pub(crate) fn set_kind(
         _ => Some(Since::now(now)),
     };
     let object = match before.clone() {
-        Some(object) => Object { kind, zero_since, ..object },
+        // A deploy does not know how long its root is.
+        Some(object) => {
+            let len = if object.len == 0 { len } else { object.len };
+            Object { kind, zero_since, len, ..object }
+        }
         None => Object { refs: 0, len, kind, zero_since },
     };
     put(tx, now, id, before.as_ref(), &object)

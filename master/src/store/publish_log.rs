@@ -58,6 +58,23 @@ fn drop_oldest(tx: &mut Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Drops all entries: everybody begins with a snapshot of this seq.
+pub(crate) fn begin_at(tx: &mut Transaction<'_>, seq: Seq) -> Result<(), StoreError> {
+    let (from, to) = Family::PublishLog.prefix(&[]);
+    let mut seqs = Vec::new();
+    tx.scan(&from, &to, Order::Ascending, &mut |key, _| {
+        seqs.push(u64_at(key, 1)?);
+        Ok(true)
+    })?;
+    for seq in seqs {
+        tx.delete(key(Seq(seq)));
+    }
+    counters::set(tx, Counter::PublishSeq, seq.0);
+    counters::set(tx, Counter::PublishFloor, seq.0);
+    counters::set(tx, Counter::PublishEntries, 0);
+    Ok(())
+}
+
 /// Up to `limit` entries after `after`, in order and of bounded size together but at least one,
 /// and whether they are the last.
 pub(crate) fn after(

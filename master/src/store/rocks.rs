@@ -22,6 +22,8 @@ pub(crate) enum Tuning {
     State,
     /// The Raft log: appended, read back soon, deleted from the front.
     Log,
+    /// A checkpoint: read through once.
+    Copy,
 }
 
 /// An open database.
@@ -47,7 +49,7 @@ impl Rocks {
 
     /// Opens a checkpoint to look into it.
     pub(crate) fn open_read_only(path: &Path) -> Result<Rocks, StoreError> {
-        let mut options = options(Tuning::State);
+        let mut options = options(Tuning::Copy);
         options.create_if_missing(false);
         let db = DB::open_for_read_only(&options, path, false)
             .map_err(|e| StoreError::io("open checkpoint", &e))?;
@@ -146,6 +148,10 @@ fn options(tuning: Tuning) -> Options {
             options.set_write_buffer_size(32 << 20);
             options.set_max_write_buffer_number(3);
             options.set_max_total_wal_size(128 << 20);
+        }
+        Tuning::Copy => {
+            table.set_block_cache(&Cache::new_lru_cache(16 << 20));
+            table.set_cache_index_and_filter_blocks(true);
         }
         Tuning::Log => {
             table.set_block_cache(&Cache::new_lru_cache(8 << 20));

@@ -52,6 +52,9 @@ struct Idle {
     zero_since: u64,
 }
 
+/// Some objects that nothing refers to, and the row of the last that was looked at.
+type Looked = (Vec<Idle>, Option<(u64, ChunkId)>);
+
 /// Proposes everything that may be collected now.
 async fn pass(master: &Master) -> WireResult<()> {
     master.consensus.read().await?;
@@ -81,13 +84,12 @@ async fn pass(master: &Master) -> WireResult<()> {
     Ok(())
 }
 
-/// Some objects without references since before `before_ms`, after the one named by `after`, and
-/// the last that was looked at.
+/// Some objects without references since before `before_ms`, after the one named by `after`.
 fn idle(
     read: &impl crate::store::Read,
     before_ms: u64,
     after: Option<&(u64, ChunkId)>,
-) -> Result<(Vec<Idle>, Option<(u64, ChunkId)>), StoreError> {
+) -> Result<Looked, StoreError> {
     let rows = unreferenced::older(read, before_ms, after, collect::OBJECTS_MAX)?;
     let mut idle = Vec::with_capacity(rows.len());
     for (_, id) in &rows {

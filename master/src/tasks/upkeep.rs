@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::server::Master;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -12,6 +14,7 @@ pub(crate) async fn run(master: Arc<Master>, data: PathBuf) {
     let mut appended = 0;
     loop {
         master.disk.measure(&data);
+        master.backups.expire(Instant::now());
         let applied = *master.consensus.applied().borrow();
         metrics::gauge!("atoll_master_applied_index").set(applied.index as f64);
         metrics::gauge!("atoll_master_publish_seq").set(applied.publish_seq as f64);

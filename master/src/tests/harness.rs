@@ -150,13 +150,21 @@ impl User {
 
     /// Asks whichever master leads.
     pub(super) async fn ask(&self, request: &MasterRequest) -> Result<MasterResponse, WireError> {
+        self.ask_with_body(request).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, for answers with a body.
+    pub(super) async fn ask_with_body(
+        &self,
+        request: &MasterRequest,
+    ) -> Result<(MasterResponse, Bytes), WireError> {
         let answer = eventually(async || {
             let mut last = String::new();
             for addr in &self.masters {
                 let options = call_options(self.token.as_deref());
                 let body = Vec::new();
                 match self.endpoint.call(*addr, Role::Master, request, body, options).await {
-                    Ok((answer, _)) => return Ok(Ok(answer)),
+                    Ok(answered) => return Ok(Ok(answered)),
                     Err(CallError::Refused(error))
                         if !matches!(error.code, Code::NotLeader | Code::Unavailable) =>
                     {
@@ -267,24 +275,30 @@ impl ServerNode {
         atoll_net::task::spawn("test-chunkserver", async move {
             serving.serve(service, ServeLimits::default(), shutdown).await;
         });
+        let id = NodeId(id);
+        let key = ReceiptKey([0; 32]);
+        let mut node = ServerNode { id, key, server, endpoint, stop };
+        node.key = node.register(master).await;
+        node
+    }
+
+    /// As at its start. Returns the key for receipts.
+    pub(super) async fn register(&self, master: SocketAddr) -> ReceiptKey {
+        let id = self.id;
         let info = NodeInfo {
-            id: NodeId(id),
-            name,
+            id,
+            name: format!("chunkserver-{id}"),
             kind: NodeKind::Chunkserver,
-            addr: endpoint.local_addr(),
+            addr: self.endpoint.local_addr(),
             zone: format!("z{id}"),
             region: "eu".into(),
             weight: 1,
             edge: None,
         };
-        let request = MasterRequest::Register { info };
-        let options = call_options(None);
-        let called = endpoint.call(master, Role::Master, &request, Vec::new(), options).await;
-        let key = match called.unwrap().0 {
+        match self.ask(master, &MasterRequest::Register { info }).await.unwrap() {
             MasterResponse::Registered { receipt_key: Some(key), .. } => key,
             other => panic!("{other:?}"),
-        };
-        ServerNode { id: NodeId(id), key, server, endpoint, stop }
+        }
     }
 
     pub(super) async fn heartbeat(&self, master: SocketAddr) -> MasterResponse {

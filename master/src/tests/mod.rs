@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod audit;
+mod backup;
 mod harness;
 mod upkeep;
 mod membership;

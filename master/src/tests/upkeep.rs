@@ -16,7 +16,7 @@ use super::*;
 const CALLER: Caller = Caller { uid: 0, gid: 0 };
 
 /// A file of one chunk, by path.
-fn put_file(path: &str, bytes: &Bytes, receipts: Vec<Receipt>) -> Change {
+pub(super) fn put_file(path: &str, bytes: &Bytes, receipts: Vec<Receipt>) -> Change {
     let len = u32::try_from(bytes.len()).unwrap();
     Change::Namespace(NamespaceOp::PutFile {
         path: path.into(),
@@ -28,21 +28,22 @@ fn put_file(path: &str, bytes: &Bytes, receipts: Vec<Receipt>) -> Change {
     })
 }
 
-fn unlink(name: &str) -> Change {
+pub(super) fn unlink(name: &str) -> Change {
     Change::Namespace(NamespaceOp::Unlink { parent: InodeId::ROOT, name: name.into() })
 }
 
 /// A cluster of one master and three chunkservers, with a user.
-struct Small {
-    master: Running,
-    servers: Vec<ServerNode>,
-    user: User,
-    ca: ClusterCa,
-    _dir: tempfile::TempDir,
+pub(super) struct Small {
+    pub(super) master: Running,
+    pub(super) servers: Vec<ServerNode>,
+    pub(super) user: User,
+    pub(super) ca: ClusterCa,
+    pub(super) config: Config,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Small {
-    async fn start(set: impl FnOnce(&mut Config)) -> Small {
+    pub(super) async fn start(set: impl FnOnce(&mut Config)) -> Small {
         let dir = tempfile::tempdir().unwrap();
         let ca = ClusterCa::create(CLUSTER).unwrap();
         let mut config = config(&ca, dir.path(), 1);
@@ -55,33 +56,45 @@ impl Small {
         }
         let view = placed(&user, 1).await;
         assert!(view.table.members.iter().all(|members| members.len() == 3));
-        Small { master, servers, user, ca, _dir: dir }
+        Small { master, servers, user, ca, config, dir }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         for server in self.servers {
             server.stop.trigger();
         }
         self.master.stop().await;
     }
 
-    fn put(&self, bytes: &Bytes) -> Vec<Receipt> {
+    pub(super) fn put(&self, bytes: &Bytes) -> Vec<Receipt> {
         let one = std::slice::from_ref(bytes);
         self.servers[..2].iter().map(|server| server.put(self.user.session, one)).collect()
     }
 
-    async fn write(&mut self, path: &str, bytes: &Bytes) {
+    pub(super) async fn write(&mut self, path: &str, bytes: &Bytes) {
         let receipts = self.put(bytes);
         let changed = self.user.change(put_file(path, bytes, receipts)).await.unwrap();
         assert!(matches!(changed, Changed::Namespace(_)), "{changed:?}");
     }
 
-    async fn known(&self, bytes: &Bytes) -> bool {
+    pub(super) async fn known(&self, bytes: &Bytes) -> bool {
         let request = MasterRequest::Known { ids: vec![ChunkId::of(bytes)] };
         match self.user.ask(&request).await.unwrap() {
             MasterResponse::Known(known) => known[0],
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The master stops; what it does to its data happens; it starts again.
+    pub(super) async fn restart(mut self, meanwhile: impl FnOnce(&mut Config)) -> Small {
+        self.master.stop().await;
+        meanwhile(&mut self.config);
+        self.master = start_and_wait(&self.config).await;
+        self.user.masters = vec![self.master.addr];
+        for server in &self.servers {
+            server.register(self.master.addr).await;
+        }
+        self
     }
 
     async fn server(&self, at: usize, request: MasterRequest) -> Result<MasterResponse, WireError> {

@@ -1,0 +1,170 @@
+//! Where the copies of chunks are, by what each chunkserver says that it lacks.
+
+use std::collections::{HashMap, HashSet};
+
+use atoll_client::Cluster;
+use atoll_proto::cluster::{ClusterView, NodeKind, NodeState};
+use atoll_proto::{ChunkId, NodeId};
+
+use crate::report::Failure;
+
+/// Chunks that one server may lack before the list is cut.
+const LACKING_MAX: usize = 1_000_000;
+
+/// How a chunk does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Every server that should have it and can be asked has it.
+    Good,
+    /// It can be read, but some server that should have it does not.
+    Few,
+    /// Nobody who can be asked has it, but somebody could not be asked.
+    Unreachable,
+    /// Nobody has it in good order.
+    Lost,
+}
+
+/// What the chunkservers lack.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    lacking: HashMap<ChunkId, Vec<NodeId>>,
+    /// Servers that could not be asked.
+    silent: HashSet<NodeId>,
+    /// Why each of them could not.
+    pub(super) reasons: Vec<String>,
+    /// Copies that were given up after trying all sources again and again.
+    pub(super) dead_letters: u64,
+    /// Some server lacks more than was listed.
+    pub(super) cut: bool,
+}
+
+impl Copies {
+    /// Asks every chunkserver.
+    pub(super) async fn ask(cluster: &Cluster, view: &ClusterView) -> Result<Copies, Failure> {
+        let mut copies = Copies::default();
+        let servers = view.nodes.iter().filter(|node| node.info.kind == NodeKind::Chunkserver);
+        for node in servers {
+            let (id, name) = (node.info.id, &node.info.name);
+            if node.state == NodeState::Down {
+                copies.silent(id, format!("{name} is down"));
+                continue;
+            }
+            match cluster.lacking(id, LACKING_MAX).await {
+                Ok((lacking, all)) => {
+                    copies.cut |= !all;
+                    for lacking in lacking {
+                        copies.dead_letters += u64::from(lacking.dead);
+                        copies.lacking.entry(lacking.id).or_default().push(id);
+                    }
+                }
+                Err(error) => copies.silent(id, format!("{name} cannot be asked: {error}")),
+            }
+        }
+        Ok(copies)
+    }
+
+    fn silent(&mut self, node: NodeId, reason: String) {
+        self.silent.insert(node);
+        self.reasons.push(reason);
+    }
+
+    /// Chunks that somebody lacks.
+    pub(super) fn lacking(&self) -> usize {
+        self.lacking.len()
+    }
+
+    /// How a chunk does, going by what was asked.
+    pub(super) fn state(&self, view: &ClusterView, id: &ChunkId) -> State {
+        let lack = self.lacking.get(id).map_or(&[][..], Vec::as_slice);
+        let (mut has, mut unknown) = (0, 0);
+        for reader in view.table.readers(id.pg()) {
+            if lack.contains(&reader) {
+                continue;
+            }
+            if self.silent.contains(&reader) || view.node(reader).is_none() {
+                unknown += 1;
+            } else {
+                has += 1;
+            }
+        }
+        match (has, unknown) {
+            (0, 0) if lack.is_empty() => State::Unreachable,
+            (0, 0) => State::Lost,
+            (0, _) => State::Unreachable,
+            _ if lack.is_empty() => State::Good,
+            _ => State::Few,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_proto::cluster::{Duty, NodeInfo, NodeView, PgTable};
+    use atoll_proto::{ClusterId, Epoch};
+
+    use super::*;
+
+    fn view(members: &[u64]) -> ClusterView {
+        let node = |id: &u64| NodeView {
+            info: NodeInfo {
+                id: NodeId(*id),
+                name: format!("c{id}"),
+                kind: NodeKind::Chunkserver,
+                addr: ([127, 0, 0, 1], 1).into(),
+                zone: "z".into(),
+                region: "r".into(),
+                weight: 1,
+                edge: None,
+            },
+            state: NodeState::Up,
+            ready: true,
+            duty: Duty::Active,
+        };
+        let mut table = PgTable::empty();
+        table.epoch = Epoch(1);
+        table.members.iter_mut().for_each(|group| {
+            group.extend(members.iter().map(|id| NodeId(*id)));
+        });
+        ClusterView {
+            cluster: ClusterId([1; 16]),
+            index: 1,
+            chunk_bytes: 1 << 20,
+            nodes: members.iter().map(node).collect(),
+            table,
+            zone: None,
+            url_template: None,
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_lost_only_when_everybody_was_asked() {
+        let view = view(&[1, 2, 3]);
+        let id = ChunkId::of(b"x");
+        let state = |lack: &[u64], silent: &[u64]| {
+            let copies = Copies {
+                lacking: HashMap::from([(id, lack.iter().map(|id| NodeId(*id)).collect())]),
+                silent: silent.iter().map(|id| NodeId(*id)).collect(),
+                ..Copies::default()
+            };
+            copies.state(&view, &id)
+        };
+        assert_eq!(Copies::default().state(&view, &id), State::Good);
+        assert_eq!(state(&[2], &[]), State::Few);
+        assert_eq!(state(&[1, 2], &[3]), State::Unreachable);
+        assert_eq!(state(&[1, 2, 3], &[]), State::Lost);
+        assert_eq!(state(&[], &[1, 2]), State::Good);
+        assert_eq!(state(&[], &[1, 2, 3]), State::Unreachable);
+        assert_eq!(state(&[1], &[2]), State::Few);
+        let mut moving = view.clone();
+        moving.table.leaving = vec![(id.pg(), vec![NodeId(4)])];
+        moving.nodes.push(NodeView {
+            info: NodeInfo { id: NodeId(4), ..moving.nodes[0].info.clone() },
+            ..moving.nodes[0].clone()
+        });
+        let copies = Copies {
+            lacking: HashMap::from([(id, vec![NodeId(1), NodeId(2), NodeId(3)])]),
+            ..Copies::default()
+        };
+        assert_eq!(copies.state(&moving, &id), State::Few, "an old member still has it");
+    }
+}

@@ -1,0 +1,314 @@
+//! `atoll fsck`: is everything there that anything refers to, and who is affected where it is not.
+
+mod copies;
+mod walk;
+
+use std::time::{Duration, Instant};
+
+use atoll_client::Cluster;
+use atoll_proto::master::{AuditView, MasterRequest, MasterResponse, UpkeepOp};
+use atoll_proto::{ChunkId, limits};
+use clap::Args;
+use serde::Serialize;
+
+use super::collection::upkeep;
+use super::published::millis;
+use crate::cluster_path::unexpected;
+use crate::connect::Context;
+use crate::output::Output;
+use crate::report::{Exit, Failure};
+use crate::{progress::Progress, text};
+use copies::Copies;
+use walk::{Totals, Walk};
+
+/// How often it is asked how a repair goes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Check that every chunk that files and deploys need is known and has its copies, and name the paths
+/// that are affected where one has not
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES
+  atoll fsck
+  atoll fsck --repair
+  atoll fsck --json
+
+It changes nothing unless told to --repair: then the chunkservers fetch again what they had given up,
+all references are counted again, and it checks once more. A chunk that nobody has in good order any
+more comes back when its bytes are uploaded again: atoll deploy --reupload, or atoll upload --reupload.
+Exit code 0 only if everything is well.")]
+pub(crate) struct FsckArgs {
+    /// Have what can be mended mended
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: wait at most this long for copies to be fetched
+    #[arg(long, value_name = "SECS", default_value_t = 60)]
+    timeout: u64,
+}
+
+/// What is wrong with a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Problem {
+    /// Nobody has it in good order.
+    Lost,
+    /// Who may have it does not answer.
+    Unreachable,
+    /// It can be read, but has fewer copies than it should.
+    UnderReplicated,
+    /// The object table does not know it: it could be dropped.
+    Missing,
+}
+
+impl Problem {
+    fn words(self) -> &'static str {
+        match self {
+            Problem::Lost => "lost: no copy is in good order",
+            Problem::Unreachable => "unreachable: who may have it does not answer",
+            Problem::UnderReplicated => "fewer copies than it should have",
+            Problem::Missing => "not known to the master",
+        }
+    }
+}
+
+/// A chunk that is not well, and something that needs it.
+#[derive(Debug)]
+struct Finding {
+    problem: Problem,
+    chunk: ChunkId,
+    place: String,
+}
+
+#[derive(Serialize)]
+struct FindingEvent<'a> {
+    event: &'static str,
+    problem: Problem,
+    chunk: String,
+    path: &'a str,
+}
+
+/// Where findings go.
+#[derive(Clone, Copy)]
+struct Tell<'a>(&'a Output);
+
+impl Tell<'_> {
+    fn finding(&self, finding: &Finding) -> Result<(), Failure> {
+        let Finding { problem, chunk, place } = finding;
+        if self.0.json() {
+            let (event, problem, path) = ("finding", *problem, place.as_str());
+            return self.0.object(&FindingEvent { event, problem, chunk: chunk.to_string(), path });
+        }
+        self.0.line(format_args!("{place}: chunk {} is {}", chunk.short(), problem.words()))
+    }
+}
+
+/// The final object.
+#[derive(Serialize)]
+struct DoneObject {
+    event: &'static str,
+    clean: bool,
+    reasons: Vec<String>,
+    files: u64,
+    deploys: u64,
+    references: u64,
+    lost: u64,
+    unreachable: u64,
+    under_replicated: u64,
+    missing: u64,
+    dead_letters: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recount: Option<RecountObject>,
+    elapsed_ms: u64,
+}
+
+#[derive(Serialize)]
+struct RecountObject {
+    objects: u64,
+    raised: u64,
+    created: u64,
+    lowered: u64,
+    failure: Option<String>,
+}
+
+impl From<AuditView> for RecountObject {
+    fn from(view: AuditView) -> Self {
+        let AuditView { objects, raised, created, lowered, failure, .. } = view;
+        Self { objects, raised, created, lowered, failure }
+    }
+}
+
+/// Does it.
+pub(crate) async fn run(context: &Context, args: FsckArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let cluster = context.cluster().await?;
+    let (mut totals, mut copies) = check(context, &cluster).await?;
+    let mut recount = None;
+    if args.repair {
+        context.out.note("repairing: fetching copies again, counting all references again");
+        let timeout = Duration::from_secs(args.timeout);
+        recount = Some(RecountObject::from(repair(context, &cluster, timeout).await?));
+        context.out.note("checking once more");
+        (totals, copies) = check(context, &cluster).await?;
+    }
+    let reasons = reasons(&totals, &copies, recount.as_ref());
+    let clean = reasons.is_empty();
+    let done = DoneObject {
+        event: "done",
+        clean,
+        reasons,
+        files: totals.files,
+        deploys: totals.deploys,
+        references: totals.references,
+        lost: totals.lost,
+        unreachable: totals.unreachable,
+        under_replicated: totals.under_replicated,
+        missing: totals.missing,
+        dead_letters: copies.dead_letters,
+        recount,
+        elapsed_ms: millis(started.elapsed()),
+    };
+    if context.out.json() {
+        context.out.object(&done)?;
+    } else {
+        say(context, &done)?;
+    }
+    if clean { Ok(()) } else { Err(Failure::Said(Exit::Failed)) }
+}
+
+async fn check(context: &Context, cluster: &Cluster) -> Result<(Totals, Copies), Failure> {
+    let progress = Progress::new(&context.out);
+    progress.say("checking".to_owned());
+    let view = cluster.refresh_view().await?;
+    let copies = Copies::ask(cluster, &view).await?;
+    let walk = Walk::new(cluster, &view, &copies, Tell(&context.out));
+    let totals = walk.run().await;
+    progress.clear();
+    Ok((totals?, copies))
+}
+
+/// Has everything mended that can be.
+async fn repair(
+    context: &Context,
+    cluster: &Cluster,
+    timeout: Duration,
+) -> Result<AuditView, Failure> {
+    let progress = Progress::new(&context.out);
+    let ended = audit(cluster, false).await?.ended;
+    audit(cluster, true).await?;
+    // Whoever had given up a chunk tries again, and what is bad unnoticed is found.
+    upkeep(cluster, UpkeepOp::Scrub).await?;
+    let until = Instant::now() + timeout;
+    loop {
+        let recount = audit(cluster, false).await?;
+        let counted = !recount.running && recount.ended > ended;
+        let view = cluster.refresh_view().await?;
+        let lacking = Copies::ask(cluster, &view).await?.lacking();
+        // A recount is bounded by itself; copies that nobody has never come.
+        if counted && (lacking == 0 || Instant::now() >= until) {
+            progress.clear();
+            return Ok(recount);
+        }
+        progress.say(format!(
+            "repairing: {} to fetch{}",
+            text::count(lacking as u64, "chunk"),
+            if counted { "" } else { ", counting references" }
+        ));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn audit(cluster: &Cluster, start: bool) -> Result<AuditView, Failure> {
+    match cluster.master(&MasterRequest::Audit { start }, limits::METADATA_DEADLINE).await? {
+        MasterResponse::Audit(view) => Ok(*view),
+        _ => Err(unexpected("audit")),
+    }
+}
+
+/// Why not everything is well; nothing when it is.
+fn reasons(totals: &Totals, copies: &Copies, recount: Option<&RecountObject>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut count = |number: u64, what: &str| {
+        if number > 0 {
+            reasons.push(format!("{} {what}", text::count(number, "chunk")));
+        }
+    };
+    count(totals.lost, "lost");
+    count(totals.unreachable, "that cannot be read now");
+    count(totals.under_replicated, "with fewer copies than they should have");
+    count(totals.missing, "not known to the master");
+    let idle = (copies.lacking() as u64)
+        .saturating_sub(totals.lost + totals.unreachable + totals.under_replicated);
+    count(idle, "that nothing needs any more with fewer copies than they should have");
+    reasons.extend(copies.reasons.iter().cloned());
+    if copies.cut {
+        reasons.push("some server lacks more than was looked at".to_owned());
+    }
+    if let Some(failure) = recount.and_then(|recount| recount.failure.as_ref()) {
+        reasons.push(format!("references are not counted: {failure}"));
+    }
+    reasons
+}
+
+fn say(context: &Context, done: &DoneObject) -> Result<(), Failure> {
+    if let Some(recount) = &done.recount {
+        context.out.line(format_args!(
+            "counted the references of {}: {} raised, {} added, {} lowered",
+            text::count(recount.objects, "chunk"),
+            recount.raised,
+            recount.created,
+            recount.lowered
+        ))?;
+    }
+    let looked = format!(
+        "{}, {}, {}",
+        text::count(done.files, "file"),
+        text::count(done.deploys, "deploy"),
+        text::count(done.references, "reference"),
+    );
+    if done.clean {
+        return context.out.line(format_args!("clean: {looked}"));
+    }
+    context.out.line(format_args!("not clean: {}; looked at {looked}", done.reasons.join("; ")))?;
+    if done.lost > 0 {
+        context.out.note(
+            "a lost chunk comes back when its bytes are uploaded again: `atoll deploy DIR --site \
+             SITE --reupload` or `atoll upload --reupload SRC DST` from where they came from; or \
+             roll back to another deploy, or remove what needs it",
+        );
+    } else if done.recount.is_none() {
+        context.out.note("`atoll fsck --repair` mends what can be mended");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::field_reassign_with_default, reason = "the other fields are private")]
+    use super::*;
+
+    #[test]
+    fn every_kind_of_trouble_is_a_reason() {
+        let well = Totals { files: 3, deploys: 1, references: 9, ..Totals::default() };
+        assert!(reasons(&well, &Copies::default(), None).is_empty());
+        let check = |spoil: fn(&mut Totals), word: &str| {
+            let mut totals = well;
+            spoil(&mut totals);
+            let said = reasons(&totals, &Copies::default(), None).join("; ");
+            assert!(said.contains(word), "{said}");
+        };
+        check(|t| t.lost = 1, "1 chunk lost");
+        check(|t| t.unreachable = 2, "2 chunks that cannot be read");
+        check(|t| t.under_replicated = 2, "fewer copies");
+        check(|t| t.missing = 1, "not known");
+        let mut silent = Copies::default();
+        silent.reasons.push("c1 is down".into());
+        assert_eq!(reasons(&well, &silent, None), ["c1 is down"]);
+        let mut cut = Copies::default();
+        cut.cut = true;
+        assert_eq!(reasons(&well, &cut, None).len(), 1);
+        let failed = RecountObject::from(AuditView {
+            failure: Some("a page".into()),
+            ..AuditView::default()
+        });
+        assert!(reasons(&well, &Copies::default(), Some(&failed))[0].contains("a page"));
+    }
+}

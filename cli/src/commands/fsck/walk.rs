@@ -1,0 +1,370 @@
+//! Everything that refers to chunks: files of the namespace and deploys, with the paths people know
+//! them by.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
+
+use atoll_client::{ClientError, Cluster, PageSource};
+use atoll_proto::cluster::ClusterView;
+use atoll_proto::content::ExtentList;
+use atoll_proto::manifest::Page;
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
+use atoll_proto::publish::{Deploy, Site};
+use atoll_proto::{ChunkId, Code, Content, DeployId, InodeId, Seq, SiteName, limits};
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::copies::{Copies, State};
+use super::{Finding, Problem, Tell};
+use crate::cluster_path::{ClusterPath, unexpected};
+use crate::report::Failure;
+use crate::text;
+
+/// Files asked for at the same time.
+const PARALLEL: usize = 16;
+/// Deploys in one question.
+const DEPLOYS: u32 = 1000;
+/// Chunks that are remembered as good, so that shared ones are asked for once.
+const REMEMBERED_MAX: usize = 1_000_000;
+
+/// What was looked at, and what was found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) files: u64,
+    pub(super) deploys: u64,
+    pub(super) references: u64,
+    pub(super) lost: u64,
+    pub(super) unreachable: u64,
+    pub(super) under_replicated: u64,
+    pub(super) missing: u64,
+}
+
+/// One walk over everything.
+pub(super) struct Walk<'a> {
+    cluster: &'a Cluster,
+    view: &'a ClusterView,
+    copies: &'a Copies,
+    tell: Tell<'a>,
+    good: HashSet<ChunkId>,
+    bad: HashSet<(ChunkId, Problem)>,
+    /// Pages with nothing wrong in them or below.
+    clean: HashSet<ChunkId>,
+    totals: Totals,
+}
+
+/// A file, or a part of a deploy, that refers to chunks.
+enum Place {
+    File { path: ClusterPath, inode: InodeId },
+    Deploy { site: SiteName, deploy: DeployId, path: String },
+}
+
+impl Place {
+    fn shown(&self) -> String {
+        match self {
+            Place::File { path, .. } => path.to_string(),
+            Place::Deploy { site, deploy, path } => {
+                format!("site {site}, deploy {}: {path}", deploy.short())
+            }
+        }
+    }
+}
+
+/// A directory to be listed.
+struct Directory {
+    path: ClusterPath,
+    inode: InodeId,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(
+        cluster: &'a Cluster,
+        view: &'a ClusterView,
+        copies: &'a Copies,
+        tell: Tell<'a>,
+    ) -> Self {
+        Self {
+            cluster,
+            view,
+            copies,
+            tell,
+            good: HashSet::new(),
+            bad: HashSet::new(),
+            clean: HashSet::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Looks at everything.
+    pub(super) async fn run(mut self) -> Result<Totals, Failure> {
+        self.namespace().await?;
+        for site in self.sites().await? {
+            for deploy in self.deploys(&site.name).await? {
+                self.totals.deploys += 1;
+                self.deploy(&site.name, deploy.id).await?;
+            }
+        }
+        for (_, problem) in &self.bad {
+            *match problem {
+                Problem::Lost => &mut self.totals.lost,
+                Problem::Unreachable => &mut self.totals.unreachable,
+                Problem::UnderReplicated => &mut self.totals.under_replicated,
+                Problem::Missing => &mut self.totals.missing,
+            } += 1;
+        }
+        Ok(self.totals)
+    }
+
+    async fn namespace(&mut self) -> Result<(), Failure> {
+        let root = ClusterPath::parse(std::ffi::OsStr::new("/")).map_err(Failure::Failed)?;
+        let mut left = vec![Directory { path: root, inode: InodeId::ROOT }];
+        while let Some(directory) = left.pop() {
+            let Some(entries) = self.entries(&directory).await? else { continue };
+            let mut files = Vec::new();
+            for entry in entries {
+                let path = directory.path.join(entry.name.as_bytes());
+                match entry.attr.kind {
+                    FileKind::Directory => {
+                        left.push(Directory { path, inode: entry.attr.inode });
+                    }
+                    FileKind::File if entry.attr.size > 0 => files.push((path, entry.attr.inode)),
+                    FileKind::File => self.totals.files += 1,
+                    FileKind::Symlink => {}
+                }
+            }
+            self.files(files).await?;
+        }
+        Ok(())
+    }
+
+    /// The entries of a directory; `None` when it was removed meanwhile.
+    async fn entries(
+        &self,
+        directory: &Directory,
+    ) -> Result<Option<Vec<atoll_proto::namespace::DirEntry>>, Failure> {
+        let entries = crate::cluster_path::read_dir(self.cluster, &directory.path, directory.inode);
+        match entries.await {
+            Err(failure) if failure.code() == Some(Code::NotFound) => Ok(None),
+            entries => entries.map(Some),
+        }
+    }
+
+    async fn files(&mut self, files: Vec<(ClusterPath, InodeId)>) -> Result<(), Failure> {
+        let cluster = self.cluster;
+        let opened = futures_util::stream::iter(files).map(|(path, inode)| async move {
+            let content = open(cluster, &path, inode).await?;
+            Ok::<_, Failure>(content.map(|content| (path, inode, content)))
+        });
+        let opened: Vec<_> = opened.buffered(PARALLEL).try_collect().await?;
+        for (path, inode, content) in opened.into_iter().flatten() {
+            self.totals.files += 1;
+            self.content(&content, &Place::File { path, inode }).await?;
+        }
+        Ok(())
+    }
+
+    /// The chunks of one file, those of its lists too. Whether all are well.
+    async fn content(&mut self, content: &Content, place: &Place) -> Result<bool, Failure> {
+        let mut well = self.chunks(&content.direct_chunks(), place).await?;
+        let Content::Lists { lists, .. } = content else { return Ok(well) };
+        for (_, id) in lists {
+            // What cannot be read was found above.
+            let Ok(bytes) = self.cluster.read_chunk(*id).await else { continue };
+            let extents = ExtentList::decode(&bytes).map_err(|error| {
+                Failure::Failed(format!("{}: list {}: {error}", place.shown(), id.short()))
+            })?;
+            let ids: Vec<ChunkId> = extents.iter().filter_map(|extent| extent.id).collect();
+            well &= self.chunks(&ids, place).await?;
+        }
+        Ok(well)
+    }
+
+    /// Looks at some chunks that one place refers to. Whether all are well.
+    async fn chunks(&mut self, ids: &[ChunkId], place: &Place) -> Result<bool, Failure> {
+        let mut seen = HashSet::new();
+        let distinct = ids.iter().filter(|id| seen.insert(**id));
+        self.totals.references += ids.len() as u64;
+        let unsure: Vec<ChunkId> =
+            distinct.filter(|id| !self.good.contains(*id)).copied().collect();
+        if unsure.is_empty() {
+            return Ok(true);
+        }
+        let known = self.cluster.known(&unsure).await?;
+        let mut well = true;
+        for (id, known) in unsure.into_iter().zip(known) {
+            let problem = match self.copies.state(self.view, &id) {
+                _ if !known => Some(Problem::Missing),
+                State::Good => None,
+                State::Few => Some(Problem::UnderReplicated),
+                State::Unreachable => Some(Problem::Unreachable),
+                State::Lost => Some(Problem::Lost),
+            };
+            let Some(problem) = problem else {
+                if self.good.len() >= REMEMBERED_MAX {
+                    self.good.clear();
+                }
+                self.good.insert(id);
+                continue;
+            };
+            well &= !self.confirmed(id, problem, place).await?;
+        }
+        Ok(well)
+    }
+
+    /// Tells a problem unless it has gone away in the meantime. Whether it stands.
+    async fn confirmed(
+        &mut self,
+        id: ChunkId,
+        problem: Problem,
+        place: &Place,
+    ) -> Result<bool, Failure> {
+        let told = self.bad.contains(&(id, problem));
+        if !told {
+            let stands = match problem {
+                Problem::Missing => self.still_refers(id, place).await?,
+                // The proof is whether it can be read.
+                Problem::Lost | Problem::Unreachable => match self.cluster.read_chunk(id).await {
+                    Ok(_) => false,
+                    Err(ClientError::Lost { .. }) => true,
+                    Err(error) => return Err(error.into()),
+                },
+                Problem::UnderReplicated => true,
+            };
+            if !stands {
+                return Ok(false);
+            }
+            self.bad.insert((id, problem));
+        }
+        self.tell.finding(&Finding { problem, chunk: id, place: place.shown() })?;
+        Ok(true)
+    }
+
+    /// Whether a place still refers to a chunk: it may have been changed or removed while it was
+    /// looked at.
+    async fn still_refers(&self, id: ChunkId, place: &Place) -> Result<bool, Failure> {
+        match place {
+            Place::File { path, inode } => {
+                let Some(content) = open(self.cluster, path, *inode).await? else {
+                    return Ok(false);
+                };
+                if content.direct_chunks().contains(&id) {
+                    return Ok(true);
+                }
+                let extents = self.cluster.extents(&content).await?;
+                Ok(extents.iter().any(|extent| extent.id == Some(id)))
+            }
+            Place::Deploy { site, deploy, .. } => {
+                Ok(self.deploys(site).await?.iter().any(|it| it.id == *deploy))
+            }
+        }
+    }
+
+    async fn sites(&self) -> Result<Vec<Site>, Failure> {
+        match self.cluster.master(&MasterRequest::Sites, limits::METADATA_DEADLINE).await? {
+            MasterResponse::Sites(sites) => Ok(sites.into_iter().map(|(site, _)| site).collect()),
+            _ => Err(unexpected("sites")),
+        }
+    }
+
+    /// All deploys of a site; none of one that was removed meanwhile.
+    async fn deploys(&self, site: &SiteName) -> Result<Vec<Deploy>, Failure> {
+        let mut all: Vec<Deploy> = Vec::new();
+        loop {
+            let before: Option<Seq> = all.last().map(|deploy| deploy.seq);
+            let request = MasterRequest::Deploys { site: site.clone(), before, limit: DEPLOYS };
+            match self.cluster.master(&request, limits::METADATA_DEADLINE).await {
+                Ok(MasterResponse::Deploys(some)) if some.is_empty() => return Ok(all),
+                Ok(MasterResponse::Deploys(some)) => all.extend(some),
+                Ok(_) => return Err(unexpected("deploys")),
+                Err(error) if error.code() == Some(Code::NotFound) => return Ok(all),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn deploy(&mut self, site: &SiteName, deploy: DeployId) -> Result<(), Failure> {
+        let place = Place::Deploy {
+            site: site.clone(),
+            deploy,
+            path: "every file (its root page)".to_owned(),
+        };
+        if self.clean.contains(&deploy) || !self.chunks(&[deploy], &place).await? {
+            return Ok(());
+        }
+        self.page(site, deploy, deploy, 0).await.map(drop)
+    }
+
+    /// A page that is well, and everything below it. Whether all of that is.
+    fn page<'b>(
+        &'b mut self,
+        site: &'b SiteName,
+        deploy: DeployId,
+        id: ChunkId,
+        depth: usize,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'b>> {
+        Box::pin(async move {
+            if self.clean.contains(&id) {
+                return Ok(true);
+            }
+            if depth > limits::PAGE_DEPTH_MAX + 1 {
+                return Err(Failure::Failed(format!("deploy {deploy} has pages without end")));
+            }
+            let at = |path: String| Place::Deploy { site: site.clone(), deploy, path };
+            let page = self.cluster.page(id).await?;
+            let mut well = true;
+            let children: Vec<(ChunkId, String)> = match &*page {
+                Page::RootV1(root) => {
+                    if let Some((_, rules)) = root.rules {
+                        well &= self.chunks(&[rules], &at("its rules".to_owned())).await?;
+                    }
+                    let top = root.top.iter();
+                    top.map(|child| (child.id, "every file (its top page)".to_owned())).collect()
+                }
+                Page::IndexV1(children) => children
+                    .iter()
+                    .map(|child| {
+                        let last = text::name(child.last.as_bytes());
+                        (child.id, format!("{} up to {last}", text::count(child.files, "file")))
+                    })
+                    .collect(),
+                Page::LeafV1(entries) => {
+                    for entry in entries {
+                        let place = at(text::name(entry.path.as_bytes()));
+                        well &= self.content(&entry.content, &place).await?;
+                        for variant in &entry.variants {
+                            well &= self.content(&variant.content, &place).await?;
+                        }
+                    }
+                    Vec::new()
+                }
+            };
+            for (child, path) in children {
+                let readable = self.chunks(&[child], &at(path)).await?;
+                // One with few copies can be read all the same.
+                if readable || self.cluster.page(child).await.is_ok() {
+                    well &= readable & self.page(site, deploy, child, depth + 1).await?;
+                } else {
+                    well = false;
+                }
+            }
+            if well {
+                self.clean.insert(id);
+            }
+            Ok(well)
+        })
+    }
+}
+
+/// The content of a file; `None` when it was removed meanwhile.
+async fn open(
+    cluster: &Cluster,
+    path: &ClusterPath,
+    inode: InodeId,
+) -> Result<Option<Content>, Failure> {
+    match cluster.query(NamespaceQuery::Open { inode }).await {
+        Ok(NamespaceReply::File { content, .. }) => Ok(Some(content)),
+        Ok(_) => Err(unexpected(path)),
+        Err(error) if error.code() == Some(Code::NotFound) => Ok(None),
+        Err(error) => Err(Failure::at(path)(error)),
+    }
+}
