@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_net::admin::Readiness;
 use atoll_net::task::AbortOnDrop;
@@ -21,6 +22,9 @@ use crate::placement::Placement;
 use crate::store::writer::Writer;
 use crate::store::{ChunkStore, StoreError};
 use crate::tasks::heartbeat;
+
+/// How long requests under way may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs a chunkserver until shutdown. Chunks are served as soon as the socket is bound; puts are
 /// taken once a master has answered.
@@ -74,7 +78,8 @@ async fn serve(
     let mut touch = AbortOnDrop::new(task::spawn("heartbeat", touch));
     let announce = announce(config, ready, addr, admin);
     let service = Arc::new(ChunkService::new(Arc::clone(&node)));
-    let serving = endpoint.serve(service, ServeLimits::default(), shutdown);
+    let limits = ServeLimits { drain: DRAIN, ..ServeLimits::default() };
+    let serving = endpoint.serve(service, limits, shutdown);
     let outcome = tokio::select! {
         () = serving => Ok(()),
         Err(error) = announce => Err(error),
