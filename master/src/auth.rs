@@ -77,6 +77,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         MasterRequest::Watch { .. }
         | MasterRequest::Sites
         | MasterRequest::Site { .. }
+        | MasterRequest::Farewell { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
         MasterRequest::Raft { .. } => role == Role::Master,
         MasterRequest::OpenSession { .. }
@@ -189,6 +190,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Tokens => needs(&[Verb::Admin], About::Everything),
         MasterRequest::Watch { edge: Some(_), .. }
+        | MasterRequest::Farewell { .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Raft { .. } => None,

@@ -20,8 +20,8 @@ use crate::disk::DiskGuard;
 use crate::liveness::Liveness;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    change, cluster, deploys, heartbeat, known, open_session, query, register, sites, status,
-    tokens, wait_applied, watch as follow,
+    change, cluster, deploys, farewell, heartbeat, known, open_session, query, register, sites,
+    status, tokens, wait_applied, watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
@@ -159,6 +159,9 @@ impl Master {
             MasterRequest::WaitApplied { seq, wait_ms } => {
                 wait_applied::wait_applied(self, context, seq, wait_ms).await
             }
+            MasterRequest::Farewell { node, number } => {
+                farewell::farewell(self, principal, node, number).await
+            }
             MasterRequest::Register { info } => register::register(self, context, info).await,
             MasterRequest::Heartbeat { node, ready, stat } => {
                 heartbeat::heartbeat(self, context, node, ready, stat)
@@ -192,6 +195,7 @@ impl Service for MasterService {
             MasterRequest::Deploys { .. } => "deploys",
             MasterRequest::Watch { .. } => "watch",
             MasterRequest::WaitApplied { .. } => "wait_applied",
+            MasterRequest::Farewell { .. } => "farewell",
             MasterRequest::Register { .. } => "register",
             MasterRequest::Heartbeat { .. } => "heartbeat",
             MasterRequest::Status => "status",

@@ -9,6 +9,7 @@ pub(crate) mod admit;
 pub(crate) mod change;
 pub(crate) mod cluster;
 pub(crate) mod deploys;
+pub(crate) mod farewell;
 pub(crate) mod heartbeat;
 pub(crate) mod known;
 pub(crate) mod namespace;

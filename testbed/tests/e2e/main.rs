@@ -11,6 +11,7 @@ mod bad_input;
 mod dev;
 mod dns;
 mod durable;
+mod farewell;
 mod files;
 mod full_disk;
 mod garbage;
