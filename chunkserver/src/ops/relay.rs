@@ -29,8 +29,8 @@ use crate::tasks::clock;
 const MEMBERS_WAIT_MAX: Duration = Duration::from_secs(8);
 /// Time left to answer the client.
 const ANSWER_MARGIN: Duration = Duration::from_millis(300);
-/// How long a put waits for room on the way to a working peer that is behind, once: then it counts
-/// as failed for a while.
+/// How long a put waits for room on the way to a peer that is behind and still answers, once: then
+/// it counts as failed for a while.
 const ROOM_WAIT: Duration = Duration::from_secs(2);
 /// How long a peer that failed a moment ago may take.
 const SUSPECT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -118,8 +118,9 @@ async fn start_there(
     let (node, write) = (Arc::clone(node), write.clone());
     drop(task::spawn("relay", async move {
         let options = CallOptions::within(deadline).trace(trace.child());
+        let asked = peer.asked(Instant::now());
         let result = send(&node, &write, member, addr, chunks, options).await;
-        drop(room);
+        drop((room, asked));
         note(&node, &peer, &result);
         tell(&results, Outcome { member, result });
     }));
@@ -146,6 +147,9 @@ fn note(node: &Node, peer: &super::peers::Peer, result: &WireResult<Receipt>) {
         Err(_) => "failed",
     };
     metrics::counter!("atoll_chunk_relays_total", "outcome" => outcome).increment(1);
+    if outcome != "failed" {
+        peer.answered(Instant::now());
+    }
     peer.note(outcome != "failed", Instant::now());
     let stale = result.as_ref().is_err_and(|error| error.code == Code::StaleEpoch);
     if outcome == "failed" || stale {
