@@ -15,6 +15,7 @@ mod farewell;
 mod files;
 mod full_disk;
 mod garbage;
+mod in_process;
 mod links;
 mod mount;
 mod online;
