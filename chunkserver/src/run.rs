@@ -28,6 +28,9 @@ use crate::tasks::{feed, heartbeat, reconcile, repair, scrub, sweep};
 /// How long the tasks of upkeep may take to stop.
 const TASKS_STOP_WAIT: Duration = Duration::from_secs(2);
 
+/// How long requests under way may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// Runs a chunkserver until shutdown. Chunks are served as soon as the socket is bound; puts are
 /// taken once a master has answered.
 ///
@@ -106,7 +109,8 @@ async fn serve(
     tasks.spawn("sweep", sweep::sweep(Arc::clone(&node), shutdown.clone()));
     let announce = announce(config, ready, addr, admin);
     let service = Arc::new(ChunkService::new(Arc::clone(&node)));
-    let serving = endpoint.serve(service, ServeLimits::default(), shutdown);
+    let limits = ServeLimits { drain: DRAIN, ..ServeLimits::default() };
+    let serving = endpoint.serve(service, limits, shutdown);
     let outcome = tokio::select! {
         () = serving => Ok(()),
         Err(error) = announce => Err(error),

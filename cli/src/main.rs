@@ -1,50 +1,8 @@
-//! The binary `atoll`: every verb, every role, and `atoll dev`.
-//!
-//! `args` says what can be typed, `commands` has one verb per file, `dev` runs a cluster on this
-//! machine, and `report` is the one place where an error becomes a message and an exit code. What
-//! a verb does to the cluster is `atoll-client`'s work; this crate parses, scans, shows and starts
-//! processes.
-
-mod args;
-mod cluster_path;
-mod commands;
-mod connect;
-mod content_type;
-mod dev;
-mod fetch;
-mod lifeline;
-mod logs;
-mod node_files;
-mod output;
-mod program;
-mod progress;
-mod report;
-mod scan;
-mod table;
-mod text;
+//! The binary `atoll`. All of it is in the library beside, so that the testbed can use the same
+//! plans of local clusters.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::Cli;
-use crate::connect::Context;
-use crate::report::Failure;
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let context = Context::new(cli.global);
-    let result = start(&context, cli.command);
-    let result = result.and_then(|()| context.out.flush());
-    report::finish(&context.out, result)
-}
-
-fn start(context: &Context, command: args::Command) -> Result<(), Failure> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_name("atoll");
-    let runtime = builder.build().map_err(|error| Failure::failed("start the runtime", error))?;
-    let result = runtime.block_on(commands::run(context, command));
-    // Blocking work (a read of standard input, a lookup) must not hold up the end.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
-    result
+    atoll::run()
 }

@@ -55,6 +55,8 @@ pub(crate) struct Inner {
 struct NodeLoad {
     in_flight: u64,
     suspect_until: Option<Instant>,
+    /// When it last answered anything.
+    heard: Option<Instant>,
 }
 
 /// An open session: hands out request numbers and knows which are answered.
@@ -431,6 +433,29 @@ impl Cluster {
         self.with_node(node, |load| load.suspect_until = Some(Instant::now() + SUSPECT_FOR));
     }
 
+    /// Notes that a node answered, whatever it said: it is alive.
+    pub(crate) fn heard(&self, node: NodeId) {
+        self.with_node(node, |load| load.heard = Some(Instant::now()));
+    }
+
+    /// Whether a node has answered nothing at all since then.
+    pub(crate) fn is_silent(&self, node: NodeId, since: Instant) -> bool {
+        self.with_node(node, |load| load.heard.is_none_or(|heard| heard < since))
+    }
+
+    /// Ends once a node has answered nothing at all for this long, counted from now. A busy node
+    /// answers other requests meanwhile; one that is frozen, cut off or gone answers none.
+    pub(crate) async fn silence(&self, node: NodeId, bound: Duration) {
+        let mut since = Instant::now();
+        loop {
+            tokio::time::sleep_until(since + bound).await;
+            match self.with_node(node, |load| load.heard) {
+                Some(heard) if heard > since => since = heard,
+                _ => return,
+            }
+        }
+    }
+
     fn with_node<R>(&self, node: NodeId, change: impl FnOnce(&mut NodeLoad) -> R) -> R {
         let mut nodes = self.inner.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         change(nodes.entry(node).or_default())
@@ -465,5 +490,41 @@ pub(crate) struct InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.cluster.with_node(self.node, |load| load.in_flight = load.in_flight.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_net::identity::ClusterCa;
+    use atoll_proto::ClusterId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_answers_anything_is_not_silent() {
+        let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
+        let identity = ca.issue(Role::Client, "test").unwrap();
+        let endpoint = Endpoint::client(&identity).unwrap();
+        let cluster = Cluster::new(endpoint, Vec::new(), None, None);
+        let (busy, frozen) = (NodeId(1), NodeId(2));
+        let bound = Duration::from_millis(200);
+        let began = Instant::now();
+        let answers = async {
+            while began.elapsed() < bound * 3 {
+                cluster.heard(busy);
+                tokio::time::sleep(bound / 20).await;
+            }
+        };
+        let silent = async {
+            cluster.silence(frozen, bound).await;
+            cluster.is_silent(frozen, began) && !cluster.is_silent(busy, began)
+        };
+        let (frozen_is_silent, ()) = tokio::join!(silent, answers);
+        assert!(frozen_is_silent);
+        let answered = Instant::now();
+        cluster.heard(busy);
+        cluster.silence(busy, bound).await;
+        assert!(answered.elapsed() >= bound, "counted from the last answer");
     }
 }

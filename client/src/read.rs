@@ -2,9 +2,10 @@
 //!
 //! A replica that fails, is slow or returns wrong bytes costs time, never an answer: the next is
 //! asked, and after [`HEDGE_AFTER`] a second one is asked beside the first ("The Tail at Scale",
-//! Dean and Barroso 2013).
+//! Dean and Barroso 2013). A replica that has answered nothing at all meanwhile is asked last for a
+//! while, so that a frozen server costs a reader that wait once in a while and not at every chunk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use atoll_net::call::CallError;
@@ -12,10 +13,11 @@ use atoll_net::identity::Role;
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Get, GetMany};
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::content::{Extent, ExtentList};
-use atoll_proto::{ChunkId, Content, limits};
+use atoll_proto::{ChunkId, Content, NodeId, limits};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use crate::locate::{Replica, read_order};
 use crate::{ClientError, Cluster};
@@ -24,6 +26,8 @@ use crate::{ClientError, Cluster};
 const HEDGE_AFTER: Duration = Duration::from_millis(150);
 /// Chunks of one file that are fetched at the same time.
 const PARALLEL_CHUNKS: usize = 8;
+/// Small chunks that are asked for in one request.
+const BATCH_CHUNKS: usize = 128;
 /// How often all replicas are tried, with a fresh view in between.
 const ROUNDS: usize = 3;
 
@@ -58,11 +62,13 @@ impl Cluster {
         if order.is_empty() {
             return Err("its placement group has no members yet".to_owned());
         }
+        let nodes: Vec<NodeId> = order.iter().map(|replica| replica.node).collect();
         let mut rest = order.into_iter();
         let mut asked = FuturesUnordered::new();
         asked.extend(rest.next().map(|replica| self.read_from(replica, id)));
         let mut reasons = Vec::new();
         loop {
+            let since = Instant::now();
             let hedge = tokio::time::sleep(HEDGE_AFTER);
             tokio::select! {
                 answer = asked.next() => match answer {
@@ -75,9 +81,17 @@ impl Cluster {
                 },
                 () = hedge, if rest.len() > 0 => {
                     metrics::counter!("atoll_client_hedged_reads_total").increment(1);
+                    self.suspect_silent(nodes.iter().take(nodes.len() - rest.len()), since);
                     asked.extend(rest.next().map(|replica| self.read_from(replica, id)));
                 }
             }
+        }
+    }
+
+    /// Those of these nodes, which were asked before, that have answered nothing since then.
+    fn suspect_silent<'a>(&self, asked: impl Iterator<Item = &'a NodeId>, since: Instant) {
+        for node in asked.filter(|node| self.is_silent(**node, since)) {
+            self.suspect(*node);
         }
     }
 
@@ -89,6 +103,9 @@ impl Cluster {
             .endpoint()
             .call(replica.addr, Role::Chunkserver, &request, Vec::new(), options)
             .await;
+        if matches!(&answer, Ok(_) | Err(CallError::Refused(_))) {
+            self.heard(replica.node);
+        }
         match answer {
             Ok((ChunkResponse::Bytes { .. }, bytes)) if ChunkId::of(&bytes) == id => Ok(bytes),
             Ok(_) => {
@@ -111,22 +128,22 @@ impl Cluster {
     /// `Lost` for the first chunk that no replica returns.
     pub async fn read_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, ClientError> {
         let view = self.view().await?;
-        let mut groups: HashMap<Replica0, Vec<ChunkId>> = HashMap::new();
-        for id in ids {
-            let zone = self.inner.zone.as_deref();
-            if let Some(first) = read_order(&view, id.pg(), zone, self, 0).first() {
-                groups.entry(Replica0(*first)).or_default().push(*id);
+        let zone = self.inner.zone.as_deref();
+        let mut groups: HashMap<NodeId, Vec<Sought>> = HashMap::new();
+        for id in ids.iter().collect::<BTreeSet<_>>() {
+            let order = read_order(&view, id.pg(), zone, self, 0);
+            if let Some(first) = order.first() {
+                groups.entry(first.node).or_default().push(Sought { id: *id, order });
             }
         }
+        let parts = groups.into_values().flat_map(|group| {
+            let parts: Vec<Vec<Sought>> =
+                group.chunks(BATCH_CHUNKS).map(<[Sought]>::to_vec).collect();
+            parts
+        });
         let mut found: HashMap<ChunkId, Bytes> = HashMap::new();
-        let mut requests =
-            futures_util::stream::iter(groups.into_iter().flat_map(|(replica, mut ids)| {
-                ids.sort_unstable();
-                ids.dedup();
-                let parts: Vec<Vec<ChunkId>> = ids.chunks(128).map(<[_]>::to_vec).collect();
-                parts.into_iter().map(move |part| (replica.0, part))
-            }))
-            .map(|(replica, part)| self.read_many_from(replica, part))
+        let mut requests = futures_util::stream::iter(parts)
+            .map(|part| self.read_batch(part))
             .buffer_unordered(PARALLEL_CHUNKS);
         while let Some(some) = requests.next().await {
             found.extend(some);
@@ -143,6 +160,49 @@ impl Cluster {
         Ok(all)
     }
 
+    /// As many of these chunks as their replicas return, hedged: all in one request to the first
+    /// replica; what that does not bring, or not in time, in requests to the next ones.
+    async fn read_batch(&self, mut missing: Vec<Sought>) -> HashMap<ChunkId, Bytes> {
+        let mut found = HashMap::with_capacity(missing.len());
+        let mut asked = FuturesUnordered::new();
+        let mut nodes: Vec<NodeId> = Vec::new();
+        for rank in 0..limits::REPLICAS {
+            let since = Instant::now();
+            let mut requests: HashMap<NodeId, (Replica, Vec<ChunkId>)> = HashMap::new();
+            for sought in &missing {
+                if let Some(replica) = sought.order.get(rank) {
+                    let request = requests.entry(replica.node);
+                    request.or_insert_with(|| (*replica, Vec::new())).1.push(sought.id);
+                }
+            }
+            if rank > 0 && !asked.is_empty() {
+                metrics::counter!("atoll_client_hedged_reads_total").increment(1);
+            }
+            nodes.extend(requests.keys());
+            asked.extend(requests.into_values().map(|(at, ids)| self.read_many_from(at, ids)));
+            // The last ones are waited for as long as their own deadline lets them.
+            let last = rank + 1 == limits::REPLICAS;
+            let mut hedge = std::pin::pin!(tokio::time::sleep(HEDGE_AFTER));
+            loop {
+                tokio::select! {
+                    answer = asked.next() => {
+                        let Some(some) = answer else { break };
+                        found.extend(some);
+                        missing.retain(|sought| !found.contains_key(&sought.id));
+                        if missing.is_empty() {
+                            return found;
+                        }
+                    }
+                    () = &mut hedge, if !last => {
+                        self.suspect_silent(nodes.iter(), since);
+                        break;
+                    }
+                }
+            }
+        }
+        found
+    }
+
     /// What one replica has of these chunks, in good order; nothing when it fails.
     async fn read_many_from(&self, replica: Replica, ids: Vec<ChunkId>) -> Vec<(ChunkId, Bytes)> {
         let _running = self.begin(replica.node);
@@ -152,6 +212,9 @@ impl Cluster {
             .endpoint()
             .call(replica.addr, Role::Chunkserver, &request, Vec::new(), options)
             .await;
+        if matches!(&answer, Ok(_) | Err(CallError::Refused(_))) {
+            self.heard(replica.node);
+        }
         let Ok((ChunkResponse::Many { lens, .. }, mut body)) = answer else {
             if !matches!(answer, Err(CallError::Refused(_))) {
                 self.suspect(replica.node);
@@ -239,14 +302,11 @@ impl Cluster {
     }
 }
 
-/// A replica as a map key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Replica0(Replica);
-
-impl std::hash::Hash for Replica0 {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.node.hash(state);
-    }
+/// A chunk that is read together with others, and whom to ask for it.
+#[derive(Debug, Clone)]
+struct Sought {
+    id: ChunkId,
+    order: Vec<Replica>,
 }
 
 /// A part of a chunk (or of a hole) that a range needs.

@@ -3,19 +3,20 @@
 //! Chunks for the same head travel together: while one batch is under way the next gathers
 //! (Nagle's idea), so that a lone chunk goes at once and ten thousand small ones go in few
 //! requests. Puts are idempotent, so a batch whose outcome is unknown is simply sent again,
-//! through another head when there is one.
+//! through another head when there is one. Nobody waits for a head that answers nothing at all: its
+//! batch goes to other heads beside it, and what waits for it goes to them alone ([`hedged`]).
+
+mod hedged;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use atoll_net::call::CallError;
-use atoll_net::identity::Role;
-use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Put};
+use atoll_proto::cluster::ClusterView;
 use atoll_proto::content::{Extent, ExtentList};
 use atoll_proto::master::{AdmitPage, Change, Changed, ObjectKind};
 use atoll_proto::receipt::Receipt;
-use atoll_proto::{ChunkId, Code, Content, NodeId, Retry, limits};
+use atoll_proto::{ChunkId, Content, NodeId, Retry, limits};
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -32,8 +33,6 @@ const BATCH_CHUNKS: usize = 128;
 const BATCH_BYTES: usize = 2 << 20;
 /// How often a chunk is sent before its write fails.
 const ATTEMPTS: u32 = 7;
-/// Patience of the first attempts; later ones get `limits::CHUNK_DEADLINE`.
-const FIRST_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Writes chunks in batches. Cheap to clone; all clones share room and batches.
 #[derive(Clone)]
@@ -325,88 +324,57 @@ impl Shared {
 
     async fn send(self: &Arc<Self>, head: Replica, mut batch: Vec<Item>) {
         let cluster = &self.cluster;
-        let (session, view) = match (cluster.session().await, cluster.view().await) {
-            (Ok(session), Ok(view)) => (session, view),
+        match (cluster.session().await, cluster.view().await) {
+            (Ok(session), Ok(view)) => hedged::send(self, head, batch, session, &view).await,
             (Err(ClientError::Refused(refusal)), _) if refusal.retry == Retry::Never => {
                 for item in batch {
                     self.finish(item, Err(ClientError::Refused(refusal.clone())));
                 }
-                return;
             }
             (Err(error), _) | (_, Err(error)) => {
                 for item in &mut batch {
                     item.attempts += 1;
                 }
-                return retry_later(self.clone(), batch, error.to_string());
-            }
-        };
-        let chunks = batch
-            .iter()
-            .map(|item| (item.id, u32::try_from(item.bytes.len()).unwrap_or(u32::MAX)))
-            .collect();
-        let request =
-            ChunkRequest::Put(Put { session, epoch: view.table.epoch, chunks, relay: true });
-        let body = batch.iter().map(|item| item.bytes.clone()).collect();
-        let tries = batch.iter().map(|item| item.attempts).max().unwrap_or(0);
-        let patience = if tries < 2 { FIRST_PATIENCE } else { limits::CHUNK_DEADLINE };
-        let running = cluster.begin(head.node);
-        let answer: Result<(ChunkResponse, Bytes), CallError> = cluster
-            .endpoint()
-            .call(head.addr, Role::Chunkserver, &request, body, cluster.options(patience))
-            .await;
-        drop(running);
-        match answer {
-            Ok((ChunkResponse::Stored { receipts, .. }, _)) => {
-                let receipts = Arc::new(receipts);
-                for item in batch {
-                    self.finish(item, Ok(receipts.clone()));
-                }
-            }
-            Ok(_) => {
-                for item in batch {
-                    self.finish(item, Err(ClientError::unexpected("the chunkserver")));
-                }
-            }
-            Err(error) => {
-                match error_kind(&error) {
-                    Kind::Fatal => {
-                        for item in batch {
-                            let error = ClientError::from_call("the chunkserver", error.clone());
-                            self.finish(item, Err(error));
-                        }
-                        return;
-                    }
-                    Kind::Head => cluster.suspect(head.node),
-                    Kind::View => {}
-                }
-                for item in &mut batch {
-                    item.attempts += 1;
-                }
-                retry_later(self.clone(), batch, format!("node {}: {error}", head.node));
+                retry_later(self.clone(), batch, error.to_string());
             }
         }
     }
-}
 
-enum Kind {
-    /// Sending again will not help.
-    Fatal,
-    /// This head failed: try another.
-    Head,
-    /// The view was old, or replicas are away: look again.
-    View,
-}
+    /// Has what waits for a head that went silent sent to others.
+    fn reroute(self: &Arc<Self>, view: &ClusterView, head: Replica) {
+        let waiting = {
+            let mut state = self.lock();
+            let queue = state.heads.entry(head.node).or_default();
+            queue.waiting_bytes = 0;
+            std::mem::take(&mut queue.waiting)
+        };
+        let (groups, homeless) = self.by_head(Some(view), waiting);
+        for (to, items) in groups {
+            self.enqueue(to, items);
+        }
+        if !homeless.is_empty() {
+            self.enqueue(head, homeless);
+        }
+    }
 
-fn error_kind(error: &CallError) -> Kind {
-    match error {
-        CallError::Refused(refusal) => match refusal.code {
-            Code::StaleEpoch | Code::TooFewReplicas => Kind::View,
-            Code::Unavailable | Code::Deadline | Code::Full | Code::Internal | Code::Corrupt => {
-                Kind::Head
+    /// Items by the head they should go to now, and those for which there is none.
+    fn by_head(
+        &self,
+        view: Option<&ClusterView>,
+        items: Vec<Item>,
+    ) -> (Vec<(Replica, Vec<Item>)>, Vec<Item>) {
+        let mut groups: HashMap<NodeId, (Replica, Vec<Item>)> = HashMap::new();
+        let mut homeless = Vec::new();
+        for item in items {
+            let order = view.map(|view| write_order(view, item.id.pg(), &self.cluster));
+            match order.as_ref().and_then(|order| order.first()) {
+                Some(head) => {
+                    groups.entry(head.node).or_insert_with(|| (*head, Vec::new())).1.push(item);
+                }
+                None => homeless.push(item),
             }
-            _ => Kind::Fatal,
-        },
-        _ => Kind::Head,
+        }
+        (groups.into_values().collect(), homeless)
     }
 }
 
@@ -421,31 +389,17 @@ fn retry_later(shared: Arc<Shared>, items: Vec<Item>, reason: String) {
             Ok(view) => Some(view),
             Err(_) => shared.cluster.view().await.ok(),
         };
-        let mut groups: HashMap<NodeId, (Replica, Vec<Item>)> = HashMap::new();
-        let mut homeless = Vec::new();
-        for mut item in items {
-            if item.attempts >= ATTEMPTS {
-                let error = ClientError::TooFewReplicas { reason: reason.clone() };
-                shared.finish(item, Err(error));
-                continue;
-            }
-            let order = view
-                .as_ref()
-                .map(|view| write_order(view, item.id.pg(), &shared.cluster))
-                .unwrap_or_default();
-            match order.first() {
-                Some(head) => {
-                    groups.entry(head.node).or_insert_with(|| (*head, Vec::new())).1.push(item);
-                }
-                None => {
-                    item.attempts += 1;
-                    homeless.push(item);
-                }
-            }
+        let (items, exhausted): (Vec<Item>, Vec<Item>) =
+            items.into_iter().partition(|item| item.attempts < ATTEMPTS);
+        for item in exhausted {
+            let error = ClientError::TooFewReplicas { reason: reason.clone() };
+            shared.finish(item, Err(error));
         }
-        for (_, (head, items)) in groups {
+        let (groups, mut homeless) = shared.by_head(view.as_deref(), items);
+        for (head, items) in groups {
             shared.enqueue(head, items);
         }
+        homeless.iter_mut().for_each(|item| item.attempts += 1);
         if !homeless.is_empty() {
             retry_later(shared, homeless, reason);
         }

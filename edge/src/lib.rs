@@ -54,8 +54,11 @@ use node::Addresses;
 
 /// The part of the memory for chunks that decoded manifest pages may have beside it.
 const PAGES_SHARE: u64 = 4;
-/// How long everything may take to end after shutdown, beyond what the parts allow themselves.
-const DRAIN: Duration = Duration::from_secs(8);
+/// How long everything may take to end after shutdown, beyond what listeners allow themselves:
+/// the last packets of their connections.
+const DRAIN: Duration = Duration::from_millis(1500);
+/// How long chunks on their way to the disk cache may hold up the end. They can be fetched again.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Arguments of `atoll edge`.
 #[derive(Debug, Clone, clap::Args)]
@@ -141,6 +144,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     };
     let edge = Edge::build(&config, endpoint).await?;
     let info = node_info(&config, &addresses);
+    let own = info.id;
     let tasks = Tasks::new();
     edge.start(&tasks, &config, info, (readiness, judged), &shutdown, dns);
     if let Some((bound, certificate)) = visitors {
@@ -153,14 +157,26 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
             }
         });
     }
+    let started = async {
+        node::until_serving(&edge.index).await;
+        announce(&config, addresses).await
+    };
     tokio::select! {
-        () = node::until_serving(&edge.index) => announce(&config, addresses).await?,
+        started = started => started?,
         () = shutdown.wait() => {}
     }
     shutdown.wait().await;
     tracing::info!("stopping");
-    tasks.drain(http::DRAIN + DRAIN).await;
-    edge.chunks.cache().flush().await;
+    let cut = tasks.drain(http::DRAIN + DRAIN).await;
+    if cut == 0 {
+        // Every listener is closed, and no answer is under way.
+        node::farewell(&edge.cluster, own).await;
+    } else {
+        tracing::warn!(cut, "not everything ended in time: publishes wait for this node a while");
+    }
+    if tokio::time::timeout(FLUSH, edge.chunks.cache().flush()).await.is_err() {
+        tracing::info!("the disk is slow: some cached chunks will be fetched again");
+    }
     edge.endpoint.close().await;
     Ok(())
 }
@@ -236,7 +252,8 @@ impl Edge {
             let service = Arc::new(ShieldService::new(self.chunks.clone()));
             let (endpoint, shutdown) = (self.endpoint.clone(), shutdown.clone());
             tasks.spawn("shield", async move {
-                endpoint.serve(service, ServeLimits::default(), shutdown).await;
+                let limits = ServeLimits { drain: http::DRAIN, ..ServeLimits::default() };
+                endpoint.serve(service, limits, shutdown).await;
             });
         }
     }
@@ -340,6 +357,7 @@ fn describe_metrics() {
     describe_histogram!("atoll_edge_fill_seconds", "Time of a fetch from upstream, by outcome.");
     describe_gauge!("atoll_edge_publish_seq", "Last entry of the publish log that is applied.");
     describe_counter!("atoll_edge_publish_entries_total", "Entries of the publish log applied.");
+    describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");
     describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }

@@ -25,6 +25,8 @@ use crate::index::Index;
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 /// How long the last heartbeat, which takes the edge out of DNS, may take.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// How long the farewell may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The addresses an edge really has.
 #[derive(Debug, Clone, Serialize)]
@@ -120,6 +122,34 @@ pub(crate) async fn keep_known(
     if let Err(error) = heartbeat(&cluster, id, false, GOODBYE).await {
         tracing::debug!(%error, "the masters were not told that this node stops");
     }
+}
+
+/// Says that this node answers nothing any more, so that no publish waits for it. To be called
+/// when every listener is closed and every answer has ended, and never sooner. That the masters
+/// cannot be told costs a publish some seconds and nothing else.
+pub(crate) async fn farewell(cluster: &Cluster, node: NodeId) {
+    let said = tokio::time::timeout(FAREWELL, async {
+        let MasterResponse::Farewell { number, .. } = say_farewell(cluster, node, None).await?
+        else {
+            return Ok(false);
+        };
+        let said = say_farewell(cluster, node, Some(number)).await?;
+        Ok::<_, ClientError>(matches!(said, MasterResponse::Farewell { gone: true, .. }))
+    });
+    match said.await {
+        Ok(Ok(true)) => tracing::info!("the masters know that this node is gone"),
+        Ok(Ok(false)) => tracing::debug!("the masters did not take the farewell"),
+        Ok(Err(error)) => tracing::debug!(%error, "the masters could not be told the farewell"),
+        Err(_) => tracing::debug!("the masters did not answer the farewell in time"),
+    }
+}
+
+async fn say_farewell(
+    cluster: &Cluster,
+    node: NodeId,
+    number: Option<u64>,
+) -> Result<MasterResponse, ClientError> {
+    cluster.master(&MasterRequest::Farewell { node, number }, FAREWELL).await
 }
 
 /// Tries until it worked.

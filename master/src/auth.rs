@@ -79,6 +79,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         MasterRequest::Watch { .. }
         | MasterRequest::Sites
         | MasterRequest::Site { .. }
+        | MasterRequest::Farewell { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
         MasterRequest::Raft { .. } => role == Role::Master,
         MasterRequest::OpenSession { .. }
@@ -196,6 +197,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
             needs(&[Verb::Admin], About::Everything)
         }
         MasterRequest::Watch { edge: Some(_), .. }
+        | MasterRequest::Farewell { .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }

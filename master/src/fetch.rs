@@ -2,10 +2,12 @@
 //! bytes.
 //!
 //! Every member of a chunk's group is tried, live ones first, then, while it moves, those it had
-//! before and those that are still filling; every chunk's hash is checked.
+//! before and those that are still filling; every chunk's hash is checked. A member that takes long
+//! is not waited for alone: the next one is asked beside it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use atoll_net::{CallOptions, Role};
@@ -14,13 +16,16 @@ use atoll_proto::cluster::NodeState;
 use atoll_proto::error::WireResult;
 use atoll_proto::{ChunkId, Code, NodeId, WireError, limits};
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use crate::server::Master;
 
-/// How long one server may take before another is tried.
+/// How long one server may take at all.
 const TRY: Duration = Duration::from_secs(3);
+/// How long a server may take before another is asked beside it.
+const HEDGE_AFTER: Duration = Duration::from_millis(250);
 
 impl Master {
     /// These chunks, whole and verified.
@@ -49,6 +54,7 @@ impl Master {
         let mut found: HashMap<ChunkId, Bytes> = HashMap::new();
         let mut reasons: Vec<String> = Vec::new();
         let rounds = candidates.values().map(Vec::len).max().unwrap_or(0);
+        let mut asked = FuturesUnordered::new();
         for round in 0..rounds {
             let mut by_node: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
             for (id, members) in &candidates {
@@ -58,16 +64,25 @@ impl Master {
                     by_node.entry(*member).or_default().push(*id);
                 }
             }
-            let asked = by_node.into_iter().map(|(node, ids)| {
+            asked.extend(by_node.into_iter().map(|(node, ids)| {
                 let addr = nodes.get(&node).map(|(addr, _)| *addr);
                 self.read_from(node, addr, ids, deadline)
-            });
-            for (read, reason) in join_all(asked).await {
+            }));
+            let last = round + 1 == rounds;
+            let mut hedge = pin!(tokio::time::sleep(HEDGE_AFTER));
+            loop {
+                let (read, reason) = tokio::select! {
+                    answer = asked.next() => match answer {
+                        Some(answer) => answer,
+                        None => break,
+                    },
+                    () = &mut hedge, if !last => break,
+                };
                 found.extend(read);
                 reasons.extend(reason);
-            }
-            if candidates.keys().all(|id| found.contains_key(id)) {
-                return Ok(found);
+                if candidates.keys().all(|id| found.contains_key(id)) {
+                    return Ok(found);
+                }
             }
         }
         let lost = candidates.keys().find(|id| !found.contains_key(*id));

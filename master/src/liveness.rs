@@ -32,12 +32,13 @@ struct Heard {
     stat: ChunkStat,
     acked: Seq,
     sync: Sync,
+    presence: Presence,
 }
 
 impl Heard {
     fn fresh(at: Instant, ready: bool) -> Heard {
         let (stat, sync) = (ChunkStat::default(), Sync::default());
-        Heard { at, ready, stat, acked: Seq(0), sync }
+        Heard { at, ready, stat, acked: Seq(0), sync, presence: Presence::Here }
     }
 }
 
@@ -66,6 +67,17 @@ pub(crate) struct Comparison<'a> {
     pub(crate) groups: &'a [(PgId, bool)],
 }
 
+/// Whether a node is there, by its own word. Any sign of life makes it `Here` again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// It said nothing else.
+    Here,
+    /// It wants to leave, and was given this number to say farewell with.
+    Leaving(u64),
+    /// It said that it answers nothing any more.
+    Gone,
+}
+
 /// Who has applied an entry of the publish log.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -73,7 +85,7 @@ pub(crate) struct Progress {
     pub(crate) acked: Vec<String>,
     /// Live edges that have not.
     pub(crate) waiting: Vec<String>,
-    /// Edges that are down.
+    /// Edges that are down, or have said farewell.
     pub(crate) down: Vec<String>,
 }
 
@@ -91,7 +103,7 @@ impl Liveness {
     /// A node has registered; it says by heartbeat when it is ready.
     pub(crate) fn registered(&mut self, node: NodeId, now: Instant) {
         let heard = self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, false));
-        heard.at = now;
+        heard.sign_of_life(now);
         heard.ready = false;
         // It may have started with another disk.
         heard.sync = Sync::default();
@@ -106,7 +118,7 @@ impl Liveness {
         now: Instant,
     ) {
         let heard = self.entry(node, now);
-        heard.at = now;
+        heard.sign_of_life(now);
         heard.ready = ready;
         if let Some(stat) = stat {
             heard.stat = stat;
@@ -116,7 +128,7 @@ impl Liveness {
     /// An edge has applied the publish log up to an entry. Tells whether that is news.
     pub(crate) fn acknowledged(&mut self, edge: NodeId, upto: Seq, now: Instant) -> bool {
         let heard = self.entry(edge, now);
-        heard.at = now;
+        heard.sign_of_life(now);
         // An edge that lost its index starts again: what it says last holds.
         let news = heard.acked != upto;
         heard.acked = upto;
@@ -150,6 +162,19 @@ impl Liveness {
         }
     }
 
+    /// A node wants to leave. Returns the number that its farewell must name: `number`, unless
+    /// it was given one before.
+    pub(crate) fn leaving(&mut self, node: NodeId, number: u64, now: Instant) -> u64 {
+        let heard = self.entry(node, now);
+        match heard.presence {
+            Presence::Leaving(before) => before,
+            Presence::Here | Presence::Gone => {
+                heard.presence = Presence::Leaving(number);
+                number
+            }
+        }
+    }
+
     /// Whether a chunkserver was last found to have exactly what it should have; `None` when that
     /// was never compared.
     pub(crate) fn in_sync(&self, node: NodeId) -> Option<bool> {
@@ -162,9 +187,21 @@ impl Liveness {
         equal.is_some_and(|equal| *equal > since_index)
     }
 
+    /// A node says farewell. False: something was heard of it since it was given this number, so
+    /// that it may be another run of it that is there now.
+    pub(crate) fn farewell(&mut self, node: NodeId, number: u64) -> bool {
+        let Some(heard) = self.nodes.get_mut(&node) else { return false };
+        if heard.presence != Presence::Leaving(number) {
+            return false;
+        }
+        heard.presence = Presence::Gone;
+        true
+    }
+
     /// Whether a node is heard of, and ready.
     pub(crate) fn state(&self, node: NodeId, now: Instant) -> (NodeState, bool) {
         match self.nodes.get(&node) {
+            Some(heard) if heard.presence == Presence::Gone => (NodeState::Down, false),
             Some(heard) if now.duration_since(heard.at) < limits::HEARTBEAT_LOST => {
                 (NodeState::Up, heard.ready)
             }
@@ -211,9 +248,13 @@ impl Liveness {
         self.nodes.get(&edge).map_or(Seq(0), |heard| heard.acked)
     }
 
-    /// Milliseconds until a silent edge is no longer waited for.
+    /// Milliseconds until a silent edge is no longer waited for; 0 for one that said farewell.
     pub(crate) fn edge_left_ms(&self, edge: NodeId, now: Instant) -> u64 {
-        let at = self.nodes.get(&edge).map_or(self.since, |heard| heard.at);
+        let heard = self.nodes.get(&edge);
+        if heard.is_some_and(|heard| heard.presence == Presence::Gone) {
+            return 0;
+        }
+        let at = heard.map_or(self.since, |heard| heard.at);
         let left = limits::EDGE_LOST.saturating_sub(now.duration_since(at));
         u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
     }
@@ -259,6 +300,13 @@ impl Liveness {
 
     fn entry(&mut self, node: NodeId, now: Instant) -> &mut Heard {
         self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, true))
+    }
+}
+
+impl Heard {
+    fn sign_of_life(&mut self, now: Instant) {
+        self.at = now;
+        self.presence = Presence::Here;
     }
 }
 
@@ -377,6 +425,45 @@ mod tests {
         liveness.registered(node, start);
         assert!(!liveness.synced(node, PgId(3), 0));
         assert_eq!(liveness.in_sync(node), None);
+    }
+
+    #[tokio::test]
+    async fn a_farewell_holds_until_the_next_sign_of_life() {
+        let now = Instant::now();
+        let mut liveness = Liveness::new(now);
+        let (node, nodes) = (NodeId(1), [edge(1)]);
+        liveness.acknowledged(node, Seq(5), now);
+        liveness.heard(node, true, None, now);
+        assert!(!liveness.farewell(node, 7), "it was given no number");
+        assert_eq!(liveness.leaving(node, 7, now), 7);
+        assert_eq!(liveness.leaving(node, 8, now), 7, "asked twice: the number stays");
+        assert_eq!(liveness.progress(&nodes, Seq(6), now).waiting, ["edge-1"], "not said yet");
+        assert!(!liveness.farewell(node, 8));
+        assert!(liveness.farewell(node, 7));
+        assert_eq!(liveness.progress(&nodes, Seq(6), now).down, ["edge-1"]);
+        assert_eq!(liveness.state(node, now), (NodeState::Down, false));
+        assert_eq!(liveness.edge_left_ms(node, now), 0);
+        assert!(!liveness.farewell(node, 7), "a farewell is said once");
+
+        let signs: [fn(&mut Liveness, NodeId, Instant); 3] = [
+            |liveness, node, now| liveness.registered(node, now),
+            |liveness, node, now| liveness.heard(node, true, None, now),
+            |liveness, node, now| assert!(!liveness.acknowledged(node, Seq(5), now)),
+        ];
+        for sign in signs {
+            liveness.leaving(node, 9, now);
+            assert!(liveness.farewell(node, 9));
+            sign(&mut liveness, node, now);
+            assert_eq!(liveness.progress(&nodes, Seq(6), now).waiting, ["edge-1"]);
+            // The second half of a farewell that was on its way when the node began anew.
+            liveness.leaving(node, 10, now);
+            sign(&mut liveness, node, now);
+            assert!(!liveness.farewell(node, 10));
+            assert_eq!(liveness.state(node, now).0, NodeState::Up);
+        }
+        liveness.leaving(node, 11, now);
+        liveness.reset(now);
+        assert!(!liveness.farewell(node, 11), "a new leader does not know of it");
     }
 
     #[tokio::test]

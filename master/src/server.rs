@@ -23,8 +23,8 @@ use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    audit, backup, change, cluster, deltas, deploys, heartbeat, known, objects, open_session,
-    query, register, sites, status, tokens, wait_applied, walk, watch as follow,
+    audit, backup, change, cluster, deltas, deploys, farewell, heartbeat, known, objects,
+    open_session, query, register, sites, status, tokens, wait_applied, walk, watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
@@ -204,6 +204,9 @@ impl Master {
             MasterRequest::WaitApplied { seq, wait_ms } => {
                 wait_applied::wait_applied(self, context, seq, wait_ms).await
             }
+            MasterRequest::Farewell { node, number } => {
+                farewell::farewell(self, principal, node, number).await
+            }
             MasterRequest::Register { info } => register::register(self, context, info).await,
             MasterRequest::Heartbeat { node, ready, stat, tree } => {
                 heartbeat::heartbeat(self, context, node, ready, stat, tree).await
@@ -247,6 +250,7 @@ impl Service for MasterService {
             MasterRequest::Deploys { .. } => "deploys",
             MasterRequest::Watch { .. } => "watch",
             MasterRequest::WaitApplied { .. } => "wait_applied",
+            MasterRequest::Farewell { .. } => "farewell",
             MasterRequest::Register { .. } => "register",
             MasterRequest::Heartbeat { .. } => "heartbeat",
             MasterRequest::Status => "status",

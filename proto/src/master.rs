@@ -140,6 +140,17 @@ pub enum MasterRequest {
     },
     /// From an administrator: a copy of the metadata. Answered with `Backup`.
     Backup(BackupAsk),
+    /// From an edge that answers no request any more and is about to end: publishes need not wait
+    /// for it. Asked twice: first without a number, which is answered with one, and then with
+    /// that. It holds only if nothing was heard of the node in between and until something is
+    /// heard of it again, so that a farewell that comes late is not taken for one of the node's
+    /// next run. Answered with `Farewell`.
+    Farewell {
+        /// Which node.
+        node: NodeId,
+        /// What the first answer said.
+        number: Option<u64>,
+    },
 }
 
 /// How the recount of all references goes, as the leader sees it.
@@ -478,6 +489,13 @@ pub enum MasterResponse {
     Audit(Box<AuditView>),
     /// To `Backup`. The bytes of a part are the body.
     Backup(BackupAnswer),
+    /// To `Farewell`.
+    Farewell {
+        /// What to say it with.
+        number: u64,
+        /// Whether nobody waits for the node any more.
+        gone: bool,
+    },
 }
 
 /// What came of a [`Change`].

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+/// The name in the root directory under which mounts show the deploys of sites. No file or
+/// directory of the namespace can have it there.
+pub const SITES_NAME: &[u8] = b".sites";
+
 /// A name that breaks the rules, and which rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name:?} {rule}")]

@@ -3,13 +3,16 @@
 //! The end-to-end tests (`tests/e2e`, one promise per file) and the bench drive the real `atoll`
 //! binary as its users do: [`DevCluster`] starts it, [`Fault`] hurts it, [`http`] and [`dns`] ask
 //! it, [`Tree`] is what it must serve. Only what the outside contract promises is used, so that
-//! these tests survive any change within. Nothing may depend on this crate.
+//! these tests survive any change within. [`InProcess`] runs the same roles from the same files
+//! within the test's process, for tests through the client library. Nothing may depend on this
+//! crate.
 
 pub mod cluster;
 pub mod dns;
 pub mod faults;
 pub mod hammer;
 pub mod http;
+pub mod in_process;
 pub mod metrics;
 pub mod process;
 pub mod ready;
@@ -19,6 +22,7 @@ pub mod wait;
 
 pub use cluster::{DevBuilder, DevCluster};
 pub use faults::{Fault, packets_cut};
+pub use in_process::{InProcess, InProcessBuilder};
 pub use process::Outcome;
 pub use ready::{Node, NodeRole, Ready};
 pub use tree::Tree;

@@ -8,7 +8,7 @@ use crate::connect::Context;
 use crate::dev;
 use crate::dev::control::{Order, send};
 use crate::dev::layout::Layout;
-use crate::dev::plan::{Kind, NODES_MAX, NodeName};
+use crate::dev::plan::{Kind, NODES_MAX, NodeName, Wanted};
 use crate::report::Failure;
 
 /// Where a local cluster is kept.
@@ -58,6 +58,18 @@ pub(crate) struct DevArgs {
     pub(crate) restart: bool,
     #[command(subcommand)]
     pub(crate) command: Option<DevCommand>,
+}
+
+impl DevArgs {
+    /// How many processes of each kind were asked for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted {
+            masters: self.masters,
+            chunkservers: self.chunkservers,
+            edges: self.edges,
+            shields: self.shields,
+        }
+    }
 }
 
 /// One process of the cluster that `atoll dev` runs in another terminal.

@@ -10,9 +10,9 @@ pub(crate) mod control;
 pub(crate) mod layout;
 pub(crate) mod plan;
 mod ports;
-mod prepare;
-mod probe;
-mod ready;
+pub(crate) mod prepare;
+pub(crate) mod probe;
+pub(crate) mod ready;
 mod session;
 mod show;
 
@@ -24,7 +24,7 @@ use layout::Layout;
 use session::Session;
 
 /// The DNS zone of local clusters.
-const ZONE: &str = "atoll.test";
+pub(crate) const ZONE: &str = "atoll.test";
 
 /// Runs a cluster until it is told to stop.
 pub(crate) async fn run(context: &Context, args: DevArgs) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub(crate) async fn run(context: &Context, args: DevArgs) -> Result<(), Failure>
         drop(std::fs::remove_file(file));
     }
     session::settle_leftovers(&layout).await;
-    let prepared = prepare::prepare(&layout, &args)?;
+    let prepared = prepare::prepare(&layout, args.wanted(), args.port_base)?;
     for port in &prepared.moved {
         context
             .out

@@ -15,7 +15,6 @@ use super::plan::{
 };
 use super::ports::FreePorts;
 use super::ready::local;
-use crate::commands::dev::DevArgs;
 use crate::commands::token::{hash_of, new_secret};
 use crate::node_files::{
     ChunkserverFile, DnsLines, EdgeFile, MasterFile, PeerLine, TlsLines, ensure_ca,
@@ -27,6 +26,7 @@ use crate::report::Failure;
 const CLIENT: &str = "client";
 
 /// What was decided.
+#[derive(Debug)]
 pub(crate) struct Prepared {
     /// In the order in which they start.
     pub(crate) names: Vec<NodeName>,
@@ -36,15 +36,13 @@ pub(crate) struct Prepared {
     pub(crate) moved: Vec<String>,
 }
 
-/// Writes all files.
-pub(crate) fn prepare(layout: &Layout, args: &DevArgs) -> Result<Prepared, Failure> {
+/// Writes all files. Ports are counted up from `port_base`, or are any that are free.
+pub(crate) fn prepare(
+    layout: &Layout,
+    wanted: Wanted,
+    port_base: Option<u16>,
+) -> Result<Prepared, Failure> {
     let record = layout.record()?;
-    let wanted = Wanted {
-        masters: args.masters,
-        chunkservers: args.chunkservers,
-        edges: args.edges,
-        shields: args.shields,
-    };
     let had = record.as_ref().map(|record| record.shape);
     let shape = Shape::decide(had, wanted).map_err(|reason| about(layout, &reason))?;
     let ca = ensure_ca(&layout.ca(), new_cluster())?;
@@ -55,7 +53,7 @@ pub(crate) fn prepare(layout: &Layout, args: &DevArgs) -> Result<Prepared, Failu
     }
     let names = shape.names();
     let recorded = record.map(|record| record.ports).unwrap_or_default();
-    let mut source = FreePorts::new(args.port_base);
+    let mut source = FreePorts::new(port_base);
     let source: &mut dyn PortSource = &mut source;
     let assigned = assign(&names, &recorded, source).map_err(|reason| about(layout, &reason))?;
     let by_name = |(name, ports): (&NodeName, &Ports)| (name.to_string(), *ports);
@@ -211,16 +209,10 @@ impl Files<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use clap::Parser;
-
     use super::*;
-    use crate::args::{Cli, Command};
 
-    fn args(line: &str) -> DevArgs {
-        let Command::Dev(args) = Cli::parse_from(line.split(' ')).command else {
-            panic!("not dev");
-        };
-        args
+    fn edges(count: u16) -> Wanted {
+        Wanted { edges: Some(count), ..Wanted::default() }
     }
 
     #[test]
@@ -228,7 +220,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path()).unwrap();
         layout.create().unwrap();
-        let first = prepare(&layout, &args("atoll dev --edges 3")).unwrap();
+        let first = prepare(&layout, edges(3), None).unwrap();
         let client = std::fs::read(layout.client_config()).unwrap();
         for name in &first.names {
             let path = layout.config(*name);
@@ -238,11 +230,11 @@ mod tests {
                 Kind::Edge | Kind::Shield => drop(atoll_edge::Config::load(&path).unwrap()),
             }
         }
-        let again = prepare(&layout, &args("atoll dev")).unwrap();
+        let again = prepare(&layout, Wanted::default(), None).unwrap();
         assert_eq!(first.ports, again.ports);
         assert_eq!(std::fs::read(layout.client_config()).unwrap(), client);
         let config = ClientConfig::load(&layout.client_config()).unwrap();
         atoll_net::Identity::load(&config.identity).unwrap();
-        assert!(prepare(&layout, &args("atoll dev --edges 1")).is_err());
+        assert!(prepare(&layout, edges(1), None).is_err());
     }
 }

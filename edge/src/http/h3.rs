@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout};
 use super::body::Body;
 use super::respond::Responder;
 use super::{
-    CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, Protocol, Request,
+    CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER, Protocol, Request,
     STREAMS_MAX,
 };
 
@@ -38,9 +38,6 @@ use super::{
 const CONNECTIONS_TRUSTED: usize = 1024;
 /// The largest datagram that quinn's batches carry safely.
 const DATAGRAM_BYTES_MAX: u16 = 6500;
-/// How long a connection stays open at shutdown after its last answer, for the bytes that the
-/// other side has not acknowledged.
-const LINGER: Duration = Duration::from_secs(1);
 /// How much of a request's body is read, and for how long, before the stream is dropped.
 pub(super) const BODY_BYTES_MAX: usize = 256 << 10;
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -119,24 +116,33 @@ fn transport() -> TransportConfig {
 }
 
 async fn connection(incoming: quinn::Incoming, responder: Arc<Responder>, shutdown: Shutdown) {
-    let handshake = async { incoming.accept().ok()?.await.ok() };
-    let Ok(Some(quic)) = timeout(HEAD_TIMEOUT, handshake).await else {
-        metrics::counter!("atoll_edge_handshakes_failed_total", "protocol" => "quic").increment(1);
-        return;
+    // Who has not asked for anything yet does not hold up the end.
+    let set_up = tokio::select! {
+        set_up = set_up(incoming) => set_up,
+        () = shutdown.wait() => return,
     };
-    let mut builder = h3::server::builder();
-    builder.max_field_section_size(HEAD_BYTES_MAX as u64);
-    let built = builder.build::<_, Bytes>(h3_quinn::Connection::new(quic)).await;
-    let mut connection = match built {
-        Ok(connection) => connection,
-        Err(error) => {
-            tracing::debug!(%error, "an h3 connection cannot be set up");
-            return;
-        }
-    };
+    let Some(mut connection) = set_up else { return };
     let requests = Arc::new(Tasks::new());
     if accept(&mut connection, &responder, &requests, &shutdown).await {
         drain(&mut connection, &requests).await;
+    }
+}
+
+/// The handshakes of QUIC and of HTTP/3.
+async fn set_up(incoming: quinn::Incoming) -> Option<Connection> {
+    let handshake = async { incoming.accept().ok()?.await.ok() };
+    let Ok(Some(quic)) = timeout(HEAD_TIMEOUT, handshake).await else {
+        metrics::counter!("atoll_edge_handshakes_failed_total", "protocol" => "quic").increment(1);
+        return None;
+    };
+    let mut builder = h3::server::builder();
+    builder.max_field_section_size(HEAD_BYTES_MAX as u64);
+    match builder.build::<_, Bytes>(h3_quinn::Connection::new(quic)).await {
+        Ok(connection) => Some(connection),
+        Err(error) => {
+            tracing::debug!(%error, "an h3 connection cannot be set up");
+            None
+        }
     }
 }
 
@@ -175,6 +181,7 @@ async fn drain(connection: &mut Connection, requests: &Tasks) {
     let finish = async {
         requests.drain(DRAIN).await;
         if busy {
+            // For the bytes that the other side has not acknowledged.
             tokio::time::sleep(LINGER).await;
         }
     };

@@ -31,7 +31,9 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be without progress.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long answers under way may take at shutdown.
-pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(4);
+/// At shutdown a connection without an answer under way may take this long to end by itself.
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// Longest head of a request in bytes; longer ones get 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Requests of one connection that are answered at once.

@@ -62,7 +62,7 @@ impl Fixture {
             .collect();
         let mut table = index.table().as_ref().clone();
         follow::apply(&index, &mut table, &entries).await;
-        index.put(table).await.unwrap();
+        index.put(table).await;
         let responder = Arc::new(Responder::new(Arc::new(index), chunks, "edge-1"));
         Fixture { upstream, responder, deploy: published.deploy }
     }

@@ -34,7 +34,7 @@ use super::body::{Body, BodyError};
 use super::h3::{BODY_BYTES_MAX, BODY_TIMEOUT};
 use super::respond::Responder;
 use super::{
-    CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, Protocol, Request,
+    CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER, Protocol, Request,
     STREAMS_MAX,
 };
 
@@ -119,7 +119,12 @@ where
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let activity = Arc::new(Activity::new(Instant::now()));
     let stream = Watched { stream, activity: activity.clone() };
-    let Ok(Ok(stream)) = timeout(HEAD_TIMEOUT, shared.acceptor.accept(stream)).await else {
+    // Who has not asked for anything yet does not hold up the end.
+    let accepted = tokio::select! {
+        accepted = timeout(HEAD_TIMEOUT, shared.acceptor.accept(stream)) => accepted,
+        () = shared.shutdown.wait() => return,
+    };
+    let Ok(Ok(stream)) = accepted else {
         metrics::counter!("atoll_edge_handshakes_failed_total", "protocol" => "tls").increment(1);
         return;
     };
@@ -185,6 +190,10 @@ where
             _ = look.tick() => {
                 if activity.is_stuck(heads, Instant::now()) {
                     metrics::counter!("atoll_edge_connections_timed_out_total").increment(1);
+                    return Ok(());
+                }
+                // Part of a head, or of a handshake, of which no more comes.
+                if stopped && activity.is_idle(Instant::now()) {
                     return Ok(());
                 }
             }
@@ -337,6 +346,12 @@ impl Activity {
         self.progressed(now);
     }
 
+    /// Whether nothing is being answered and nothing moved for [`LINGER`].
+    fn is_idle(&self, now: Instant) -> bool {
+        let since = self.millis(now).saturating_sub(self.progress_ms.load(Ordering::Relaxed));
+        self.open.load(Ordering::Relaxed) == 0 && u128::from(since) > LINGER.as_millis()
+    }
+
     /// Whether nothing moved for too long, or (with `heads`) a head takes too long to arrive.
     fn is_stuck(&self, heads: bool, now: Instant) -> bool {
         let now = self.millis(now);
@@ -441,7 +456,10 @@ mod tests {
         now += IDLE_TIMEOUT / 2;
         activity.progressed(now);
         assert!(!activity.is_stuck(true, now), "an answer may take long while it moves");
+        assert!(!activity.is_idle(now + LINGER * 2), "it is being answered");
         activity.closed(now);
+        assert!(!activity.is_idle(now + LINGER), "its last bytes may still be on their way");
+        assert!(activity.is_idle(now + LINGER + Duration::from_millis(1)));
         now += IDLE_TIMEOUT - Duration::from_secs(1);
         assert!(!activity.is_stuck(true, now), "a connection may wait for its next request");
         now += Duration::from_secs(2);

@@ -58,8 +58,6 @@ enum StepError {
     Master(#[from] ClientError),
     #[error("the master answered with the wrong kind of message")]
     Unexpected,
-    #[error("the index cannot be stored: {0}")]
-    Store(#[from] std::io::Error),
 }
 
 async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), StepError> {
@@ -80,10 +78,10 @@ async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), Step
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
                 next.advance(upto.max(table.seq()));
-                index.put(next).await?;
+                index.put(next).await;
             }
         }
-        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await?,
+        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await,
         _ => return Err(StepError::Unexpected),
     }
     if caught_up {
@@ -113,11 +111,11 @@ pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEn
 }
 
 /// The whole state, for an edge that knows too little to resume.
-async fn take(index: &Index, snapshot: PublishSnapshot) -> Result<(), StepError> {
+async fn take(index: &Index, snapshot: PublishSnapshot) {
     let cluster = index.table().cluster();
     tracing::info!(seq = %snapshot.seq, sites = snapshot.sites.len(), "took a snapshot of all sites");
     let table = Table::of_snapshot(cluster, snapshot);
-    Ok(index.put(table).await?)
+    index.put(table).await;
 }
 
 fn deploys_of(entries: &[PublishEntry]) -> Vec<DeployId> {
@@ -188,7 +186,7 @@ mod tests {
     async fn take_in(index: &Index, entries: &[PublishEntry]) {
         let mut table = Table::clone(&index.table());
         apply(index, &mut table, entries).await;
-        index.put(table).await.unwrap();
+        index.put(table).await;
     }
 
     #[tokio::test]
@@ -227,6 +225,31 @@ mod tests {
         assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy });
         assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
         assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_table_that_cannot_be_stored_is_in_force_and_an_older_one_serves_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let deploys = ["one", "two"]
+            .map(|text| Published::new(&upstream, &[("index.html", text.as_bytes())]).deploy);
+        let now = |index: &Index| match index.site_of("blog.localhost") {
+            Found::Deploy { deploy, .. } => deploy,
+            other => panic!("{other:?}"),
+        };
+        {
+            let (index, _) = index(&upstream, dir.path());
+            take_in(&index, &publish(deploys[0])).await;
+            // What a full disk does, and works for every user: the new file cannot be made.
+            std::fs::create_dir(dir.path().join("index.snapshot.new")).unwrap();
+            let mut set = publish(deploys[1]).remove(1);
+            set.seq = Seq(3);
+            take_in(&index, &[set]).await;
+            assert_eq!((now(&index), index.table().seq()), (deploys[1], Seq(3)));
+        }
+        let (index, _) = index(&upstream, dir.path());
+        assert_eq!((now(&index), index.table().seq()), (deploys[0], Seq(2)), "stored before");
+        assert!(!index.may_serve(), "not before the log was heard of");
     }
 
     #[tokio::test]

@@ -149,21 +149,26 @@ impl Index {
         self.chunks.cache().memory_bytes()
     }
 
-    /// Stores a table and puts it in force. It is stored first: what is acknowledged after this
-    /// is not forgotten by a crash.
-    pub(crate) async fn put(&self, table: Table) -> std::io::Result<()> {
+    /// Stores a table and puts it in force, also when it cannot be stored: the stored one only
+    /// saves a restarted edge from taking everything anew. An older one does no harm, because
+    /// nothing is served from it before the log was heard of ([`Index::may_serve`]).
+    pub(crate) async fn put(&self, table: Table) {
         let table = Arc::new(table);
         if let Some(dir) = self.dir.clone() {
             let stored = table.clone();
             let work = move || snapshot::store(&dir, &stored);
-            atoll_net::task::spawn_blocking("index-store", work)
-                .await
-                .map_err(std::io::Error::other)??;
+            let work = atoll_net::task::spawn_blocking("index-store", work);
+            if let Err(error) = work.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            {
+                metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
+                tracing::warn!(%error, seq = %table.seq(), "the table of sites cannot be stored; \
+                    it is in force all the same, but a restart begins with an older one and \
+                    catches up first: is the disk full?");
+            }
         }
         metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
         self.table.store(table);
         self.version.send_modify(|version| *version += 1);
-        Ok(())
     }
 
     pub(crate) fn heard(&self, asked_at: Instant) {

@@ -1,7 +1,8 @@
 //! The table on disk, so that an edge that restarts while the masters are away serves on.
 //!
-//! [`super::Index`] writes it before an entry is acknowledged: what was acknowledged is never
-//! served in an older version, not even after a crash. Blocking: call it off the runtime.
+//! [`super::Index`] writes it before an entry is acknowledged, if the disk lets it. Nothing hangs
+//! on that: a restarted edge serves nothing before it has heard of the log. Blocking: call it off
+//! the runtime.
 //!
 //! ```text
 //! "ATOLLIDX"  8 bytes
@@ -55,9 +56,15 @@ pub fn load(dir: &Path, cluster: ClusterId) -> Option<Table> {
 /// When the disk refuses; the old file is still there then.
 pub fn store(dir: &Path, table: &Table) -> io::Result<()> {
     let path = dir.join(FILE_NEW);
-    let mut file = File::create(&path)?;
-    file.write_all(&encode(table.cluster(), &table.to_snapshot()))?;
-    file.sync_all()?;
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&encode(table.cluster(), &table.to_snapshot()))?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        // Half a file is of no use, and on a full disk it takes what little room there is.
+        fs::remove_file(&path).unwrap_or_default();
+        return Err(error);
+    }
     fs::rename(&path, dir.join(FILE))?;
     File::open(dir)?.sync_all()
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use atoll_proto::name::SITES_NAME;
 use atoll_proto::namespace::{
     Attr, Caller, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
 };
@@ -9,7 +10,6 @@ use atoll_proto::{ByteName, ChunkId, InodeId, limits};
 
 use super::attr::{attr_of, is_dir, is_not_found};
 use super::file::{File, Opened, Removal};
-use super::sites::SITES_NAME;
 use super::snapshot::Snapshot;
 use super::{FileSystem, FsError, OpenHow, OpenedFile, Store, drop_file, lock, sites};
 

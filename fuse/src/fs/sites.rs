@@ -4,8 +4,8 @@
 //! alias points at. The tree is made from manifests as it is looked at. Its inode numbers are
 //! hashes of what they name with the highest bit set, which no inode of the namespace has, so
 //! they are the same on every mount. `/.sites` can be looked up but is not listed in the root,
-//! so that copying the root does not copy every deploy. A file `/.sites` of the namespace cannot
-//! be reached.
+//! so that copying the root does not copy every deploy. The master lets nobody make a file or
+//! directory of that name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -21,8 +21,6 @@ use super::open::{OpenHow, OpenedFile};
 use super::snapshot::Snapshot;
 use super::{FileSystem, FsError, Handle, Store, lock};
 
-/// The name under the root.
-pub(super) const SITES_NAME: &[u8] = b".sites";
 /// The bit that tells virtual inodes from the master's.
 const VIRTUAL: u64 = 1 << 63;
 /// Listings of deployed directories that are kept: they never change.

@@ -6,8 +6,8 @@
 mod audit;
 mod backup;
 mod harness;
-mod upkeep;
 mod membership;
+mod upkeep;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;

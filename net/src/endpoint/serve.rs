@@ -128,7 +128,12 @@ impl<S: Service> Server<S> {
 
     async fn connection(self: Arc<Self>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
         let remote = canonical(incoming.remote_address());
-        let (connection, peer) = match timeout(HANDSHAKE_DEADLINE, self.handshake(incoming)).await {
+        // A peer that has not said who it is does not hold up the end.
+        let established = tokio::select! {
+            established = timeout(HANDSHAKE_DEADLINE, self.handshake(incoming)) => established,
+            () = self.shutdown.wait() => return,
+        };
+        let (connection, peer) = match established {
             Ok(Ok(established)) => established,
             Ok(Err(reason)) => {
                 tracing::debug!(%remote, reason, "connection refused");

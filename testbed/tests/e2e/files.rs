@@ -40,5 +40,13 @@ fn files_go_up_move_and_come_back_as_they_were() -> Result<()> {
     cluster.atoll(&["ls", "/moved"])?.expect_code(1)?;
     let found = cluster.atoll(&["cat", "/copy.bin"])?.ok()?;
     ensure!(found.stdout == *expected, "the copy went with the original");
+
+    // Mounts show the deploys of sites there.
+    for verb in [&["mkdir", "/.sites"][..], &["mv", "/copy.bin", "/.sites"]] {
+        let refused = cluster.atoll(verb)?;
+        ensure!(refused.code != Some(0) && refused.stderr.contains("/.sites is"), "{refused}");
+    }
+    let listed = cluster.atoll(&["ls", "/"])?.ok()?.text();
+    ensure!(listed.contains("copy.bin") && !listed.contains(".sites"), "{listed}");
     cluster.finish()
 }

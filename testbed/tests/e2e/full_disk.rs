@@ -1,4 +1,4 @@
-//! A full disk under one chunkserver: the other two go on, and nothing acknowledged is wrong.
+//! A full disk under one node: the others go on, and nothing acknowledged is wrong.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,6 +87,46 @@ async fn a_full_disk_under_one_chunkserver_loses_nothing() -> Result<()> {
     trees[0].1.write(&source)?;
     cluster.deploy(&source, "after")?;
     ensure!(cluster.pid(node).is_some(), "{node} died: {}", cluster.node_log(node));
+    cluster.stop_dev()?;
+    drop(disk);
+    cluster.finish()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_with_a_full_disk_serves_what_is_published() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can mount the small disk this test fills");
+        return Ok(());
+    }
+    let seed = seed::or(13);
+    let cluster = DevCluster::builder().seed(seed).start()?;
+    let node = Node::edge(2);
+    let data = cluster.ready().data(node).context("a data directory")?.to_owned();
+    Fault::Stop(node).apply(&cluster)?;
+    let disk = SmallDisk::under(&data, "64m")?;
+    Fault::Start(node).apply(&cluster)?;
+    cluster.wait_healthy()?;
+
+    let trees: Vec<Tree> = (0..3).map(|number| Tree::ordinary(seed + number, 30)).collect();
+    for (number, tree) in trees.iter().enumerate() {
+        tree.write(&cluster.work().join(number.to_string()))?;
+    }
+    let deploy = |number: usize| cluster.deploy(&cluster.work().join(number.to_string()), "full");
+    deploy(0)?;
+    let fill = Fault::FillDisk { node, leave_bytes: 0 };
+    fill.apply(&cluster)?;
+    let done = deploy(1)?;
+    ensure!(done["edges_down"] == serde_json::json!([]), "the edge is waited for: {done}");
+    ensure!(done["edges"] == 3 && done["edges_acked"] == 3, "it confirms: {done}");
+    ensure_served_everywhere(&cluster, "full", &trees[1], &[Version::H2]).await?;
+    ensure!(cluster.node_log(node).contains("cannot be stored"), "{}", cluster.node_log(node));
+
+    // What it has on disk is older; it must not serve that after a restart.
+    Fault::Restart(node).apply(&cluster)?;
+    ensure_served_everywhere(&cluster, "full", &trees[1], &[Version::H2]).await?;
+    fill.undo(&cluster)?;
+    deploy(2)?;
+    ensure_served_everywhere(&cluster, "full", &trees[2], &[Version::H1]).await?;
     cluster.stop_dev()?;
     drop(disk);
     cluster.finish()

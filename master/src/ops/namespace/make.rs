@@ -4,7 +4,8 @@ use atoll_proto::namespace::{Caller, FileKind, NamespaceReply};
 use atoll_proto::{ByteName, Code, Content, InodeId, WireError, limits};
 
 use super::{
-    MODE_BITS, NLINK_MAX, attr_reply, check_name, directory, exists, inode, touch_directory,
+    MODE_BITS, NLINK_MAX, attr_reply, check_name, check_not_reserved, directory, exists, inode,
+    touch_directory,
 };
 use crate::operation::{Apply, Now};
 use crate::store::Transaction;
@@ -98,6 +99,7 @@ pub(super) fn link(
 
 fn check_free(tx: &Transaction<'_>, parent: InodeId, name: &ByteName) -> Apply<()> {
     check_name(name.as_bytes())?;
+    check_not_reserved(parent, name.as_bytes())?;
     directory(tx, parent)?;
     match dentries::get(tx, parent, name.as_bytes())? {
         Some(_) => Err(exists(name.as_bytes(), parent).into()),
@@ -115,6 +117,7 @@ pub(super) fn new_entry(
     caller: Caller,
     body: Body,
 ) -> Apply<NamespaceReply> {
+    check_not_reserved(parent, name.as_bytes())?;
     let at = now.file_ns();
     let is_directory = matches!(body, Body::Directory { .. });
     let made = Inode {

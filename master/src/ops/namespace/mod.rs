@@ -8,6 +8,8 @@ mod model_tests;
 mod paths;
 mod remove;
 mod rename;
+#[cfg(test)]
+mod reserved_tests;
 mod set_attr;
 
 use atoll_proto::namespace::{Attr, NamespaceOp, NamespaceReply};
@@ -109,6 +111,15 @@ pub(crate) fn entry(read: &impl Read, parent: InodeId, name: &[u8]) -> Apply<Den
 
 fn check_name(name: &[u8]) -> Result<(), WireError> {
     name::check_entry_name(name).map_err(|error| WireError::invalid(error.to_string()))
+}
+
+/// Nothing may be given the name under which mounts show deploys: they would hide it.
+fn check_not_reserved(parent: InodeId, name: &[u8]) -> Result<(), WireError> {
+    if parent != InodeId::ROOT || name != name::SITES_NAME {
+        return Ok(());
+    }
+    let message = "/.sites is where mounts show the deploys of sites: choose another name";
+    Err(WireError::new(Code::Denied, message))
 }
 
 fn exists(name: &[u8], parent: InodeId) -> WireError {

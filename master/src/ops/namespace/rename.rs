@@ -4,7 +4,7 @@ use atoll_proto::namespace::{FileKind, NamespaceReply, RenameMode};
 use atoll_proto::{ByteName, Code, InodeId, WireError};
 
 use super::remove::check_empty;
-use super::{check_name, directory, drop_name, entry, exists, inode};
+use super::{check_name, check_not_reserved, directory, drop_name, entry, exists, inode};
 use crate::operation::{Apply, Now};
 use crate::store::dentries::{self, Dentry};
 use crate::store::inodes::{self, Body};
@@ -22,6 +22,10 @@ pub(super) fn rename(
 ) -> Apply<NamespaceReply> {
     check_name(from.1.as_bytes())?;
     check_name(to.1.as_bytes())?;
+    check_not_reserved(to.0, to.1.as_bytes())?;
+    if mode == RenameMode::Exchange {
+        check_not_reserved(from.0, from.1.as_bytes())?;
+    }
     directory(tx, from.0)?;
     directory(tx, to.0)?;
     let source = entry(tx, from.0, from.1.as_bytes())?;
