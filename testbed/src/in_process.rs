@@ -314,6 +314,7 @@ impl InProcess {
         let folder = tempfile::Builder::new().prefix("site-").tempdir_in(self.work())?;
         tree.write(folder.path())?;
         let options = DeployOptions {
+            reupload: false,
             site: site.parse()?,
             alias: AliasName::production(),
             message: String::new(),
