@@ -52,7 +52,8 @@ impl Master {
         let mut found: HashMap<ChunkId, Bytes> = HashMap::new();
         let mut reasons: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
-        for round in 0..limits::REPLICAS.max(1) {
+        let rounds = candidates.values().map(Vec::len).max().unwrap_or(0);
+        for round in 0..rounds {
             let mut by_node: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
             for (id, members) in &candidates {
                 if let Some(member) = members.get(round)
@@ -65,7 +66,7 @@ impl Master {
                 let addr = nodes.get(&node).map(|(addr, _)| *addr);
                 self.read_from(node, addr, ids, deadline)
             }));
-            let last = round + 1 == limits::REPLICAS.max(1);
+            let last = round + 1 == rounds;
             let mut hedge = pin!(tokio::time::sleep(HEDGE_AFTER));
             loop {
                 let (read, reason) = tokio::select! {
