@@ -166,7 +166,8 @@ impl Cluster {
         let mut found = HashMap::with_capacity(missing.len());
         let mut asked = FuturesUnordered::new();
         let mut nodes: Vec<NodeId> = Vec::new();
-        for rank in 0..limits::REPLICAS {
+        let ranks = missing.iter().map(|sought| sought.order.len()).max().unwrap_or(0);
+        for rank in 0..ranks {
             let since = Instant::now();
             let mut requests: HashMap<NodeId, (Replica, Vec<ChunkId>)> = HashMap::new();
             for sought in &missing {
@@ -181,7 +182,7 @@ impl Cluster {
             nodes.extend(requests.keys());
             asked.extend(requests.into_values().map(|(at, ids)| self.read_many_from(at, ids)));
             // The last ones are waited for as long as their own deadline lets them.
-            let last = rank + 1 == limits::REPLICAS;
+            let last = rank + 1 == ranks;
             let mut hedge = std::pin::pin!(tokio::time::sleep(HEDGE_AFTER));
             loop {
                 tokio::select! {

@@ -152,8 +152,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
             Arc::new(Responder::new(edge.index.clone(), edge.chunks.clone(), &config.name));
         let serve = bound.serve(responder, certificate, shutdown.clone());
         tasks.spawn("listeners", async move {
-            if let Err(error) = serve.await {
-                tracing::error!(%error, "the listeners cannot serve");
+            match serve.await {
+                Ok(0) => {}
+                Ok(cut) => tracing::info!(cut, "connections were cut off: they took too long"),
+                Err(error) => tracing::error!(%error, "the listeners cannot serve"),
             }
         });
     }

@@ -436,6 +436,37 @@ async fn a_drain_is_bounded() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_a_caller_that_is_gone() {
+    let ca = ca();
+    let limits = ServeLimits { drain: Duration::from_secs(60), ..ServeLimits::default() };
+    let node = start_at(ANY, &ca.issue(Role::Chunkserver, "c1").unwrap(), limits);
+    let (addr, identity) = (node.addr, ca.issue(Role::Client, "cli").unwrap());
+    // A runtime that nobody drives any more is a process that was killed or frozen: its socket is
+    // there, and nothing that arrives at it is acknowledged.
+    let (freeze, frozen) = tokio::sync::oneshot::channel::<()>();
+    let caller = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = Endpoint::client(&identity).unwrap();
+            tokio::spawn(async move { ask(&client, addr, Ask::Wait, vec![]).await });
+            frozen.await.unwrap();
+        });
+        runtime
+    });
+    node.service.entered.notified().await;
+    freeze.send(()).unwrap();
+    let runtime = tokio::task::spawn_blocking(|| caller.join().unwrap()).await.unwrap();
+    node.service.gate.notify_one();
+    let began = std::time::Instant::now();
+    node.trigger.trigger();
+    node.server.await.unwrap();
+    assert_eq!(node.service.done.load(Ordering::SeqCst), 1);
+    // Without a word from the caller the connection is given up after ten seconds only.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    runtime.shutdown_background();
+}
+
+#[tokio::test]
 async fn one_endpoint_answers_and_calls() {
     let ca = ca();
     let a = start(&ca.issue(Role::Chunkserver, "a").unwrap());

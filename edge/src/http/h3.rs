@@ -48,7 +48,8 @@ type Stream = RequestStream<h3_quinn::BidiStream<Bytes>, Bytes>;
 type Resolver = RequestResolver<h3_quinn::Connection, Bytes>;
 type Connection = h3::server::Connection<h3_quinn::Connection, Bytes>;
 
-/// Answers until shutdown, then lets what is under way finish for a while.
+/// Answers until shutdown, then lets what is under way finish for a while. Returns how many
+/// connections had to be cut off.
 ///
 /// # Errors
 /// When the socket or the TLS configuration is not accepted.
@@ -57,7 +58,7 @@ pub async fn serve(
     tls: ServerConfig,
     responder: Arc<Responder>,
     shutdown: Shutdown,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let tls = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
@@ -90,12 +91,12 @@ pub async fn serve(
     }
     // New connections are refused from here on, while those that exist finish.
     endpoint.set_server_config(None);
-    connections.drain(DRAIN).await;
+    let cut = connections.drain(DRAIN).await;
     endpoint.close(VarInt::from_u32(0x100), b"");
     if timeout(Duration::from_secs(1), endpoint.wait_idle()).await.is_err() {
         tracing::debug!("closed without hearing from every visitor");
     }
-    Ok(())
+    Ok(cut)
 }
 
 fn transport() -> TransportConfig {

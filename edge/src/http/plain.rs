@@ -15,10 +15,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
-use super::{HEAD_BYTES_MAX, HEAD_TIMEOUT, tcp};
+use super::{HEAD_BYTES_MAX, HEAD_TIMEOUT, LINGER, tcp};
 use crate::index::host;
 
-/// Redirects until shutdown. `https_port` is the port visitors are sent to.
+/// Redirects until shutdown. `https_port` is the port visitors are sent to. Returns how many
+/// connections had to be cut off.
 ///
 /// # Errors
 /// When the runtime does not take the socket.
@@ -26,7 +27,7 @@ pub async fn serve(
     listener: StdTcpListener,
     https_port: u16,
     shutdown: Shutdown,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let stop = shutdown.clone();
     tcp::accept(listener, "http", shutdown, move |stream| {
         connection(stream, https_port, stop.clone())
@@ -51,7 +52,11 @@ async fn connection(stream: TcpStream, https_port: u16, shutdown: Shutdown) {
         ended = &mut connection => ended,
         () = shutdown.wait() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // A redirect takes no time; what takes longer is the rest of a head.
+            match tokio::time::timeout(LINGER, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
         }
     };
     if let Err(error) = outcome {

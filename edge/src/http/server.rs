@@ -5,6 +5,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use atoll_net::shutdown::Shutdown;
 use atoll_net::task::Tasks;
@@ -50,7 +51,8 @@ pub fn bind(http: SocketAddr, https: SocketAddr) -> Result<Bound, BindError> {
 }
 
 impl Bound {
-    /// Answers until shutdown, and drains.
+    /// Answers until shutdown, and drains. Returns how many connections had to be cut off, because
+    /// an answer took too long.
     ///
     /// # Errors
     /// When TLS cannot be set up.
@@ -59,26 +61,32 @@ impl Bound {
         responder: Arc<Responder>,
         certificate: Arc<Certificate>,
         shutdown: Shutdown,
-    ) -> Result<(), TlsError> {
+    ) -> Result<usize, TlsError> {
         let (over_tcp, over_quic) = (certificate.tcp()?, certificate.quic()?);
         let port = self.https_addr.port();
-        let tasks = Tasks::new();
-        tasks.spawn("listen-http", ended("http", plain::serve(self.http, port, shutdown.clone())));
+        let (tasks, cut) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
+        let http = plain::serve(self.http, port, shutdown.clone());
+        tasks.spawn("listen-http", ended("http", http, cut.clone()));
         let https = tcp::serve(self.https, over_tcp, responder.clone(), shutdown.clone());
-        tasks.spawn("listen-https", ended("https", https));
+        tasks.spawn("listen-https", ended("https", https, cut.clone()));
         let quic = h3::serve(self.quic, over_quic, responder, shutdown.clone());
-        tasks.spawn("listen-h3", ended("h3", quic));
+        tasks.spawn("listen-h3", ended("h3", quic, cut.clone()));
         let watch = atoll_net::task::spawn("certificate", certificate.watch());
         let _watch = atoll_net::task::AbortOnDrop::new(watch);
         shutdown.wait().await;
         tasks.drain(DRAIN * 2).await;
-        Ok(())
+        Ok(cut.load(Ordering::Relaxed))
     }
 }
 
-async fn ended(name: &'static str, listener: impl Future<Output = io::Result<()>>) {
-    if let Err(error) = listener.await {
-        tracing::error!(listener = name, %error, "a listener stopped");
+async fn ended(
+    name: &'static str,
+    listener: impl Future<Output = io::Result<usize>>,
+    cut: Arc<AtomicUsize>,
+) {
+    match listener.await {
+        Ok(some) => drop(cut.fetch_add(some, Ordering::Relaxed)),
+        Err(error) => tracing::error!(listener = name, %error, "a listener stopped"),
     }
 }
 

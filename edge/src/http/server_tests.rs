@@ -28,7 +28,7 @@ struct Server {
     https: SocketAddr,
     tls: rustls::ClientConfig,
     trigger: ShutdownTrigger,
-    running: JoinHandle<Result<(), TlsError>>,
+    running: JoinHandle<Result<usize, TlsError>>,
     _dir: tempfile::TempDir,
 }
 
@@ -88,13 +88,10 @@ impl Server {
         }
     }
 
-    async fn stop(self) {
+    /// How many connections had to be cut off.
+    async fn stop(self) -> usize {
         self.trigger.trigger();
-        tokio::time::timeout(Duration::from_secs(15), self.running)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(15), self.running).await.unwrap().unwrap().unwrap()
     }
 }
 
@@ -308,4 +305,21 @@ async fn shutdown_lets_open_connections_go_quickly() {
             client.close();
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_cuts_off_nobody_and_waits_for_nobody_who_has_not_asked() {
+    let server = Server::start(&[("index.html", b"home")]).await;
+    // Connected and silent; in the middle of TLS; before HTTP/2 began; in the middle of a head.
+    let silent = [TcpStream::connect(server.https).await, TcpStream::connect(server.http).await];
+    let mut hello = TcpStream::connect(server.https).await.unwrap();
+    hello.write_all(&[0x16, 3, 1]).await.unwrap();
+    let h2 = server.connect_tls(b"h2").await;
+    let mut head = server.connect_tls(b"http/1.1").await;
+    head.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+    head.flush().await.unwrap();
+    let mut plain = TcpStream::connect(server.http).await.unwrap();
+    plain.write_all(b"GET / HT").await.unwrap();
+    assert_eq!(server.stop().await, 0, "connections that had to be cut off");
+    drop((silent, hello, h2, head, plain));
 }

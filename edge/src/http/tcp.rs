@@ -51,7 +51,8 @@ struct Shared {
     shutdown: Shutdown,
 }
 
-/// Answers until shutdown, then lets what is under way finish for a while.
+/// Answers until shutdown, then lets what is under way finish for a while. Returns how many
+/// connections had to be cut off.
 ///
 /// # Errors
 /// When the runtime does not take the socket.
@@ -60,7 +61,7 @@ pub async fn serve(
     tls: Arc<ServerConfig>,
     responder: Arc<Responder>,
     shutdown: Shutdown,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let port = listener.local_addr()?.port();
     let alt_svc =
         HeaderValue::from_str(&format!("h3=\":{port}\"; ma=86400")).map_err(io::Error::other)?;
@@ -69,13 +70,14 @@ pub async fn serve(
     accept(listener, "https", shutdown, move |stream| connection(stream, shared.clone())).await
 }
 
-/// Gives every connection a task, within the bound, until shutdown.
+/// Gives every connection a task, within the bound, until shutdown. Returns how many had to be
+/// cut off then.
 pub(super) async fn accept<F, W>(
     listener: StdTcpListener,
     name: &'static str,
     shutdown: Shutdown,
     serve: F,
-) -> io::Result<()>
+) -> io::Result<usize>
 where
     F: Fn(TcpStream) -> W,
     W: Future<Output = ()> + Send + 'static,
@@ -112,8 +114,7 @@ where
         }
     }
     drop(listener);
-    connections.drain(DRAIN).await;
-    Ok(())
+    Ok(connections.drain(DRAIN).await)
 }
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {

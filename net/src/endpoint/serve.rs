@@ -37,6 +37,9 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long sending an error may take after the deadline has passed.
 const REPLY_GRACE: Duration = Duration::from_secs(1);
+/// At a drain, a caller from which nothing comes for this long, though its reply waits to be
+/// acknowledged, is gone: a living one is sent the last packet again and again and answers.
+const GONE_AFTER: Duration = Duration::from_secs(1);
 /// With this many handshakes going on, new peers must first prove that they own their address.
 const HANDSHAKES_UNPROVEN_MAX: usize = 256;
 /// Request bodies are counted in units of this many bytes.
@@ -145,7 +148,7 @@ impl<S: Service> Server<S> {
             }
         };
         let _counted = Counted::new(metrics::gauge!("atoll_net_connections", "side" => "server"));
-        let client = Arc::new(Client { peer, remote });
+        let client = Arc::new(Client { peer, remote, connection: connection.clone() });
         self.streams(&connection, &client).await;
     }
 
@@ -231,6 +234,23 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 struct Client {
     peer: Peer,
     remote: SocketAddr,
+    connection: Connection,
+}
+
+impl Client {
+    /// Ends once nothing has come from it for a while.
+    async fn gone(&self) {
+        let heard = || self.connection.stats().udp_rx.datagrams;
+        let mut last = heard();
+        loop {
+            tokio::time::sleep(GONE_AFTER).await;
+            let now = heard();
+            if now == last {
+                return;
+            }
+            last = now;
+        }
+    }
 }
 
 /// One stream, from its first byte to its reply.
@@ -276,8 +296,16 @@ impl<S: Service> Request<S> {
             Outcome::Gone => false,
         };
         if sent {
-            // A drain must not close the connection before the caller has the whole reply.
-            stopped.await.ok();
+            // A drain must not close the connection before the caller has the whole reply. One that
+            // ended, or froze, without acknowledging it would hold up the drain for nothing.
+            let gone = async {
+                self.server.shutdown.wait().await;
+                self.client.gone().await;
+            };
+            tokio::select! {
+                _ = &mut stopped => {}
+                () = gone => {}
+            }
         } else {
             send.reset(close::CANCELLED).ok();
         }

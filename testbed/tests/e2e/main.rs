@@ -13,6 +13,7 @@ mod dns;
 mod durable;
 mod farewell;
 mod files;
+mod frozen;
 mod full_disk;
 mod garbage;
 mod in_process;
