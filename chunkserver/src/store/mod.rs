@@ -77,6 +77,17 @@ pub struct Purged {
     pub bytes: u64,
 }
 
+/// What was taken back from stores that were set aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Salvaged {
+    /// Chunks that are present now and were not.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// There is nothing more to take back.
+    pub complete: bool,
+}
+
 /// A single value beside the chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meta {
@@ -350,6 +361,14 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// empty, is being filled anew.
     fn refilling(&self) -> bool;
 
+    /// Takes chunks back from stores that were set aside, as far as their bytes are good, going on
+    /// where the last call stopped; reads about `bytes_max` bytes. What it takes back is present,
+    /// and live only if the master said so since. What it has been through is deleted.
+    ///
+    /// # Errors
+    /// When the disk fails or is full.
+    fn salvage(&self, now_ms: u64, bytes_max: u64) -> Result<Salvaged, StoreError>;
+
     /// Everything that was set aside is here again, or given up: deletes it.
     ///
     /// # Errors
@@ -377,6 +396,14 @@ impl Marked {
         if was_present && new.is_some_and(|new| new.body == Body::Quarantined) {
             self.quarantined += 1;
         }
+    }
+}
+
+impl Salvaged {
+    /// Adds what was stored.
+    fn note(&mut self, batched: &Batched) {
+        self.chunks += batched.written as u64;
+        self.bytes += batched.bytes;
     }
 }
 

@@ -61,12 +61,14 @@ pub(super) struct Batch<'a> {
 impl Db {
     /// Opens the database in a directory, or makes one there.
     pub(super) fn open(dir: &Path, create: bool) -> Result<Self, DbError> {
-        Ok(Self(DB::open_cf_descriptors(&options(create), dir, families())?))
+        let opened = DB::open_cf_descriptors(&options(create), dir, families());
+        Ok(Self(opened.map_err(DbError::opening)?))
     }
 
     /// Opens it without writing anything, not even what opening a database writes.
     pub(super) fn open_for_reading(dir: &Path) -> Result<Self, DbError> {
-        Ok(Self(DB::open_cf_descriptors_read_only(&options(false), dir, families(), false)?))
+        let opened = DB::open_cf_descriptors_read_only(&options(false), dir, families(), false);
+        Ok(Self(opened.map_err(DbError::opening)?))
     }
 
     /// The value of a key.
@@ -166,6 +168,22 @@ impl From<rocksdb::Error> for DbError {
 }
 
 impl DbError {
+    /// What a failure to open means: a database whose files do not fit together, or are not what
+    /// they should be, gives all sorts of errors.
+    fn opening(error: rocksdb::Error) -> Self {
+        let unlike_ours = matches!(
+            error.kind(),
+            ErrorKind::InvalidArgument
+                | ErrorKind::NotSupported
+                | ErrorKind::NotFound
+                | ErrorKind::Incomplete
+        );
+        match Self::from(error) {
+            Self::Other(reason) if unlike_ours => Self::Damaged(reason),
+            error => error,
+        }
+    }
+
     /// What the library said.
     pub(super) fn into_reason(self) -> String {
         let (Self::Full(reason) | Self::Damaged(reason) | Self::Other(reason)) = self;

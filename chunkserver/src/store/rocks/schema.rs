@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! family      key                        value
-//! chunks      pool u8, id [32]           the bytes of a chunk
+//! chunks      pool u8, id [32]           the bytes of a chunk that is not in a segment file
 //! index       pool u8, id [32]           version u8 = 2, live u8, body u8, len u32, epoch u64,
-//!                                        at_ms u64: see Record
+//!                                        at_ms u64: see Record; place u8 (0: in `chunks`, or
+//!                                        nowhere; 1: segment), segment u32, block u32
 //! buckets     pool u8, pg u16, number u8 digest [32], count u32: the chunks of the bucket that are
 //!                                        live and present; none without any
 //! lacking     pool u8, id [32]           empty: the chunk is live and not present
 //! quarantine  at_ms u64, pool u8, id[32] empty: the chunk's bytes wait to be deleted since then
+//! segments    segment u32                end u32, chunks u32, blocks u32: see Fill
+//! holes       segment u32, block u32     len u32: deleted from the index, and not yet from the
+//!                                        segment file
 //! meta        'f'                        format: version u32 of this page
 //!             'c'                        cluster id [16]
 //!             'n'                        node id u64
@@ -21,10 +25,11 @@
 //! ```
 //! Integers are big-endian. The pool byte is 0. An id starts with the 12 bits of its placement
 //! group and the 8 bits of its bucket, so all chunks of a group, and of a bucket, are one range of
-//! keys. Everything that follows from a record changes in one write with it.
+//! keys. Large chunks are in segment files: see [`super::frame`]. Everything that follows from a record changes in one write with it.
 
 use atoll_proto::{ChunkId, Epoch, PgId};
 
+use super::segments::Spot;
 use crate::store::Meta;
 use crate::store::record::{Body, Record};
 use crate::store::tally::BucketKey;
@@ -36,8 +41,8 @@ const POOL: u8 = 0;
 /// Length of a key that names a chunk.
 const KEY_BYTES: usize = 33;
 /// Length of a value in `index`.
-const RECORD_BYTES: usize = 23;
-const RECORD_VERSION: u8 = 2;
+const ROW_BYTES: usize = 32;
+const ROW_VERSION: u8 = 2;
 /// The keys in `meta` that are not a [`Meta`].
 pub(super) const TOTALS: &[u8] = b"t";
 pub(super) const APPLIED: &[u8] = b"a";
@@ -56,14 +61,55 @@ pub(super) enum Family {
     Lacking,
     /// Chunks to delete, by age.
     Quarantine,
+    /// Segment files.
+    Segments,
+    /// What is to be deleted from them.
+    Holes,
     /// Single values.
     Meta,
 }
 
+/// Where the bytes of a chunk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the database, if there are any.
+    Database,
+    /// In a segment file.
+    Segment(Spot),
+}
+
+/// An entry of `index`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    /// What is known of the chunk.
+    pub(super) record: Record,
+    /// Where its bytes are.
+    pub(super) place: Place,
+}
+
+/// An entry of `segments`: how far a file is filled, and with what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Fill {
+    /// The block after the last that was ever valid.
+    pub(super) end: u32,
+    /// Chunks that the index has there.
+    pub(super) chunks: u32,
+    /// The blocks they take.
+    pub(super) blocks: u32,
+}
+
 impl Family {
     /// Every one.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Chunks, Self::Index, Self::Buckets, Self::Lacking, Self::Quarantine, Self::Meta];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Chunks,
+        Self::Index,
+        Self::Buckets,
+        Self::Lacking,
+        Self::Quarantine,
+        Self::Segments,
+        Self::Holes,
+        Self::Meta,
+    ];
 
     /// Its name in the database.
     pub(super) fn name(self) -> &'static str {
@@ -73,6 +119,8 @@ impl Family {
             Self::Buckets => "buckets",
             Self::Lacking => "lacking",
             Self::Quarantine => "quarantine",
+            Self::Segments => "segments",
+            Self::Holes => "holes",
             Self::Meta => "meta",
         }
     }
@@ -163,35 +211,92 @@ pub(super) fn decode_u64(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-impl Record {
-    pub(super) fn encode(&self) -> [u8; RECORD_BYTES] {
-        let mut out = [0; RECORD_BYTES];
-        out[0] = RECORD_VERSION;
-        out[1] = u8::from(self.live);
-        out[2] = self.body.code();
-        out[3..7].copy_from_slice(&self.len.to_be_bytes());
-        out[7..15].copy_from_slice(&self.epoch.0.to_be_bytes());
-        out[15..].copy_from_slice(&self.at_ms.to_be_bytes());
+/// The key in `segments`.
+pub(super) fn segment_key(segment: u32) -> [u8; 4] {
+    segment.to_be_bytes()
+}
+
+/// What such a key names.
+pub(super) fn key_segment(key: &[u8]) -> Option<u32> {
+    key.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// The key in `holes`.
+pub(super) fn hole_key(spot: Spot) -> [u8; 8] {
+    ((u64::from(spot.segment) << 32) | u64::from(spot.block)).to_be_bytes()
+}
+
+/// What such an entry names: where the hole begins, and the length of the chunk that was there.
+pub(super) fn hole(key: &[u8], value: &[u8]) -> Option<(Spot, u32)> {
+    let (segment, block) = key.split_first_chunk()?;
+    let spot = Spot { segment: u32::from_be_bytes(*segment), block: key_segment(block)? };
+    Some((spot, u32::from_be_bytes(value.try_into().ok()?)))
+}
+
+impl Row {
+    pub(super) fn encode(&self) -> [u8; ROW_BYTES] {
+        let mut out = [0; ROW_BYTES];
+        let record = &self.record;
+        out[0] = ROW_VERSION;
+        out[1] = u8::from(record.live);
+        out[2] = record.body.code();
+        out[3..7].copy_from_slice(&record.len.to_be_bytes());
+        out[7..15].copy_from_slice(&record.epoch.0.to_be_bytes());
+        out[15..23].copy_from_slice(&record.at_ms.to_be_bytes());
+        if let Place::Segment(spot) = self.place {
+            out[23] = 1;
+            out[24..].copy_from_slice(&hole_key(spot));
+        }
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; RECORD_BYTES] = bytes.try_into().ok()?;
-        let [RECORD_VERSION, live, body, rest @ ..] = bytes else { return None };
+        let bytes: &[u8; ROW_BYTES] = bytes.try_into().ok()?;
+        let [ROW_VERSION, live, body, rest @ ..] = bytes else { return None };
         let live = match live {
             0 => false,
             1 => true,
             _ => return None,
         };
         let (len, rest) = rest.split_first_chunk()?;
-        let (epoch, at_ms) = rest.split_first_chunk()?;
-        Some(Self {
+        let (epoch, rest) = rest.split_first_chunk()?;
+        let (at_ms, rest) = rest.split_first_chunk()?;
+        let (segment, block) = rest.get(1..)?.split_first_chunk()?;
+        let spot = Spot { segment: u32::from_be_bytes(*segment), block: key_segment(block)? };
+        let place = match rest.first()? {
+            0 if spot == (Spot { segment: 0, block: 0 }) => Place::Database,
+            1 => Place::Segment(spot),
+            _ => return None,
+        };
+        let record = Record {
             live,
             body: Body::from_code(*body)?,
             len: u32::from_be_bytes(*len),
             epoch: Epoch(u64::from_be_bytes(*epoch)),
-            at_ms: decode_u64(at_ms)?,
-        })
+            at_ms: u64::from_be_bytes(*at_ms),
+        };
+        Some(Self { record, place })
+    }
+
+    /// Where in the segments its bytes are, if that is where they are.
+    pub(super) fn spot(&self) -> Option<Spot> {
+        match self.place {
+            Place::Segment(spot) if self.record.has_bytes() => Some(spot),
+            Place::Segment(_) | Place::Database => None,
+        }
+    }
+}
+
+impl Fill {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        [self.end, self.chunks, self.blocks].map(u32::to_be_bytes).concat()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (words, []) = bytes.as_chunks::<4>() else { return None };
+        let words: &[[u8; 4]; 3] = words.try_into().ok()?;
+        let [end, chunks, blocks] = words.map(u32::from_be_bytes);
+        Some(Self { end, chunks, blocks })
     }
 }
 
@@ -257,20 +362,36 @@ mod tests {
         }
 
         #[test]
-        fn records_round_trip(
+        fn rows_round_trip(
             live: bool,
             body in 0..4usize,
             len: u32,
             epoch: u64,
             at_ms: u64,
+            spot: Option<(u32, u32)>,
             bytes: Vec<u8>,
         ) {
             let record =
                 Record { live, body: Body::ALL[body], len, epoch: Epoch(epoch), at_ms };
-            prop_assert_eq!(Record::decode(&record.encode()), Some(record));
-            if let Some(record) = Record::decode(&bytes) {
-                prop_assert_eq!(&record.encode()[..], &bytes[..]);
+            let place = spot.map_or(Place::Database, |(segment, block)| {
+                Place::Segment(Spot { segment, block })
+            });
+            let row = Row { record, place };
+            prop_assert_eq!(Row::decode(&row.encode()), Some(row));
+            if let Some(row) = Row::decode(&bytes) {
+                prop_assert_eq!(&row.encode()[..], &bytes[..]);
             }
+        }
+
+        #[test]
+        fn segments_round_trip(words: [u32; 5], bytes: Vec<u8>) {
+            let [segment, block, end, chunks, blocks] = words;
+            prop_assert_eq!(key_segment(&segment_key(segment)), Some(segment));
+            let spot = Spot { segment, block };
+            prop_assert_eq!(hole(&hole_key(spot), &end.to_be_bytes()), Some((spot, end)));
+            let fill = Fill { end, chunks, blocks };
+            prop_assert_eq!(Fill::decode(&fill.encode()), Some(fill));
+            prop_assert_eq!(Fill::decode(&bytes).is_some(), bytes.len() == 12);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::numbered;
+use super::{NOW, assert_consistent, numbered};
 use crate::store::rocks::RocksStore;
 use crate::store::{ChunkStore, NewChunk, StoreError, Totals};
 
@@ -104,7 +104,7 @@ fn a_full_disk_refuses_puts_and_recovers() {
 fn a_disk_that_something_else_fills_loses_nothing_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let Some((disk, ballast, store)) = on_a_small_disk(dir.path(), 0) else { return };
-    let mut stored: Vec<NewChunk> = (0..60).map(|n| numbered(n, 256 << 10)).collect();
+    let mut stored: Vec<NewChunk> = (0..250).map(|n| numbered(n, 60 << 10)).collect();
     store.put_batch(&stored).unwrap();
     // Up to the last byte, so that RocksDB itself fails to write.
     let filled = std::fs::write(dir.path().join("more"), vec![2; 64 << 20]);
@@ -129,6 +129,75 @@ fn a_disk_that_something_else_fills_loses_nothing_and_recovers() {
     put_until_it_works(&store, &late);
     stored.push(late);
     check_all(&store, &stored);
+    drop(store);
+    let store = RocksStore::open(&dir.path().join("store"), Some(0)).unwrap();
+    check_all(&store, &stored);
+    drop(store);
+    drop(disk);
+}
+
+/// Takes all the room there is.
+fn fill_up(dir: &Path) -> PathBuf {
+    let path = dir.join("more");
+    assert!(std::fs::write(&path, vec![2; 64 << 20]).is_err());
+    path
+}
+
+#[test]
+fn deleting_works_on_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((disk, _ballast, store)) = on_a_small_disk(dir.path(), 0) else { return };
+    let mut stored: Vec<NewChunk> = (0..40).map(|n| numbered(n, 256 << 10)).collect();
+    stored.extend((40..80).map(|n| numbered(n, 9000)));
+    for batch in stored.chunks(10) {
+        store.put_batch(batch).unwrap();
+    }
+    let ids: Vec<_> = stored.iter().map(|chunk| chunk.id).collect();
+    assert_eq!(store.quarantine(&ids[..30], NOW).unwrap(), 30);
+    assert_eq!(store.quarantine(&ids[60..], NOW).unwrap(), 20);
+    fill_up(dir.path());
+    let purged = store.purge(NOW + 1, usize::MAX).unwrap();
+    assert_eq!(purged.chunks, 50);
+    stored.drain(60..);
+    stored.drain(..30);
+    check_all(&store, &stored);
+    let free = store.space().unwrap().free;
+    assert!(free > 7 << 20, "only {free} bytes are free again");
+    put_until_it_works(&store, &numbered(1000, 256 << 10));
+    stored.push(numbered(1000, 256 << 10));
+    assert_consistent(&store);
+    drop(store);
+    let store = RocksStore::open(&dir.path().join("store"), Some(0)).unwrap();
+    check_all(&store, &stored);
+    drop(store);
+    drop(disk);
+}
+
+#[test]
+fn segments_on_a_disk_that_something_else_fills_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((disk, _ballast, store)) = on_a_small_disk(dir.path(), 0) else { return };
+    let mut stored = Vec::new();
+    let mut refused = 0;
+    let mut more = None;
+    for n in 0..400 {
+        let chunk = numbered(n, 100_000);
+        match store.put_batch(std::slice::from_ref(&chunk)) {
+            Ok(_) => stored.push(chunk),
+            Err(StoreError::Full { .. }) => refused += 1,
+            // Opening again is not tried at once after it failed.
+            Err(StoreError::Disk { .. }) if more.is_some() => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        match n % 100 {
+            40 => more = Some(fill_up(dir.path())),
+            70 => std::fs::remove_file(more.take().unwrap()).unwrap(),
+            _ => {}
+        }
+    }
+    assert!(refused > 50 && stored.len() > 50, "{refused} refused, {} stored", stored.len());
+    check_all(&store, &stored);
+    assert_consistent(&store);
     drop(store);
     let store = RocksStore::open(&dir.path().join("store"), Some(0)).unwrap();
     check_all(&store, &stored);

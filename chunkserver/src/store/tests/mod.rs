@@ -5,7 +5,10 @@
 mod damage;
 mod full_disk;
 mod model;
+mod segments;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_proto::tree::{SetHash, bucket_of};
@@ -29,6 +32,39 @@ fn numbered(number: u64, len: usize) -> NewChunk {
     let mut bytes = number.to_be_bytes().to_vec();
     bytes.resize(len.max(8), (number % 251) as u8);
     chunk(bytes)
+}
+
+/// Copies a directory as it is at one moment: again, if something changed in the meantime.
+fn copy(from: &Path, to: &Path) {
+    loop {
+        let before = listing(from);
+        for path in before.keys() {
+            let copied = to.join(path.strip_prefix(from).unwrap());
+            std::fs::create_dir_all(copied.parent().unwrap()).unwrap();
+            match std::fs::copy(path, copied) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
+        }
+        if listing(from) == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+    }
+}
+
+/// All files under a directory, and their lengths.
+fn listing(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(listing(&path));
+        } else if let Ok(meta) = path.metadata() {
+            files.insert(path, meta.len());
+        }
+    }
+    files
 }
 
 type Damage = dyn Fn(&ChunkId, &'static [u8]);
@@ -55,8 +91,7 @@ fn battery(store: &Arc<dyn ChunkStore>, damage: &Damage) {
 fn assert_consistent(store: &dyn ChunkStore) {
     let all = store.list(None, usize::MAX).unwrap();
     assert!(all.is_sorted_by_key(|(id, _)| *id));
-    let mut counted: std::collections::BTreeMap<(PgId, u8), (SetHash, Vec<ChunkId>)> =
-        std::collections::BTreeMap::new();
+    let mut counted: BTreeMap<(PgId, u8), (SetHash, Vec<ChunkId>)> = BTreeMap::new();
     for (id, _) in all.iter().filter(|(_, record)| record.counts()) {
         let entry = counted.entry((id.pg(), bucket_of(id))).or_default();
         entry.0.insert(id);

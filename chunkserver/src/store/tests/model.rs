@@ -1,12 +1,13 @@
 //! Random operations on the real store and on the one in memory give the same answers and leave
-//! the same records, digests and totals, also when the store is closed and opened in between.
+//! the same records, digests and totals, also when the store is closed and opened, or
+//! killed, in between.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{NOW, assert_consistent, numbered};
+use super::{NOW, assert_consistent, copy, numbered};
 use crate::store::memory::MemoryStore;
 use crate::store::rocks::RocksStore;
 use crate::store::{ChunkStore, Mark, NewChunk};
@@ -30,6 +31,7 @@ enum Step {
     Purge(u64, usize),
     Scrubbed(usize),
     Reopen,
+    Crash,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -48,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..80u64, 0..4usize).prop_map(|(age, limit)| Step::Purge(age, limit)),
         1 => one().prop_map(Step::Scrubbed),
         1 => Just(Step::Reopen),
+        1 => Just(Step::Crash),
     ]
 }
 
@@ -79,7 +82,7 @@ fn take(store: &dyn ChunkStore, chunks: &[NewChunk], step: &Step, now: u64) -> S
         Step::Restore(n) => format!("{:?}", store.restore(&chunks[*n].id, now)),
         Step::Purge(age, limit) => format!("{:?}", store.purge(now - age, *limit)),
         Step::Scrubbed(n) => format!("{:?}", store.set_scrubbed(chunks[*n].id.pg(), now)),
-        Step::Damage(_) | Step::Reopen => String::new(),
+        Step::Damage(_) | Step::Reopen | Step::Crash => String::new(),
     }
 }
 
@@ -111,7 +114,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn the_store_does_what_the_model_does(steps in prop::collection::vec(step(), 1..40)) {
-        let dir = tempfile::tempdir().unwrap();
+        let mut dir = tempfile::tempdir().unwrap();
         let chunks = chunks();
         let model = Arc::new(MemoryStore::default());
         let mut real = RocksStore::create(dir.path(), Some(0)).unwrap();
@@ -126,6 +129,16 @@ proptest! {
                 }
                 Step::Reopen => {
                     drop(real);
+                    real = RocksStore::open(dir.path(), Some(0)).unwrap();
+                    prop_assert_eq!(real.changed_groups().len(), 4096);
+                    known = digests(&real, &chunks);
+                }
+                Step::Crash => {
+                    // What a killed process leaves behind: its files, not closed.
+                    let left = tempfile::tempdir().unwrap();
+                    copy(dir.path(), left.path());
+                    drop(real);
+                    dir = left;
                     real = RocksStore::open(dir.path(), Some(0)).unwrap();
                     prop_assert_eq!(real.changed_groups().len(), 4096);
                     known = digests(&real, &chunks);
