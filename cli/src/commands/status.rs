@@ -14,9 +14,10 @@ use crate::connect::Context;
 use crate::report::{Exit, Failure};
 use crate::{table, text};
 
-/// An edge that is behind by the last publish may be given this long before it counts.
+/// An edge that is behind by the last publish, and a chunkserver that is fetching what was just
+/// written, may be given this long before it counts.
 const CATCH_UP: Duration = Duration::from_millis(200);
-const CATCH_UP_TRIES: usize = 10;
+const CATCH_UP_TRIES: usize = 15;
 
 /// Show how the cluster does; exit code 0 only if it is healthy
 #[derive(Debug, Args)]
@@ -118,12 +119,16 @@ pub(crate) async fn ask(cluster: &Cluster) -> Result<Status, Failure> {
     }
 }
 
-/// The status, once edges had a moment to apply what was just published.
+/// The status, once edges and chunkservers had a moment to catch up with what was just changed.
 async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
     let mut status = ask(cluster).await?;
     for _ in 0..CATCH_UP_TRIES {
         let behind = status.edges.iter().any(|edge| edge.up && edge.seq < status.publish_seq);
-        if !behind {
+        let fetching = status
+            .chunkservers
+            .iter()
+            .any(|server| server.up && (server.stat.lacking > 0 || server.in_sync == Some(false)));
+        if !behind && !fetching {
             break;
         }
         tokio::time::sleep(CATCH_UP).await;

@@ -4,12 +4,15 @@
 //! A page or list is read first, because its children lose a reference with it. One that cannot be
 //! read stays: a chunk too many does no harm.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_proto::error::WireResult;
 use atoll_proto::master::ObjectKind;
 use atoll_proto::{ChunkId, WireError, limits};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use crate::operation::{Collected, Operation};
@@ -23,6 +26,8 @@ use crate::store::{StoreError, objects, unreferenced};
 const CHILDREN_PER_ENTRY: usize = 12_000;
 /// Pages read at a time, so that memory stays bounded.
 const READ_AT_ONCE: usize = 64;
+/// Pages read one by one at the same time, when some cannot be read.
+const READ_ALONE: usize = 8;
 /// Log entries of one pass that drop deltas, so that a pass ends.
 const EXPIRIES_MAX: usize = 64;
 
@@ -162,22 +167,19 @@ async fn with_children(master: &Master, part: &[Idle]) -> Vec<Collected> {
 
 impl Master {
     /// What can be read of these pages.
-    pub(crate) async fn read_pages(
-        &self,
-        ids: &[ChunkId],
-    ) -> std::collections::HashMap<ChunkId, bytes::Bytes> {
+    pub(crate) async fn read_pages(&self, ids: &[ChunkId]) -> HashMap<ChunkId, Bytes> {
         let deadline = || Instant::now() + limits::CHUNK_DEADLINE;
         match self.read_chunks(ids, deadline()).await {
             Ok(found) => return found,
             Err(error) => tracing::debug!(%error, "some pages cannot be read together"),
         }
-        let mut found = std::collections::HashMap::new();
-        for id in ids {
-            if let Ok(one) = self.read_chunks(&[*id], deadline()).await {
-                found.extend(one);
-            }
-        }
-        found
+        let one = |id: ChunkId| async move { self.read_chunks(&[id], deadline()).await };
+        let each: Vec<_> = futures_util::stream::iter(ids.iter().copied())
+            .map(one)
+            .buffer_unordered(READ_ALONE)
+            .collect()
+            .await;
+        each.into_iter().flatten().flatten().collect()
     }
 }
 
