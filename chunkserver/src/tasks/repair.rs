@@ -102,7 +102,13 @@ impl Repairs {
             tokio::select! {
                 () = self.node.upkeep.queue_changed() => {}
                 () = timer => {}
-                changed = views.changed() => if changed.is_err() { return },
+                changed = views.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // It counts as seen from here on.
+                    self.follow_view(&mut views);
+                }
             }
         }
     }
