@@ -141,6 +141,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     if status.chunkservers.is_empty() {
         reasons.push("there are no chunkservers".to_owned());
     }
+    reasons.extend(status.placement.iter().cloned());
     for server in status.chunkservers.iter().filter(|server| !server.up) {
         reasons.push(format!("{} is down", server.name));
     }
@@ -159,7 +160,8 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     reasons
 }
 
-fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
+/// Why an edge does not serve what was published last; `None` when it does.
+pub(crate) fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
     if !edge.up {
         Some(format!("{} is down", edge.name))
     } else if !edge.ready {
@@ -350,6 +352,7 @@ mod tests {
             assert!(text.starts_with("not healthy: ") && text.contains(reason), "{text}");
         };
         check(|s| s.masters[0].role = "candidate".into(), "no master leads");
+        check(|s| s.placement = vec!["3 groups stay".into()], "3 groups stay");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");
         check(|s| s.edges[0].ready = false, "edge-1 is not ready");
