@@ -15,6 +15,7 @@ mod files;
 mod full_disk;
 mod garbage;
 mod links;
+mod membership;
 mod mount;
 mod online;
 mod publish;
