@@ -1,8 +1,9 @@
 //! Chunkservers join and leave a running cluster, and nobody notices.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use atoll_testbed::http::Version;
 use atoll_testbed::tree::random;
 use atoll_testbed::{DevCluster, Node, Tree, seed, wait};
@@ -98,4 +99,72 @@ fn what_makes_no_sense_is_refused(cluster: &DevCluster) -> Result<()> {
     cluster.atoll(&["node", "undrain", "chunkserver-2"])?.ok()?;
     ensure!(listed(cluster, "chunkserver-2")?["duty"] == "active");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunkserver_is_drained_under_load_and_removed() -> Result<()> {
+    let seed = seed::or(32);
+    let cluster = DevCluster::builder().chunkservers(4).edges(2).shields(1).seed(seed).start()?;
+    let tree = heavy(seed, 12);
+    let source = cluster.work().join("site");
+    tree.write(&source)?;
+    cluster.deploy(&source, "kept")?;
+    cluster.atoll(&["upload", word(&source), "/tree"])?.ok()?;
+
+    let drain = ["node", "drain", "chunkserver-2", "--wait", "--json"];
+    let mut drain = cluster.start_atoll(&drain)?;
+    let (mut rounds, mut heavies) = (0_u64, BTreeSet::new());
+    while !drain.ended()? {
+        // New data goes up while groups move, and old data is read from wherever it is by then.
+        let mut more = Tree::default();
+        let mut rng = seed::rng(seed + 1000 + rounds);
+        more.put("index.html", format!("round {rounds}"));
+        more.put("new.bin", random(&mut rng, 3 << 20));
+        let folder = cluster.work().join(format!("round-{rounds}"));
+        more.write(&folder)?;
+        cluster.deploy(&folder, "changing")?;
+        ensure_served_everywhere(&cluster, "changing", &more, &[Version::H3]).await?;
+        cluster.atoll(&["upload", word(&folder), &format!("/round-{rounds}")])?.ok()?;
+        let old = rounds % 12;
+        let found = cluster.atoll(&["cat", &format!("/tree/heavy/{old}.bin")])?.ok()?;
+        let expected = tree.content(&format!("heavy/{old}.bin")).context("it was put")?;
+        ensure!(found.stdout == *expected, "heavy/{old}.bin differs in round {rounds}");
+        heavies.insert(old);
+        rounds += 1;
+    }
+    let drained = drain.finish(Duration::from_secs(5))?.ok()?.last()?;
+    ensure!(number(&drained, "groups") == 0 && number(&drained, "groups_leaving") == 0);
+    cluster.tell(format_args!("drained after {rounds} rounds, {} files read", heavies.len()));
+    ensure!(rounds > 0, "the drain was over before anything was asked");
+
+    let two = listed(&cluster, "chunkserver-2")?;
+    ensure!(number(&two, "groups") == 0 && two["duty"] == "draining", "{two}");
+    clean(&cluster)?;
+    cluster.atoll(&["node", "rm", "chunkserver-2"])?.ok()?;
+    cluster.atoll(&["dev", "rm", "chunkserver", "2", "--data", word(&cluster.data())])?.ok()?;
+    ensure!(listed(&cluster, "chunkserver-2").is_err(), "it is still listed");
+    ensure_kept(&cluster, "/tree", &tree)?;
+    ensure_served_everywhere(&cluster, "kept", &tree, &[Version::H2]).await?;
+    clean(&cluster)?;
+    // The others are started without it, however many the command line says.
+    cluster.stop_dev()?;
+    cluster.start_dev()?;
+    ensure!(cluster.pid(Node::chunkserver(2)).is_none(), "it was started again");
+    ensure!(cluster.data().join("nodes/chunkserver-2").is_dir(), "its data is kept");
+    ensure_kept(&cluster, "/tree", &tree)?;
+    cluster.finish()
+}
+
+/// `atoll status` says that every group has all its copies.
+fn clean(cluster: &DevCluster) -> Result<()> {
+    wait::until("status is clean", PATIENCE, || {
+        let outcome = cluster.atoll(&["status", "--json"])?;
+        let status = outcome.last()?;
+        let groups = &status["placement_groups"];
+        if outcome.code == Some(0) && groups["clean"] == groups["total"] {
+            Ok(Some(()))
+        } else {
+            bail!("{status}")
+        }
+    })
 }
