@@ -214,6 +214,9 @@ mod tests {
             "atoll invalidate blog",
             "atoll dev stop wizard 1",
             "atoll dev --masters 2",
+            "atoll dev add edge",
+            "atoll node drain",
+            "atoll node replace c1",
             "atoll get https://x --http1 --http2",
         ] {
             let error = parse(line).unwrap_err();

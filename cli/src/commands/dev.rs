@@ -23,7 +23,8 @@ const DATA: &str = ".atoll";
   atoll dev ./public --edges 3
   atoll dev --data ./lagoon --mount ./mnt --ready ./ready.json
   atoll dev stop chunkserver 2 --kill
-  atoll dev start chunkserver 2"
+  atoll dev start chunkserver 2
+  atoll dev add chunkserver --zone z4"
 )]
 pub(crate) struct DevArgs {
     /// A directory to deploy once the cluster is up, as a site of the same name
@@ -85,6 +86,41 @@ pub(crate) enum DevCommand {
   atoll dev stop chunkserver 2
   atoll dev stop edge 1 --kill --data ./lagoon")]
     Stop(StopArgs),
+    /// Add a chunkserver to the cluster; it gets its share of the data
+    #[command(after_help = "EXAMPLES
+  atoll dev add chunkserver
+  atoll dev add chunkserver --zone z4 --data ./lagoon
+
+It is started again with the others from now on. `atoll node ls` shows how it fills.")]
+    Add(AddArgs),
+    /// Stop a chunkserver and never start it again; its id is not used a second time
+    #[command(after_help = "EXAMPLES
+  atoll dev rm chunkserver 4
+
+First let the cluster do without it: `atoll node drain chunkserver-4 --wait`, then
+`atoll node rm chunkserver-4`.")]
+    Rm(OneNode),
+}
+
+/// What can be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Addition {
+    /// Chunks
+    Chunkserver,
+}
+
+/// What to add.
+#[derive(Debug, Args)]
+pub(crate) struct AddArgs {
+    /// What it does
+    #[arg(value_enum, value_name = "ROLE")]
+    role: Addition,
+    /// Its failure domain [default: z1, z2 and z3 in turn]
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// Where the cluster is kept
+    #[arg(long, value_name = "DIR", default_value = DATA)]
+    data: PathBuf,
 }
 
 /// Which process.
@@ -122,18 +158,24 @@ fn masters(typed: &str) -> Result<u16, String> {
 
 /// Does it.
 pub(crate) async fn run(context: &Context, mut args: DevArgs) -> Result<(), Failure> {
-    let (node, kill) = match args.command.take() {
+    let (data, order) = match args.command.take() {
         None => return Box::pin(dev::run(context, args)).await,
-        Some(DevCommand::Start(node)) => (node, None),
-        Some(DevCommand::Stop(StopArgs { node, kill })) => (node, Some(kill)),
+        Some(DevCommand::Start(node)) => (node.data.clone(), Order::Start { name: node.name() }),
+        Some(DevCommand::Stop(StopArgs { node, kill })) => {
+            (node.data.clone(), Order::Stop { name: node.name(), kill })
+        }
+        Some(DevCommand::Add(AddArgs { role: Addition::Chunkserver, zone, data })) => {
+            (data, Order::Add { zone })
+        }
+        Some(DevCommand::Rm(node)) => (node.data.clone(), Order::Forget { name: node.name() }),
     };
-    let name = NodeName { kind: node.role, number: node.id };
-    let name = name.to_string();
-    let order = match kill {
-        None => Order::Start { name },
-        Some(kill) => Order::Stop { name, kill },
-    };
-    let said = send(&Layout::new(&node.data)?, &order).await?;
+    let said = send(&Layout::new(&data)?, &order).await?;
     context.out.note(said);
     Ok(())
+}
+
+impl OneNode {
+    fn name(&self) -> String {
+        NodeName { kind: self.role, number: self.id }.to_string()
+    }
 }

@@ -146,6 +146,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     if status.chunkservers.is_empty() {
         reasons.push("there are no chunkservers".to_owned());
     }
+    reasons.extend(status.placement.iter().cloned());
     for server in status.chunkservers.iter().filter(|server| !server.up) {
         reasons.push(format!("{} is down", server.name));
     }
@@ -192,10 +193,15 @@ fn server_reasons(server: &ChunkserverStatus) -> Vec<String> {
     if server.in_sync == Some(false) && stat.lacking == 0 {
         reasons.push(format!("{name} has not exactly what it should have"));
     }
+    // A server that just started, or a new leader: what it has may be anything.
+    if server.up && server.in_sync.is_none() && server.groups > 0 {
+        reasons.push(format!("{name} has not been compared with what it should have yet"));
+    }
     reasons
 }
 
-fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
+/// Why an edge does not serve what was published last; `None` when it does.
+pub(crate) fn edge_reason(edge: &EdgeStatus, latest: Seq) -> Option<String> {
     if !edge.up {
         Some(format!("{} is down", edge.name))
     } else if !edge.ready {
@@ -430,6 +436,7 @@ mod tests {
             assert!(text.starts_with("not healthy: ") && text.contains(reason), "{text}");
         };
         check(|s| s.masters[0].role = "candidate".into(), "no master leads");
+        check(|s| s.placement = vec!["3 groups stay".into()], "3 groups stay");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");
         check(|s| s.edges[0].ready = false, "edge-1 is not ready");

@@ -1,4 +1,4 @@
-//! How `atoll dev start|stop` in another terminal reach the `atoll dev` that runs: a Unix socket
+//! How `atoll dev start|stop|add|rm` in another terminal reach the `atoll dev` that runs: a Unix socket
 //! in the data directory, one line of JSON each way.
 
 use std::path::Path;
@@ -36,6 +36,16 @@ pub(crate) enum Order {
         name: String,
         /// With SIGKILL instead of SIGTERM.
         kill: bool,
+    },
+    /// Make and start one more chunkserver.
+    Add {
+        /// Its failure domain; `None` for the usual one of its number.
+        zone: Option<String>,
+    },
+    /// Stop a process and never start it again.
+    Forget {
+        /// Such as `chunkserver-4`.
+        name: String,
     },
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! dev.json            what is remembered from one start to the next
-//! dev.lock  dev.sock  one `atoll dev` at a time; where `dev start|stop` reach it
+//! dev.lock  dev.sock  one `atoll dev` at a time; where `dev start|stop|add|rm` reach it
 //! client.toml         what every other verb needs (with the token)
 //! ca/                 the cluster's authority, for links between processes
 //! web-ca/             the authority browsers may trust, for the edges' HTTPS
@@ -158,7 +158,7 @@ impl Layout {
         self.data.join("logs").join(format!("{name}.log"))
     }
 
-    /// Where `dev start|stop` reach a running `atoll dev`.
+    /// Where `dev start|stop|add|rm` reach a running `atoll dev`.
     pub(crate) fn socket(&self) -> Result<SocketPath, Failure> {
         let directory = File::open(&self.data).map_err(Failure::file("open", &self.data))?;
         let fd = directory.as_raw_fd();
@@ -191,6 +191,8 @@ mod tests {
             cluster: "00".repeat(16),
             shape: Shape::default(),
             ports: BTreeMap::new(),
+            added: BTreeMap::new(),
+            forgotten: std::collections::BTreeSet::new(),
         };
         layout.save_record(&record).unwrap();
         assert_eq!(layout.record().unwrap().unwrap(), record);

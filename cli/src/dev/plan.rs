@@ -1,7 +1,7 @@
 //! Which processes a local cluster has, and which port each of them gets. Pure: sockets are asked
 //! for through [`PortSource`], so that the rules are tested without any.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -221,6 +221,52 @@ pub(crate) struct Record {
     pub(crate) shape: Shape,
     /// By process.
     pub(crate) ports: BTreeMap<String, Ports>,
+    /// Processes that were added while the cluster ran (by name), with their zones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) added: BTreeMap<String, String>,
+    /// Processes that are never started again: their ids must not be used a second time.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) forgotten: BTreeSet<String>,
+}
+
+impl Record {
+    /// All processes there are, in the order in which they start.
+    pub(crate) fn names(&self) -> Vec<NodeName> {
+        let of_shape = self.shape.names();
+        let added = self.added.keys().filter_map(|name| name.parse().ok());
+        let mut names: Vec<NodeName> = added.filter(|name| !of_shape.contains(name)).collect();
+        names.extend(of_shape);
+        names.retain(|name| !self.forgotten.contains(&name.to_string()));
+        let turn = |kind| match kind {
+            Kind::Master => 0,
+            Kind::Chunkserver => 1,
+            Kind::Shield => 2,
+            Kind::Edge => 3,
+        };
+        names.sort_by_key(|name| (turn(name.kind), name.number));
+        names
+    }
+
+    /// The failure domain of a process.
+    pub(crate) fn zone(&self, name: NodeName) -> String {
+        let said = self.added.get(&name.to_string());
+        said.cloned().unwrap_or_else(|| name.zone().to_owned())
+    }
+
+    /// A chunkserver that there is not and never was.
+    pub(crate) fn next_chunkserver(&self) -> Result<NodeName, String> {
+        let kind = Kind::Chunkserver;
+        let used = |number: u16| {
+            let name = NodeName { kind, number }.to_string();
+            number <= self.shape.chunkservers
+                || self.added.contains_key(&name)
+                || self.forgotten.contains(&name)
+        };
+        let number = (1..=NODES_MAX).find(|number| !used(*number));
+        let number = number
+            .ok_or_else(|| format!("there were {NODES_MAX} chunkservers, which is the most"))?;
+        Ok(NodeName { kind, number })
+    }
 }
 
 /// The version of [`Record`] that this program writes.
@@ -348,8 +394,6 @@ pub(crate) fn site_name(directory: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[derive(Default)]
@@ -371,6 +415,42 @@ mod tests {
         fn keep(&mut self, _transport: Transport, port: u16) -> bool {
             self.taken.insert(port)
         }
+    }
+
+    fn made(shape: Shape) -> Record {
+        Record {
+            version: RECORD_VERSION,
+            cluster: String::new(),
+            shape,
+            ports: BTreeMap::new(),
+            added: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_added_stays_and_what_is_forgotten_never_returns() {
+        let mut made = made(Shape::default());
+        assert_eq!(made.names(), made.shape.names());
+        let four = made.next_chunkserver().unwrap();
+        assert_eq!((four.to_string().as_str(), made.zone(four).as_str()), ("chunkserver-4", "z1"));
+        made.added.insert(four.to_string(), "z9".into());
+        assert_eq!(made.zone(four), "z9");
+        assert_eq!(made.names()[4], four);
+        let five = made.next_chunkserver().unwrap();
+        assert_eq!(five.number, 5);
+        made.forgotten.insert(four.to_string());
+        made.forgotten.insert("chunkserver-2".into());
+        let names: Vec<String> = made.names().iter().map(NodeName::to_string).collect();
+        assert_eq!(names[1..3], ["chunkserver-1", "chunkserver-3"]);
+        assert!(!names.contains(&four.to_string()));
+        assert_eq!(made.next_chunkserver().unwrap(), five, "4 is used up");
+        // Later asked for on the command line too: it is there once.
+        made.added.insert(five.to_string(), "z2".into());
+        made.shape.chunkservers = 5;
+        assert_eq!(made.names().iter().filter(|name| **name == five).count(), 1);
+        let text = serde_json::to_string(&made).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), made);
     }
 
     fn record(assigned: &Assigned) -> BTreeMap<String, Ports> {

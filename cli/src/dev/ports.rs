@@ -32,6 +32,11 @@ impl FreePorts {
         Self { tcp: Vec::new(), udp: Vec::new(), given: BTreeSet::new(), next: base }
     }
 
+    /// Never gives this port: a process that is stopped now has it.
+    pub(crate) fn avoid(&mut self, port: Option<u16>) {
+        self.given.extend(port);
+    }
+
     fn take(&mut self, transport: Transport, port: u16) -> std::io::Result<()> {
         let addr = (Ipv4Addr::LOCALHOST, port);
         let tcp = match transport {
@@ -99,6 +104,8 @@ mod tests {
         let base = FreePorts::new(None).fresh(Transport::Both).unwrap();
         let mut ports = FreePorts::new(Some(base));
         assert_eq!(ports.fresh(Transport::Both).unwrap(), base);
+        ports.avoid(Some(7));
+        assert!(ports.given.contains(&7));
         let mut blocked = FreePorts::new(Some(base));
         assert!(blocked.fresh(Transport::Tcp).unwrap_err().contains("--port-base"));
     }

@@ -10,9 +10,7 @@ use atoll_net::{ClusterCa, Role};
 
 use super::ZONE;
 use super::layout::Layout;
-use super::plan::{
-    Kind, NodeName, PortSource, Ports, RECORD_VERSION, Record, Shape, Wanted, assign,
-};
+use super::plan::{Kind, NodeName, Ports, RECORD_VERSION, Record, Shape, Wanted, assign};
 use super::ports::FreePorts;
 use super::ready::local;
 use crate::commands::token::{hash_of, new_secret};
@@ -24,10 +22,14 @@ use crate::report::Failure;
 
 /// The name of users on this machine.
 const CLIENT: &str = "client";
+/// Longest zone that a master takes.
+const ZONE_BYTES_MAX: usize = 64;
 
 /// What was decided.
 #[derive(Debug)]
 pub(crate) struct Prepared {
+    /// What is remembered.
+    pub(crate) record: Record,
     /// In the order in which they start.
     pub(crate) names: Vec<NodeName>,
     /// By process.
@@ -51,25 +53,83 @@ pub(crate) fn prepare(
     {
         return Err(about(layout, "ca/ and dev.json are of different clusters"));
     }
-    let names = shape.names();
-    let recorded = record.map(|record| record.ports).unwrap_or_default();
-    let mut source = FreePorts::new(port_base);
-    let source: &mut dyn PortSource = &mut source;
-    let assigned = assign(&names, &recorded, source).map_err(|reason| about(layout, &reason))?;
-    let by_name = |(name, ports): (&NodeName, &Ports)| (name.to_string(), *ports);
-    layout.save_record(&Record {
+    let before = record.as_ref();
+    let mut record = Record {
         version: RECORD_VERSION,
         cluster: ca.cluster().to_string(),
         shape,
-        ports: assigned.ports.iter().map(by_name).collect(),
-    })?;
-    let files = Files { layout, ca: &ca, ports: &assigned.ports };
+        ports: before.map(|before| before.ports.clone()).unwrap_or_default(),
+        added: before.map(|before| before.added.clone()).unwrap_or_default(),
+        forgotten: before.map(|before| before.forgotten.clone()).unwrap_or_default(),
+    };
+    let names = record.names();
+    let mut source = FreePorts::new(port_base);
+    let assigned =
+        assign(&names, &record.ports, &mut source).map_err(|reason| about(layout, &reason))?;
+    record.ports = by_text(&assigned.ports);
+    layout.save_record(&record)?;
+    let files = Files { layout, ca: &ca, record: &record, ports: &assigned.ports };
     let token = files.client()?;
     files.web()?;
     for name in &names {
         files.node(*name, &token)?;
     }
-    Ok(Prepared { names, ports: assigned.ports, moved: assigned.moved })
+    Ok(Prepared { record, names, ports: assigned.ports, moved: assigned.moved })
+}
+
+/// Everything one more chunkserver needs, while the others run. It is remembered.
+pub(crate) fn add_chunkserver(
+    layout: &Layout,
+    prepared: &mut Prepared,
+    zone: Option<String>,
+) -> Result<NodeName, Failure> {
+    let mut record = prepared.record.clone();
+    let name = record.next_chunkserver().map_err(|reason| about(layout, &reason))?;
+    let zone = zone.unwrap_or_else(|| name.zone().to_owned());
+    if zone.is_empty() || zone.len() > ZONE_BYTES_MAX {
+        let reason = format!("a zone has between 1 and {ZONE_BYTES_MAX} bytes");
+        return Err(Failure::Usage(reason));
+    }
+    record.added.insert(name.to_string(), zone);
+    // Ports of processes that are stopped must not be given away.
+    let recorded: BTreeMap<NodeName, Ports> = prepared.ports.clone();
+    let mut source = FreePorts::new(None);
+    for ports in recorded.values() {
+        for port in [Some(ports.quic), Some(ports.admin), ports.http, ports.https, ports.dns] {
+            source.avoid(port);
+        }
+    }
+    let assigned =
+        assign(&[name], &BTreeMap::new(), &mut source).map_err(|reason| about(layout, &reason))?;
+    let mut ports = prepared.ports.clone();
+    ports.extend(assigned.ports);
+    record.ports = by_text(&ports);
+    let ca = ClusterCa::load(&layout.ca())?;
+    let token = ClientConfig::load(&layout.client_config())?.token.unwrap_or_default();
+    Files { layout, ca: &ca, record: &record, ports: &ports }.node(name, &token)?;
+    layout.save_record(&record)?;
+    *prepared = Prepared { names: record.names(), record, ports, moved: Vec::new() };
+    Ok(name)
+}
+
+/// A process is never started again, from now on and after a restart.
+pub(crate) fn forget(
+    layout: &Layout,
+    prepared: &mut Prepared,
+    name: NodeName,
+) -> Result<(), Failure> {
+    let mut record = prepared.record.clone();
+    record.forgotten.insert(name.to_string());
+    record.ports.remove(&name.to_string());
+    layout.save_record(&record)?;
+    prepared.names = record.names();
+    prepared.ports.remove(&name);
+    prepared.record = record;
+    Ok(())
+}
+
+fn by_text(ports: &BTreeMap<NodeName, Ports>) -> BTreeMap<String, Ports> {
+    ports.iter().map(|(name, ports)| (name.to_string(), *ports)).collect()
 }
 
 fn about(layout: &Layout, reason: &str) -> Failure {
@@ -79,6 +139,7 @@ fn about(layout: &Layout, reason: &str) -> Failure {
 struct Files<'a> {
     layout: &'a Layout,
     ca: &'a ClusterCa,
+    record: &'a Record,
     ports: &'a BTreeMap<NodeName, Ports>,
 }
 
@@ -169,7 +230,7 @@ impl Files<'_> {
             identity: self.layout.identity(&name.to_string()),
             ready_file: Some(self.layout.ready(&name.to_string())),
             masters: self.masters().into_iter().map(|(_, addr)| addr).collect(),
-            zone: name.zone().to_owned(),
+            zone: self.record.zone(name),
             region: name.region().to_owned(),
         }
     }
@@ -211,6 +272,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    fn chunkservers(count: u16) -> Wanted {
+        Wanted { chunkservers: Some(count), ..Wanted::default() }
+    }
+
     fn edges(count: u16) -> Wanted {
         Wanted { edges: Some(count), ..Wanted::default() }
     }
@@ -236,5 +301,28 @@ mod tests {
         let config = ClientConfig::load(&layout.client_config()).unwrap();
         atoll_net::Identity::load(&config.identity).unwrap();
         assert!(prepare(&layout, edges(1), None).is_err());
+    }
+
+    #[test]
+    fn a_chunkserver_that_was_added_is_there_after_a_restart_and_one_forgotten_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path()).unwrap();
+        layout.create().unwrap();
+        let mut prepared = prepare(&layout, chunkservers(3), None).unwrap();
+        let before = prepared.ports.clone();
+        assert!(add_chunkserver(&layout, &mut prepared, Some(String::new())).is_err());
+        let name = add_chunkserver(&layout, &mut prepared, Some("attic".into())).unwrap();
+        assert_eq!(name.to_string(), "chunkserver-4");
+        assert!(before.iter().all(|(name, ports)| prepared.ports[name] == *ports));
+        let config = atoll_chunkserver::Config::load(&layout.config(name)).unwrap();
+        assert_eq!((config.zone.as_str(), config.id), ("attic", 4));
+        let next = add_chunkserver(&layout, &mut prepared, None).unwrap();
+        forget(&layout, &mut prepared, next).unwrap();
+
+        let again = prepare(&layout, chunkservers(3), None).unwrap();
+        assert_eq!(again.ports, prepared.ports);
+        assert!(again.names.contains(&name) && !again.names.contains(&next));
+        let config = atoll_chunkserver::Config::load(&layout.config(name)).unwrap();
+        assert_eq!(config.zone, "attic");
     }
 }

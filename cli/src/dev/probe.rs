@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use atoll_client::{ClientConfig, Cluster};
 use atoll_net::Shutdown;
+use atoll_proto::cluster::Duty;
 use atoll_proto::limits;
+use atoll_proto::master::Status;
 
 use super::layout::Layout;
 use crate::commands::status;
@@ -16,8 +18,9 @@ use crate::report::Failure;
 /// How often the cluster is asked.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// Waits until the cluster is healthy, every group has all its members, and every one of these
-/// HTTPS ports answers. Returns a connection.
+/// Waits until the cluster serves: everybody is there, every group has all its members, and every
+/// one of these HTTPS ports answers. That groups move or are repaired does not keep it from that.
+/// Returns a connection.
 pub(crate) async fn until_serving(
     layout: &Layout,
     https: &[u16],
@@ -28,7 +31,7 @@ pub(crate) async fn until_serving(
     let config = ClientConfig::load(&layout.client_config())?;
     let mut cluster = None;
     loop {
-        let why = match healthy(&config, &mut cluster).await {
+        let why = match serving(&config, &mut cluster).await {
             Ok(None) => match answering(layout, https).await {
                 Ok(()) => break,
                 Err(failure) => failure.to_string(),
@@ -51,8 +54,8 @@ pub(crate) async fn until_serving(
     cluster.ok_or_else(|| Failure::Failed("not connected".to_owned()))
 }
 
-/// Why the cluster is not healthy; `None` when it is.
-async fn healthy(
+/// Why the cluster does not serve yet; `None` when it does.
+async fn serving(
     config: &ClientConfig,
     cluster: &mut Option<Cluster>,
 ) -> Result<Option<String>, Failure> {
@@ -61,13 +64,30 @@ async fn healthy(
         None => cluster.insert(connect(config).await?),
     };
     let status = status::ask(cluster).await?;
-    if let Some(reason) = status::reasons(&status).into_iter().next() {
+    if let Some(reason) = missing(&status) {
         return Ok(Some(reason));
     }
     let view = cluster.refresh_view().await?;
-    let expected = status.chunkservers.len().min(limits::REPLICAS);
+    let active = status.chunkservers.iter().filter(|server| server.duty == Duty::Active).count();
+    let expected = active.min(limits::REPLICAS);
     let complete = view.table.members.iter().all(|members| members.len() >= expected);
     Ok((!complete).then(|| "the placement table is not complete".to_owned()))
+}
+
+/// Who is missing.
+fn missing(status: &Status) -> Option<String> {
+    if !status.masters.iter().any(|master| master.role == "leader") {
+        return Some("no master leads".to_owned());
+    }
+    if status.chunkservers.is_empty() {
+        return Some("there are no chunkservers".to_owned());
+    }
+    // One that is gone is expected not to be there.
+    let expected = status.chunkservers.iter().filter(|server| server.duty != Duty::Gone);
+    if let Some(server) = expected.into_iter().find(|server| !server.up) {
+        return Some(format!("{} is down", server.name));
+    }
+    status.edges.iter().find_map(|edge| status::edge_reason(edge, status.publish_seq))
 }
 
 struct Ignore;

@@ -35,7 +35,7 @@ pub(crate) struct ChunkserverReady {
     id: u64,
     addr: SocketAddr,
     admin: SocketAddr,
-    zone: &'static str,
+    zone: String,
     pid: u32,
     data: PathBuf,
 }
@@ -89,6 +89,7 @@ pub(crate) struct Process {
     pub(crate) ports: Ports,
     pub(crate) pid: u32,
     pub(crate) data: PathBuf,
+    pub(crate) zone: String,
 }
 
 /// An address of this machine.
@@ -114,7 +115,7 @@ impl ReadyObject {
     }
 
     fn add(&mut self, process: Process, zone: &'static str) {
-        let Process { name, ports, pid, data } = process;
+        let Process { name, ports, pid, data, zone: own } = process;
         let (addr, admin) = (local(ports.quic), local(ports.admin));
         match name.kind {
             Kind::Master => {
@@ -124,7 +125,7 @@ impl ReadyObject {
                 id: name.id(),
                 addr,
                 admin,
-                zone: name.zone(),
+                zone: own,
                 pid,
                 data,
             }),
@@ -165,6 +166,7 @@ mod tests {
             ports: Ports { quic: 1, admin: 2, http, https, dns },
             pid: 7,
             data: "/d".into(),
+            zone: "z2".into(),
         };
         let processes = vec![
             process("master-1", None, None, None),

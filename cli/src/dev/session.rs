@@ -15,7 +15,7 @@ use super::children::{self, ChildSpec, Exit, Running};
 use super::control::{self, Order, Ordered, Outcome};
 use super::layout::Layout;
 use super::plan::{Kind, NodeName};
-use super::prepare::Prepared;
+use super::prepare::{self, Prepared};
 use super::ready::{Process, ReadyObject};
 use super::{ZONE, probe, show};
 use crate::commands::dev::DevArgs;
@@ -252,6 +252,8 @@ impl<'a> Session<'a> {
         let result = match order {
             Order::Start { name } => self.start_one(&name).await,
             Order::Stop { name, kill } => self.stop_one(&name, kill).await,
+            Order::Add { zone } => self.add_one(zone).await,
+            Order::Forget { name } => self.forget_one(&name).await,
         };
         match result {
             Ok(message) => Outcome { ok: true, message },
@@ -276,6 +278,29 @@ impl<'a> Session<'a> {
         let ready = self.until_ready(&spec).await;
         self.write_ready()?;
         ready.map(|()| format!("started {name}"))
+    }
+
+    async fn add_one(&mut self, zone: Option<String>) -> Result<String, Failure> {
+        let name = prepare::add_chunkserver(&self.layout, &mut self.prepared, zone)?;
+        let zone = self.prepared.record.zone(name);
+        self.start_one(&name.to_string()).await?;
+        Ok(format!("added {name} in zone {zone}"))
+    }
+
+    async fn forget_one(&mut self, name: &str) -> Result<String, Failure> {
+        let known = self.known(name)?;
+        if known.kind != Kind::Chunkserver {
+            return Err(Failure::Failed(format!(
+                "{name} is no chunkserver: only those can be taken out of a cluster that runs"
+            )));
+        }
+        if self.children.contains_key(name) {
+            self.stop_one(name, false).await?;
+        }
+        prepare::forget(&self.layout, &mut self.prepared, known)?;
+        self.write_ready()?;
+        let data = self.layout.node(known);
+        Ok(format!("{name} is not started again; its data stays in {}", data.display()))
     }
 
     async fn stop_one(&mut self, name: &str, kill: bool) -> Result<String, Failure> {
@@ -311,6 +336,7 @@ impl<'a> Session<'a> {
             ports: self.prepared.ports[name],
             pid: self.pid(*name),
             data: self.layout.node(*name),
+            zone: self.prepared.record.zone(*name),
         };
         ReadyObject::new(
             self.layout.client_config(),

@@ -1,8 +1,8 @@
-//! SetTable: new members of placement groups, proposed by the placement task only.
+//! SetTable: groups are dealt out, proposed by the placement task only.
 //!
-//! Data is never moved here: a group keeps the members it has and may get more while it has fewer
-//! than it should. Only while no client has ever written may groups be dealt out anew.
-//! Moves (write to new, read from either, drop after comparing) are not built yet.
+//! Only while no client has ever written may groups be dealt out anew; later a group may get more
+//! members while it has fewer than it should. A group that is to lose a member moves, see
+//! [`super::move_groups`].
 
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::{Code, Epoch, NodeId, PgId, WireError, limits};

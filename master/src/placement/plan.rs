@@ -130,7 +130,7 @@ impl<'a> Planner<'a> {
                 Step::Move(why, members) => steps.push((why, pg, members)),
             }
         }
-        steps.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        steps.sort_by_key(|(why, pg, _)| (*why, *pg));
         let mut on_the_move = moving.len();
         for (why, pg, members) in steps {
             let most = match why {

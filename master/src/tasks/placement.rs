@@ -51,14 +51,20 @@ pub(crate) async fn run(master: Arc<Master>) {
             master.finishing.begin(&[]);
             LOOK_EVERY
         };
-        let wait = async {
-            // A change may be looked at before the pause is over, but not before its turn.
-            drop(applied.wait_for(|applied| applied.view_changed != view_changed).await);
-            tokio::time::sleep_until(memory.next_step).await;
-        };
+        let until = Instant::now() + pause;
         tokio::select! {
-            () = wait => {}
-            () = tokio::time::sleep(pause) => {}
+            changed = applied.wait_for(|applied| applied.view_changed != view_changed) => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep_until(until) => {}
+            () = master.shutdown.wait() => return,
+        }
+        // A change is looked at before the pause is over, but not before its turn.
+        let turn = memory.next_step.min(until);
+        tokio::select! {
+            () = tokio::time::sleep_until(turn) => {}
             () = master.shutdown.wait() => return,
         }
     }

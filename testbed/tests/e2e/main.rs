@@ -18,6 +18,7 @@ mod full_disk;
 mod garbage;
 mod in_process;
 mod links;
+mod membership;
 mod mount;
 mod online;
 mod publish;

@@ -18,7 +18,7 @@ use crate::text;
 /// How often the masters are asked how far a move is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A move that cannot go on is waited for this long: a server that is starting may take groups.
-const STUCK_FOR: Duration = Duration::from_secs(20);
+const STUCK_FOR: Duration = Duration::from_secs(10);
 
 /// The final object of `--json`.
 #[derive(Serialize)]
