@@ -435,6 +435,36 @@ async fn a_drain_is_bounded() {
     node.service.dropped.notified().await;
 }
 
+/// A process that ends right after its last answer has not acknowledged that answer.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_caller_that_is_gone() {
+    let (ca, node, _client) = pair();
+    let (identity, addr) = (ca.issue(Role::Client, "gone").unwrap(), node.addr);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (end, ended) = std::sync::mpsc::sync_channel::<()>(1);
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(async {
+            let client = Endpoint::client(&identity).unwrap();
+            tokio::select! {
+                _ = ask(&client, addr, Ask::Wait, vec![]) => panic!("nothing opened the gate"),
+                _ = stopped => client,
+            }
+        });
+        // Nothing polls this runtime any more: no goodbye, no acknowledgement.
+        ended.recv().unwrap();
+        drop((client, runtime));
+    });
+    node.service.entered.notified().await;
+    stop.send(()).unwrap();
+    node.service.gate.notify_one();
+    node.trigger.trigger();
+    // Far less than the drain's bound and than the time after which a silent connection is lost.
+    tokio::time::timeout(Duration::from_secs(6), node.server).await.unwrap().unwrap();
+    end.send(()).unwrap();
+    process.join().unwrap();
+}
+
 #[tokio::test]
 async fn one_endpoint_answers_and_calls() {
     let ca = ca();

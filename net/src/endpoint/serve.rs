@@ -37,6 +37,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long sending an error may take after the deadline has passed.
 const REPLY_GRACE: Duration = Duration::from_secs(1);
+/// At a drain, a caller that has not acknowledged its reply and is silent for this long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// With this many handshakes going on, new peers must first prove that they own their address.
 const HANDSHAKES_UNPROVEN_MAX: usize = 256;
 /// Request bodies are counted in units of this many bytes.
@@ -175,7 +177,9 @@ impl<S: Service> Server<S> {
                 biased;
                 () = &mut stopping => break,
                 accepted = connection.accept_bi() => match accepted {
-                    Ok((send, recv)) => self.clone().stream(client, send, recv, running.clone()),
+                    Ok((send, recv)) => {
+                        self.clone().stream(connection, client, send, recv, running.clone());
+                    }
                     Err(_) => return,
                 },
             }
@@ -188,7 +192,7 @@ impl<S: Service> Server<S> {
                 accepted = connection.accept_bi() => match (accepted, late.upgrade()) {
                     // It is answered as unavailable.
                     (Ok((send, recv)), Some(running)) => {
-                        self.clone().stream(client, send, recv, running);
+                        self.clone().stream(connection, client, send, recv, running);
                     }
                     (Ok(_), None) => break,
                     (Err(_), _) => return,
@@ -205,12 +209,18 @@ impl<S: Service> Server<S> {
 
     fn stream(
         self: Arc<Self>,
+        connection: &Connection,
         client: &Arc<Client>,
         send: SendStream,
         recv: RecvStream,
         running: mpsc::Sender<()>,
     ) {
-        let request = Request { server: self, client: client.clone(), arrived: Instant::now() };
+        let request = Request {
+            server: self,
+            connection: connection.clone(),
+            client: client.clone(),
+            arrived: Instant::now(),
+        };
         crate::task::spawn("request", async move {
             request.serve(send, recv).await;
             drop(running);
@@ -231,6 +241,7 @@ struct Client {
 /// One stream, from its first byte to its reply.
 struct Request<S> {
     server: Arc<Server<S>>,
+    connection: Connection,
     client: Arc<Client>,
     arrived: Instant,
 }
@@ -271,10 +282,26 @@ impl<S: Service> Request<S> {
             Outcome::Gone => false,
         };
         if sent {
-            // A drain must not close the connection before the caller has the whole reply.
-            stopped.await.ok();
+            // A drain must not close the connection before the caller has the whole reply; one that
+            // ended without a goodbye will never say so.
+            tokio::select! {
+                _ = &mut stopped => {}
+                () = self.gone() => {}
+            }
         } else {
             send.reset(close::CANCELLED).ok();
+        }
+    }
+
+    /// Ends once the server drains and nothing more comes from the caller.
+    async fn gone(&self) {
+        self.server.shutdown.wait().await;
+        loop {
+            let heard = self.connection.stats().udp_rx.datagrams;
+            tokio::time::sleep(SILENCE_MAX).await;
+            if self.connection.stats().udp_rx.datagrams == heard {
+                return;
+            }
         }
     }
 
