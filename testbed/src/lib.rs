@@ -5,19 +5,27 @@
 //! it, [`Tree`] is what it must serve. Only what the outside contract promises is used, so that
 //! these tests survive any change within. Nothing may depend on this crate.
 
+pub mod checks;
 pub mod cluster;
+pub mod disk;
 pub mod dns;
 pub mod faults;
 pub mod hammer;
+pub mod history;
 pub mod http;
 pub mod metrics;
+pub mod payload;
 pub mod process;
 pub mod ready;
+pub mod scenario;
 pub mod seed;
 pub mod tree;
+pub mod volume;
 pub mod wait;
+pub mod workload;
 
 pub use cluster::{DevBuilder, DevCluster};
+pub use disk::{DiskKind, LossyDisk};
 pub use faults::{Fault, packets_cut};
 pub use process::Outcome;
 pub use ready::{Node, NodeRole, Ready};
