@@ -124,13 +124,14 @@ impl DevBuilder {
 
     /// Every node there will be.
     fn nodes(&self) -> Vec<Node> {
-        const ROLES: [(&str, fn(u64) -> Node, usize); 4] = [
+        type Role = (&'static str, fn(u64) -> Node, usize);
+        const ROLES: [Role; 4] = [
             ("--masters", Node::master, 1),
             ("--chunkservers", Node::chunkserver, 3),
             ("--edges", Node::edge, 2),
             ("--shields", Node::shield, 1),
         ];
-        let of = |(flag, make, default): (&str, fn(u64) -> Node, usize)| {
+        let of = |(flag, make, default): Role| {
             let count = self.counts.iter().rev().find(|(name, _)| *name == flag);
             (1..=count.map_or(default, |(_, count)| *count) as u64).map(make)
         };

@@ -84,11 +84,11 @@ pub struct Shape {
 pub enum During {
     /// It stops: too much is gone.
     Rests,
-    /// It works for so many milliseconds; operations may fail, but none may lie.
-    MayFail {
-        /// For how long.
-        ms: u64,
-    },
+    /// It works; operations may fail, but none may lie.
+    MayFail,
+    /// Some operations must be refused, so that it is sure that the fault bites; then one more must
+    /// be acknowledged all the same: to remove something needs no room.
+    Refuses,
     /// So many more operations must be acknowledged; others may fail meanwhile.
     Progresses {
         /// How many.
@@ -112,6 +112,8 @@ pub struct Round {
     pub faults: Vec<Fault>,
     /// What the crew does then, before the faults are undone.
     pub during: During,
+    /// How long it does so at least, in milliseconds.
+    pub hold_ms: u64,
     /// After a power cut of everything: the power comes back for so many milliseconds, each time
     /// going again while nodes recover.
     pub flickers_ms: Vec<u64>,

@@ -55,6 +55,7 @@ fn round(rng: &mut StdRng, faults: Vec<Fault>, during: During) -> Round {
         pause_ms: rng.random_range(0..150),
         faults,
         during,
+        hold_ms: rng.random_range(0..500),
         flickers_ms: Vec::new(),
         missing: None,
     }
@@ -89,13 +90,13 @@ fn power_cut(rng: &mut StdRng, shape: Shape) -> Round {
         }
         16 | 17 => {
             let all = (1..=shape.chunkservers as u64).map(Node::chunkserver).collect();
-            let during = During::MayFail { ms: rng.random_range(10..300) };
+            let during = During::MayFail;
             Round { missing, ..round(rng, vec![Fault::PowerCut(all)], during) }
         }
         _ => {
             let node = any_master(rng, shape);
             let during = match shape.masters {
-                1 => During::MayFail { ms: rng.random_range(10..300) },
+                1 => During::MayFail,
                 _ => During::Progresses { acknowledged: 5 },
             };
             round(rng, vec![Fault::PowerCut(vec![node])], during)
@@ -112,7 +113,7 @@ fn kill_loop(rng: &mut StdRng, shape: Shape) -> Round {
     let lives_ms = (0..rng.random_range(2..6)).map(|_| rng.random_range(0..500)).collect();
     let during = match node.role {
         crate::NodeRole::Chunkserver => unharmed(rng),
-        crate::NodeRole::Master if shape.masters == 1 => During::MayFail { ms: 0 },
+        crate::NodeRole::Master if shape.masters == 1 => During::MayFail,
         _ => During::Progresses { acknowledged: 5 },
     };
     round(rng, vec![Fault::KillLoop { node, lives_ms }], during)
@@ -177,11 +178,13 @@ fn partition(rng: &mut StdRng, shape: Shape) -> Round {
         (false, 1) => unharmed(rng),
         _ => During::Progresses { acknowledged: 5 },
     };
-    round(rng, faults, during)
+    let made = round(rng, faults, during);
+    // Long enough, often, for leases and heartbeats to be missed and for elections.
+    Round { hold_ms: rng.random_range(0..6000), ..made }
 }
 
 fn full_disk(rng: &mut StdRng, shape: Shape) -> Round {
-    let leave_bytes = rng.random_range(0..6 << 20);
+    let leave_bytes = rng.random_range(2 << 20..6 << 20);
     let fill = |node| Fault::FillDisk { node, leave_bytes };
     match rng.random_range(0..6) {
         0..=2 => {
@@ -192,9 +195,9 @@ fn full_disk(rng: &mut StdRng, shape: Shape) -> Round {
         3 => {
             let faults = (1..=shape.chunkservers as u64).map(|id| fill(Node::chunkserver(id)));
             let faults = faults.collect();
-            round(rng, faults, During::MayFail { ms: 1000 })
+            round(rng, faults, During::Refuses)
         }
-        4 => round(rng, vec![fill(Node::master(1))], During::MayFail { ms: 1000 }),
+        4 => round(rng, vec![fill(Node::master(1))], During::Refuses),
         _ => {
             let during = unharmed(rng);
             round(rng, vec![fill(Node::edge(1))], during)

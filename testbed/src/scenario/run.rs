@@ -13,8 +13,9 @@ use super::{During, Kind, Round, Scenario, Shape};
 use crate::checks::{self, Extent, Eyes, Verdict};
 use crate::cluster::DevCluster;
 use crate::disk::DiskKind;
-use crate::faults::{Fault, power};
+use crate::faults::{Fault, packets_cut, power};
 use crate::history::History;
+use crate::wait;
 use crate::workload::{Crew, CrewPlan, Done};
 
 /// Until a crew on a cluster without faults must have got so far.
@@ -39,6 +40,10 @@ pub struct Report {
     pub reads: u64,
     /// Operations and reads that failed where they may.
     pub failed: u64,
+    /// Packets that cut links kept back.
+    pub packets_cut: u64,
+    /// Chunks that the cluster found corrupt, of those that were made so.
+    pub corrupt_found: u64,
     /// How long each round took.
     pub times: Vec<Duration>,
     /// What this build gives no means to check.
@@ -119,11 +124,12 @@ impl Run {
             let shown = serde_json::to_string(round)?;
             self.cluster.tell(format_args!("== round {}: {shown}", number + 1));
             let start = Instant::now();
-            let done = self.round(scenario, number, round)?;
+            let (done, kept_back) = self.round(scenario, number, round)?;
             let took = start.elapsed();
             self.report.times.push(took);
             self.report.reads += done.reads;
             self.report.failed += done.failed;
+            self.report.packets_cut += kept_back;
             let (acknowledged, unknown) = self.history.counts();
             self.cluster.tell(format_args!(
                 "round {} was right: {took:.1?}, in all {acknowledged} acknowledged, {unknown} open",
@@ -133,7 +139,7 @@ impl Run {
         self.everything(scenario)
     }
 
-    fn round(&self, scenario: &Scenario, number: usize, round: &Round) -> Result<Done> {
+    fn round(&self, scenario: &Scenario, number: usize, round: &Round) -> Result<(Done, u64)> {
         let since = self.history.len();
         let plan = CrewPlan {
             seed: scenario.seed.wrapping_mul(1009).wrapping_add(number as u64),
@@ -152,32 +158,51 @@ impl Run {
         for fault in &round.faults {
             fault.apply(&self.cluster)?;
         }
-        let done = match round.during {
-            During::Rests => crew.halt()?,
-            During::MayFail { ms } => {
-                sleep(Duration::from_millis(ms));
-                crew.halt()?
+        if round.during != During::Rests {
+            sleep(Duration::from_millis(round.hold_ms));
+        }
+        match round.during {
+            During::Rests | During::MayFail => {}
+            During::Refuses => {
+                wait::holds("an operation that is refused", FAULT_TIMEOUT, || {
+                    crew.done().failed > 0
+                })?;
+                crew.until_acknowledged(crew.acknowledged(), 1, FAULT_TIMEOUT)?;
             }
-            During::Progresses { acknowledged } => {
+            During::Progresses { acknowledged } | During::Unharmed { acknowledged } => {
                 crew.until_acknowledged(at_fault, acknowledged, FAULT_TIMEOUT)?;
-                crew.halt()?
             }
-            During::Unharmed { acknowledged } => {
-                crew.until_acknowledged(at_fault, acknowledged, FAULT_TIMEOUT)?;
-                let done = crew.finish()?;
-                ensure!(
-                    done.failed == 0,
-                    "{:?} must harm nobody: {} failed:\n{}",
-                    round.faults,
-                    done.failed,
-                    done.failures.join("\n")
-                );
-                done
-            }
+        }
+        let kept_back = self.kept_back(round)?;
+        let done = if let During::Unharmed { .. } = round.during {
+            let done = crew.finish()?;
+            ensure!(
+                done.failed == 0,
+                "{:?} must harm nobody: {} failed:\n{}",
+                round.faults,
+                done.failed,
+                done.failures.join("\n")
+            );
+            self.put_right(round)?;
+            done
+        } else {
+            crew.let_go();
+            self.put_right(round)?;
+            crew.halt()?
         };
-        self.put_right(round)?;
         self.look(scenario, number, round, since)?;
-        Ok(done)
+        Ok((done, kept_back))
+    }
+
+    /// Packets that cut links kept back in this round.
+    fn kept_back(&self, round: &Round) -> Result<u64> {
+        let mut packets = 0;
+        for fault in &round.faults {
+            if let Fault::CutLink(one, other) | Fault::CutOneWay { from: one, to: other } = fault {
+                packets += packets_cut(&self.cluster, *one, *other)?;
+            }
+        }
+        Ok(packets)
     }
 
     fn put_right(&self, round: &Round) -> Result<()> {
@@ -236,6 +261,11 @@ impl Run {
                     self.report.cannot_tell.insert(format!("{name}: {why}"));
                 }
             }
+        }
+        let status = checks::status(&self.cluster)?;
+        self.report.corrupt_found = status["chunks"]["corrupt_found"].as_u64().unwrap_or_default();
+        if scenario.kind == Kind::Partition {
+            ensure!(self.report.packets_cut > 0, "no cut link ever kept a packet back");
         }
         // What a scenario damages it must also find again, in a build that claims to heal.
         if scenario.kind != Kind::Corruption || scenario.heals {

@@ -1,8 +1,12 @@
 //! One operation, each way.
+//!
+//! Files of the mount are opened by other programs only, never by this process: it starts programs
+//! all the time, and each of them begins as a copy of it whose files are closed. Closing a file of
+//! the mount asks its server, and so a program could not start while the masters are away.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -12,6 +16,7 @@ use bytes::Bytes;
 use super::{Order, Worker};
 use crate::cluster::DevCluster;
 use crate::history::{State, Way};
+use crate::process::{Outcome, Running};
 
 /// How often a command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -33,16 +38,6 @@ pub fn way_of(index: usize, mounted: bool) -> Way {
     }
 }
 
-/// The bytes of a file as the mount shows them.
-pub(super) fn read_mounted(cluster: &DevCluster, place: &str) -> Result<Option<Bytes>> {
-    let path = mounted(cluster, place);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes.into())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-    }
-}
-
 fn mounted(cluster: &DevCluster, place: &str) -> PathBuf {
     cluster.mount().join(place.trim_start_matches('/'))
 }
@@ -59,17 +54,14 @@ impl Worker {
             (Way::Client, Some(bytes)) => self.wait_for(self.volume.put(place, bytes)),
             (Way::Client, None) => self.wait_for(self.volume.remove(place)),
             (Way::CommandLine, Some(bytes)) => {
-                let local = self.cluster.work().join(format!("upload-{}", self.number));
-                fs::write(&local, &bytes)?;
-                let local = local.to_str().context("a plain path")?;
-                self.command(&["upload", local, place])
+                self.command(&["upload", &self.local(&bytes)?, place])
             }
             (Way::CommandLine, None) => self.command(&["rm", place]),
-            (Way::Mount, Some(bytes)) => write_synced(&mounted(&self.cluster, place), &bytes),
+            (Way::Mount, Some(bytes)) => self.write_synced(&mounted(&self.cluster, place), &bytes),
             (Way::MountRename, Some(bytes)) => {
                 let path = mounted(&self.cluster, place);
                 let new = path.with_extension("new");
-                write_synced(&new, &bytes)?;
+                self.write_synced(&new, &bytes)?;
                 fs::rename(&new, &path).context("rename")
             }
             (Way::Mount | Way::MountRename, None) => {
@@ -79,9 +71,40 @@ impl Worker {
         }
     }
 
-    /// Runs a verb of the command line to its end, or kills it when all is to be dropped.
+    /// The bytes of a file as the mount shows them.
+    pub(super) fn read_mounted(&self, place: &str) -> Result<Option<Bytes>> {
+        let path = mounted(&self.cluster, place);
+        if !fs::exists(&path).with_context(|| format!("look for {}", path.display()))? {
+            return Ok(None);
+        }
+        let mut command = Command::new("cat");
+        command.arg(&path);
+        Ok(Some(self.run(Running::start(command)?)?.stdout.into()))
+    }
+
+    /// Writes a file through the mount and returns when the file system says that it is safe: `dd`
+    /// fails if write, fsync or close does.
+    fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let mut command = Command::new("dd");
+        command.arg(format!("if={}", self.local(bytes)?)).arg(format!("of={}", path.display()));
+        command.args(["bs=1M", "conv=fsync", "status=none"]);
+        self.run(Running::start(command)?).map(drop)
+    }
+
+    /// A local file of these bytes, overwritten by the next one.
+    fn local(&self, bytes: &[u8]) -> Result<String> {
+        let local = self.cluster.work().join(format!("local-{}", self.number));
+        fs::write(&local, bytes)?;
+        Ok(local.to_str().context("a plain path")?.to_owned())
+    }
+
+    /// Runs a verb of the command line.
     pub(super) fn command(&self, arguments: &[&str]) -> Result<()> {
-        let mut running = self.cluster.start_atoll(arguments)?;
+        self.run(self.cluster.start_atoll(arguments)?).map(drop)
+    }
+
+    /// Waits for the end of a program, or kills it when all is to be dropped.
+    fn run(&self, mut running: Running) -> Result<Outcome> {
         while !running.ended()? {
             if self.ordered() == Order::Halt {
                 running.kill9()?;
@@ -89,15 +112,6 @@ impl Worker {
             }
             sleep(LOOK_EVERY);
         }
-        running.finish(COMMAND_TIMEOUT)?.ok().map(drop)
+        running.finish(COMMAND_TIMEOUT)?.ok()
     }
-}
-
-/// Writes a file and returns when the file system says that it is safe.
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).context("create")?;
-    file.write_all(bytes).context("write")?;
-    file.sync_all().context("fsync")?;
-    // Not by dropping: an error of close is an answer, too.
-    nix::unistd::close(file).context("close")
 }

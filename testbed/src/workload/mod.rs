@@ -200,6 +200,12 @@ impl Crew {
         }
     }
 
+    /// Everybody is to drop what is under way; [`Crew::halt`] waits for it. What hangs in the mount
+    /// cannot be dropped while the masters are away.
+    pub fn let_go(&self) {
+        self.order.send_replace(Order::Halt);
+    }
+
     /// Everybody ends what is under way, and stops.
     ///
     /// # Errors
@@ -348,7 +354,7 @@ impl Worker {
         };
         let by_mount = way_of(index, self.plan.mounted) == Way::Mount;
         let found = if by_mount {
-            act::read_mounted(&self.cluster, &place)?
+            self.read_mounted(&place)?
         } else {
             self.wait_for(self.volume.get(&place))?
         };

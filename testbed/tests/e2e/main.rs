@@ -20,6 +20,7 @@ mod online;
 mod publish;
 mod redeploy;
 mod resume;
+mod storage;
 
 use std::path::Path;
 

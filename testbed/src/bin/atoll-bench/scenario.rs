@@ -49,7 +49,7 @@ fn run_now(atoll: &Path, args: &ScenarioArgs) -> Result<()> {
 }
 
 fn tell(kind: Kind, seed: u64, report: Report) {
-    let Report { rounds, acknowledged, unknown, reads, failed, mut times, cannot_tell } = report;
+    let Report { rounds, acknowledged, unknown, reads, failed, mut times, .. } = report;
     times.sort();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     let longest = times.last().copied().unwrap_or(Duration::ZERO);
@@ -58,7 +58,12 @@ fn tell(kind: Kind, seed: u64, report: Report) {
          {unknown} of open outcome, {reads} reads meanwhile, {failed} failed where they may; a \
          round took {median:.1?} in the middle, {longest:.1?} at most"
     );
-    for line in cannot_tell {
+    match kind {
+        Kind::Partition => println!("{} packets were kept back", report.packets_cut),
+        Kind::Corruption => println!("{} chunks were found corrupt", report.corrupt_found),
+        Kind::PowerCut | Kind::KillLoop | Kind::FullDisk => {}
+    }
+    for line in report.cannot_tell {
         println!("CANNOT TELL {line}");
     }
 }

@@ -61,10 +61,8 @@ struct Bench {
 
 impl Bench {
     fn start(atoll: &Path, build: impl FnOnce(DevBuilder) -> DevBuilder) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let builder = DevCluster::builder().binary(atoll).edges(0).shields(0);
         let cluster = Arc::new(build(builder).start()?);
         let volume = runtime.block_on(Volume::connect(&cluster))?;

@@ -74,7 +74,11 @@ pub(super) fn kill_write(atoll: &Path, scale: Scale, table: &mut Table) -> Resul
     row(table, "kill-write: read while it is away", &read);
     fault.undo(&bench.cluster)?;
     let full = until_full(&bench.cluster, FULL_TIMEOUT)?;
-    table.row(["kill-write: full again after its start".to_owned(), seconds(&full), "s".to_owned()]);
+    table.row([
+        "kill-write: full again after its start".to_owned(),
+        seconds(&full),
+        "s".to_owned(),
+    ]);
     bench.finish()
 }
 
