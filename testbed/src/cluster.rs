@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::disk::{DiskKind, LossyDisk};
 use crate::http::{Connection, Trust, Version};
 use crate::metrics::Scrape;
 use crate::process::{self, Outcome, Process, Running};
@@ -62,6 +63,7 @@ pub struct DevBuilder {
     mount: bool,
     seed: u64,
     environment: Vec<(String, String)>,
+    lossy: Option<(DiskKind, u64)>,
 }
 
 impl DevBuilder {
@@ -102,6 +104,12 @@ impl DevBuilder {
         self
     }
 
+    /// With the data of every node on a disk of its own, of so many bytes, whose power can be cut.
+    pub fn lossy_disks(mut self, kind: DiskKind, bytes: u64) -> Self {
+        self.lossy = Some((kind, bytes));
+        self
+    }
+
     /// The seed of what is done to it, to be told on failure.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -112,6 +120,22 @@ impl DevBuilder {
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Every node there will be.
+    fn nodes(&self) -> Vec<Node> {
+        type Role = (&'static str, fn(u64) -> Node, usize);
+        const ROLES: [Role; 4] = [
+            ("--masters", Node::master, 1),
+            ("--chunkservers", Node::chunkserver, 3),
+            ("--edges", Node::edge, 2),
+            ("--shields", Node::shield, 1),
+        ];
+        let of = |(flag, make, default): Role| {
+            let count = self.counts.iter().rev().find(|(name, _)| *name == flag);
+            (1..=count.map_or(default, |(_, count)| *count) as u64).map(make)
+        };
+        ROLES.into_iter().flat_map(of).collect()
     }
 
     /// Starts it and waits until it serves.
@@ -134,15 +158,36 @@ impl DevBuilder {
         for folder in ["home", "mnt", "work"] {
             std::fs::create_dir(path.join(folder))?;
         }
+        let mut disks = Vec::new();
+        if let Some((kind, bytes)) = self.lossy {
+            let images = path.join("disks");
+            std::fs::create_dir(&images)?;
+            for node in self.nodes() {
+                let image = images.join(format!("{node}.img"));
+                let data = path.join("data/nodes").join(node.to_string());
+                disks.push((node, LossyDisk::make(kind, &image, &data, bytes)?));
+            }
+        }
         let cluster = DevCluster {
             atoll,
             root: path,
             keeper: Mutex::new(Some(root)),
             dev: Mutex::new(None),
             options: self,
+            disks,
             began: Instant::now(),
         };
         cluster.start_dev()?;
+        let ready = cluster.ready();
+        for (node, disk) in &cluster.disks {
+            // Where `atoll dev` keeps the data of a node is its own affair: it tells, we check.
+            let data = ready.data(*node).map(Path::canonicalize).transpose()?;
+            ensure!(
+                data.as_deref() == Some(disk.path()),
+                "{node} keeps its data in {data:?}, not on the disk made for it at {}",
+                disk.path().display()
+            );
+        }
         Ok(cluster)
     }
 }
@@ -155,6 +200,7 @@ pub struct DevCluster {
     keeper: Mutex<Option<TempDir>>,
     dev: Mutex<Option<Child>>,
     options: DevBuilder,
+    disks: Vec<(Node, LossyDisk)>,
     began: Instant,
 }
 
@@ -167,6 +213,7 @@ impl DevCluster {
             mount: false,
             seed: 0,
             environment: Vec::new(),
+            lossy: None,
         }
     }
 
@@ -190,6 +237,11 @@ impl DevCluster {
     /// Where it is mounted, if it is.
     pub fn mount(&self) -> PathBuf {
         self.root.join("mnt")
+    }
+
+    /// The disks of its nodes, if they have disks of their own.
+    pub fn disks(&self) -> &[(Node, LossyDisk)] {
+        &self.disks
     }
 
     /// What `atoll dev` and its children wrote to the terminal.
@@ -231,6 +283,32 @@ impl DevCluster {
     /// # Errors
     /// When it stops, or is not ready in time; with the end of its log.
     pub fn start_dev(&self) -> Result<()> {
+        self.launch_dev()?;
+        let ready = self.ready_path();
+        let waited = wait::until("ready file", START_TIMEOUT, || {
+            let mut dev = self.dev.lock().unwrap_or_else(PoisonError::into_inner);
+            let child = dev.as_mut().context("`atoll dev` does not run")?;
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(Err(status)));
+            }
+            Ok(ready.exists().then_some(Ok(())))
+        });
+        match waited {
+            Ok(Ok(())) => {
+                self.tell("atoll dev serves");
+                Ready::load(&ready)?;
+                Ok(())
+            }
+            Ok(Err(status)) => bail!("`atoll dev` ended with {status}:\n{}", self.log_end()),
+            Err(error) => bail!("{error:#}:\n{}", self.log_end()),
+        }
+    }
+
+    /// Starts `atoll dev` (again) and leaves it to itself.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_dev(&self) -> Result<()> {
         self.tell("atoll dev starts");
         let ready = self.ready_path();
         if ready.exists() {
@@ -247,23 +325,9 @@ impl DevCluster {
         }
         command.envs(self.options.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut child = command.spawn().with_context(|| format!("{}", self.atoll.display()))?;
-        let waited = wait::until("ready file", START_TIMEOUT, || {
-            if let Some(status) = child.try_wait()? {
-                return Ok(Some(Err(status)));
-            }
-            Ok(ready.exists().then_some(Ok(())))
-        });
+        let child = command.spawn().with_context(|| format!("{}", self.atoll.display()))?;
         *self.dev.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
-        match waited {
-            Ok(Ok(())) => {
-                self.tell("atoll dev serves");
-                Ready::load(&ready)?;
-                Ok(())
-            }
-            Ok(Err(status)) => bail!("`atoll dev` ended with {status}:\n{}", self.log_end()),
-            Err(error) => bail!("{error:#}:\n{}", self.log_end()),
-        }
+        Ok(())
     }
 
     fn log_end(&self) -> String {
@@ -313,6 +377,21 @@ impl DevCluster {
         gone.with_context(|| format!("left running: {left:?}"))
     }
 
+    /// kill -9 of everything at once; waits until it is gone.
+    ///
+    /// # Errors
+    /// When something survives.
+    pub fn kill9_all(&self) -> Result<()> {
+        self.tell("kill -9 of everything");
+        let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // First, so that it looks at none of the other ends.
+        if let Some(mut child) = child {
+            child.kill()?;
+            child.wait()?;
+        }
+        self.kill_rest()
+    }
+
     /// The end of a test that passed: stops, checks, removes.
     ///
     /// # Errors
@@ -320,6 +399,7 @@ impl DevCluster {
     pub fn finish(self) -> Result<()> {
         self.stop_dev()?;
         self.detach_mount();
+        self.disks.iter().try_for_each(|(_, disk)| disk.unmount())?;
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(keeper) = keeper {
             keeper.close().context("remove the cluster's data")?;
@@ -637,6 +717,10 @@ impl Drop for DevCluster {
         };
         let path = keeper.keep();
         eprintln!("the cluster's data and logs stay in {}", path.display());
+        if let Some((_, disk)) = self.disks.first() {
+            let image = disk.image().display();
+            eprintln!("the nodes' disks are images, such as {image}: mount -o loop,ro IMAGE DIR");
+        }
         eprintln!("to repeat: {}", seed::command_to_repeat(self.options.seed));
         let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut child) = child {

@@ -7,20 +7,28 @@
 //! within the test's process, for tests through the client library. Nothing may depend on this
 //! crate.
 
+pub mod checks;
 pub mod cluster;
+pub mod disk;
 pub mod dns;
 pub mod faults;
 pub mod hammer;
+pub mod history;
 pub mod http;
 pub mod in_process;
 pub mod metrics;
+pub mod payload;
 pub mod process;
 pub mod ready;
+pub mod scenario;
 pub mod seed;
 pub mod tree;
+pub mod volume;
 pub mod wait;
+pub mod workload;
 
 pub use cluster::{DevBuilder, DevCluster};
+pub use disk::{DiskKind, LossyDisk};
 pub use faults::{Fault, packets_cut};
 pub use in_process::{InProcess, InProcessBuilder};
 pub use process::Outcome;

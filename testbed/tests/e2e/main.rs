@@ -24,6 +24,7 @@ mod online;
 mod publish;
 mod redeploy;
 mod resume;
+mod storage;
 
 use std::path::Path;
 

@@ -10,7 +10,9 @@ mod machine;
 mod model;
 mod mounts;
 mod requests;
+mod scenario;
 mod soak;
+mod storage;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -43,7 +45,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, requests, mount
+    /// Only these: deploy, requests, mount, idle, freeze, kill-write, flip, reconcile, rebuild
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }
@@ -52,6 +54,8 @@ struct BenchArgs {
 enum Command {
     /// Random operations and faults from a seed, with checkers
     Soak(soak::SoakArgs),
+    /// Rounds of faults from a seed, with checkers: power cuts, kill loops, damage, partitions
+    Scenario(scenario::ScenarioArgs),
 }
 
 /// How much of each workload.
@@ -72,6 +76,7 @@ async fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
+        Some(Command::Scenario(args)) => scenario::run(&cli.atoll, args).await,
         None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
     }
 }
@@ -97,6 +102,15 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
         let cluster = DevCluster::builder().binary(atoll).edges(1).mounted().start()?;
         mounts::measure(&cluster, scale, &mut report)?;
         cluster.finish()?;
+    }
+    if storage::NAMES.into_iter().any(wanted) {
+        let (atoll, only) = (atoll.to_owned(), args.only.clone());
+        report = tokio::task::spawn_blocking(move || {
+            let wanted = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
+            storage::measure(&atoll, wanted, scale, &mut report).map(|()| report)
+        })
+        .await
+        .context("a measurement panicked")??;
     }
     let text = report.markdown(&machine::facts(atoll)?, args.quick);
     println!("{text}");
