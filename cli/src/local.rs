@@ -118,6 +118,7 @@ impl LocalCluster {
             ports: self.prepared.ports[name],
             pid: std::process::id(),
             data: self.layout.node(*name),
+            zone: self.prepared.record.zone(*name),
         };
         let object = ReadyObject::new(
             self.layout.client_config(),

@@ -204,9 +204,9 @@ async fn a_body_that_cannot_be_completed_is_aborted_not_shortened() {
     for protocol in ALL {
         let mut client = server.client(protocol).await;
         // Only the first chunk is at hand.
-        server.site.upstream.down.store(false, std::sync::atomic::Ordering::SeqCst);
+        server.site.upstream.down.store(false, Ordering::SeqCst);
         assert_eq!(client.get("/big", Some("bytes=0-0")).await.status, 206);
-        server.site.upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
+        server.site.upstream.down.store(true, Ordering::SeqCst);
         let answer = client.get("/big", None).await;
         // The reset of an h3 stream may overtake the head.
         assert!(answer.status == 200 || protocol == Protocol::H3);

@@ -68,7 +68,7 @@ async fn upload_and_read_back(
         let path = format!("{folder}/{size}.bin");
         let caller = Caller { uid: 0, gid: 0 };
         let to = path.as_str().into();
-        let upload = upload_file(client, &writer, &source, to, 0o644, caller, 1, &|_| {});
+        let upload = upload_file(client, &writer, &source, to, 0o644, caller, 1, false, &|_| {});
         Box::pin(upload).await?;
         let query = NamespaceQuery::Resolve { path: path.as_str().into() };
         let NamespaceReply::Attr { attr, .. } = client.query(query).await? else {

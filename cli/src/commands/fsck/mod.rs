@@ -237,7 +237,7 @@ fn reasons(totals: &Totals, copies: &Copies, recount: Option<&RecountObject>) ->
     count(totals.missing, "not known to the master");
     let idle = (copies.lacking() as u64)
         .saturating_sub(totals.lost + totals.unreachable + totals.under_replicated);
-    count(idle, "that nothing needs any more with fewer copies than they should have");
+    count(idle, "that no file or deploy refers to with fewer copies than they should have");
     reasons.extend(copies.reasons.iter().cloned());
     if copies.cut {
         reasons.push("some server lacks more than was looked at".to_owned());
