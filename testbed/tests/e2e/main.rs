@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod backup;
 mod bad_input;
 mod dev;
 mod dns;
