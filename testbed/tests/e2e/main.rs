@@ -13,6 +13,7 @@ mod dev;
 mod dns;
 mod durable;
 mod files;
+mod fsck;
 mod full_disk;
 mod garbage;
 mod links;
