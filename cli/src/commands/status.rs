@@ -127,7 +127,7 @@ async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
         let fetching = status
             .chunkservers
             .iter()
-            .any(|server| server.up && (server.stat.lacking > 0 || server.in_sync == Some(false)));
+            .any(|server| server.up && (server.stat.lacking > 0 || differs(server, &status)));
         if !behind && !fetching {
             break;
         }
@@ -155,6 +155,9 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     }
     for server in status.chunkservers.iter().filter(|server| server.up) {
         reasons.extend(server_reasons(server));
+        if differs(server, status) && server.stat.lacking == 0 {
+            reasons.push(format!("{} has not exactly what it should have", server.name));
+        }
     }
     if let Some(reason) = &status.frozen {
         reasons.push(format!("collection is frozen: {reason}"));
@@ -174,6 +177,12 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     reasons
 }
 
+/// Whether a chunkserver has not what it should. While collection is frozen it keeps what the master
+/// does not know, so that it cannot have exactly that.
+fn differs(server: &ChunkserverStatus, status: &Status) -> bool {
+    server.in_sync == Some(false) && status.frozen.is_none()
+}
+
 /// What is wrong with what a chunkserver has.
 fn server_reasons(server: &ChunkserverStatus) -> Vec<String> {
     let (name, stat) = (&server.name, &server.stat);
@@ -189,9 +198,6 @@ fn server_reasons(server: &ChunkserverStatus) -> Vec<String> {
         reasons.push(format!("{name} cannot get {count} from anywhere"));
     } else if stat.lacking > 0 {
         reasons.push(format!("{name} lacks {}", text::count(stat.lacking, "chunk")));
-    }
-    if server.in_sync == Some(false) && stat.lacking == 0 {
-        reasons.push(format!("{name} has not exactly what it should have"));
     }
     // A server that just started, or a new leader: what it has may be anything.
     if server.up && server.in_sync.is_none() && server.groups > 0 {
@@ -451,6 +457,10 @@ mod tests {
         check(|s| s.chunkservers[0].stat.lacking = 2, "lacks 2 chunks");
         check(|s| s.chunkservers[0].stat.dead_letters = 1, "cannot get 1 chunk from anywhere");
         check(|s| s.chunkservers[0].in_sync = Some(false), "not exactly what it should have");
+        let mut frozen = healthy();
+        frozen.chunkservers[0].in_sync = Some(false);
+        frozen.frozen = Some("restored".into());
+        assert_eq!(reasons(&frozen), ["collection is frozen: restored"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod backup;
 mod bad_input;
 mod dev;
 mod dns;
@@ -14,6 +15,7 @@ mod durable;
 mod farewell;
 mod files;
 mod frozen;
+mod fsck;
 mod full_disk;
 mod garbage;
 mod in_process;

@@ -21,6 +21,9 @@ use crate::{progress::Progress, text};
 use copies::Copies;
 use walk::{Totals, Walk};
 
+/// Places with chunks of few copies that a person is shown: a server that is being filled again
+/// makes very many.
+const FEW_SHOWN: u64 = 1000;
 /// How often it is asked how a repair goes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -64,8 +67,8 @@ impl Problem {
         match self {
             Problem::Lost => "lost: no copy is in good order",
             Problem::Unreachable => "unreachable: who may have it does not answer",
-            Problem::UnderReplicated => "fewer copies than it should have",
-            Problem::Missing => "not known to the master",
+            Problem::UnderReplicated => "under-replicated: it has fewer copies than it should",
+            Problem::Missing => "missing: the master does not know it",
         }
     }
 }
@@ -87,17 +90,34 @@ struct FindingEvent<'a> {
 }
 
 /// Where findings go.
-#[derive(Clone, Copy)]
-struct Tell<'a>(&'a Output);
+struct Tell<'a> {
+    out: &'a Output,
+    /// Places told that need a chunk with few copies.
+    few: u64,
+}
 
-impl Tell<'_> {
-    fn finding(&self, finding: &Finding) -> Result<(), Failure> {
+impl<'a> Tell<'a> {
+    fn new(out: &'a Output) -> Self {
+        Self { out, few: 0 }
+    }
+
+    fn finding(&mut self, finding: &Finding) -> Result<(), Failure> {
         let Finding { problem, chunk, place } = finding;
-        if self.0.json() {
+        if self.out.json() {
             let (event, problem, path) = ("finding", *problem, place.as_str());
-            return self.0.object(&FindingEvent { event, problem, chunk: chunk.to_string(), path });
+            let chunk = chunk.to_string();
+            return self.out.object(&FindingEvent { event, problem, chunk, path });
         }
-        self.0.line(format_args!("{place}: chunk {} is {}", chunk.short(), problem.words()))
+        if *problem == Problem::UnderReplicated {
+            self.few += 1;
+            if self.few == FEW_SHOWN {
+                self.out.note("there are more with few copies; --json lists all of them");
+            }
+            if self.few >= FEW_SHOWN {
+                return Ok(());
+            }
+        }
+        self.out.line(format_args!("{place}: chunk {} is {}", chunk.short(), problem.words()))
     }
 }
 
@@ -179,7 +199,7 @@ async fn check(context: &Context, cluster: &Cluster) -> Result<(Totals, Copies),
     progress.say("checking".to_owned());
     let view = cluster.refresh_view().await?;
     let copies = Copies::ask(cluster, &view).await?;
-    let walk = Walk::new(cluster, &view, &copies, Tell(&context.out));
+    let walk = Walk::new(cluster, &view, &copies, Tell::new(&context.out));
     let totals = walk.run().await;
     progress.clear();
     Ok((totals?, copies))

@@ -1,0 +1,126 @@
+//! A backup brings the metadata back, and nothing that it does not know of is lost by it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use atoll_testbed::http::Version;
+use atoll_testbed::{DevCluster, Node, Tree, seed, wait};
+use serde_json::Value;
+
+use super::{ensure_served_everywhere, number, word};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The status, whether healthy or not.
+fn status(cluster: &DevCluster) -> Result<Value> {
+    let outcome = cluster.atoll(&["status", "--json"])?;
+    Ok(serde_json::from_slice(&outcome.stdout)?)
+}
+
+/// Chunks on all chunkservers, copies counted.
+fn copies(status: &Value) -> u64 {
+    let servers = status["chunkservers"].as_array().into_iter().flatten();
+    servers.map(|server| number(server, "chunks")).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know() -> Result<()> {
+    let seed = seed::or(21);
+    let cluster = DevCluster::builder().seed(seed).start()?;
+    let (old, new) = (Tree::ordinary(seed, 30), Tree::ordinary(seed + 1, 30));
+    let source = cluster.work().join("site");
+    old.write(&source)?;
+    cluster.deploy(&source, "blog")?;
+    cluster.atoll(&["upload", word(&source.join("index.html")), "/kept.html"])?.ok()?;
+    let file = cluster.work().join("backup");
+    let made = cluster.json(&["backup", word(&file), "--json"])?;
+    ensure!(number(&made, "bytes") == std::fs::metadata(&file)?.len(), "{made}");
+
+    // More happens, and will be lost.
+    let second = cluster.work().join("second");
+    new.write(&second)?;
+    cluster.deploy(&second, "blog")?;
+    cluster.atoll(&["upload", word(&second.join("index.html")), "/lost.html"])?.ok()?;
+    ensure_served_everywhere(&cluster, "blog", &new, &[Version::H2]).await?;
+    let before = wait::until("every copy is counted", LIMIT, || {
+        let status = status(&cluster)?;
+        let live = number(&status["chunks"], "live");
+        let copies = copies(&status);
+        Ok((copies >= 3 * live).then_some(copies))
+    })?;
+
+    cluster.tell("the master's data is lost and restored");
+    let master = Node::master(1);
+    let data = cluster.ready().data(master).context("a data directory")?.to_owned();
+    cluster.stop_node(master)?;
+    let restore = ["restore", word(&file), "--data", word(&data)];
+    let refused = cluster.atoll(&restore)?.expect_code(1)?;
+    ensure!(refused.stderr.contains("not empty"), "{refused}");
+    std::fs::rename(&data, cluster.work().join("lost-master"))?;
+    cluster.atoll(&restore)?.ok()?;
+    cluster.start_node(master)?;
+
+    // The edges go back with it; everything is up, and frozen.
+    wait::until("the restored cluster is well but for the freeze", LIMIT, || {
+        let status = status(&cluster)?;
+        let reasons = status["reasons"].as_array().context("reasons")?;
+        let frozen = |reason: &Value| {
+            let text = reason.as_str().unwrap_or_default();
+            text.starts_with("collection is frozen: restored from a backup of")
+        };
+        if reasons.len() == 1 && frozen(&reasons[0]) { Ok(Some(())) } else { bail!("{status}") }
+    })?;
+    ensure_served_everywhere(&cluster, "blog", &old, &[Version::H2, Version::H3]).await?;
+    cluster.atoll(&["cat", "/kept.html"])?.ok()?;
+    cluster.atoll(&["cat", "/lost.html"])?.expect_code(1)?;
+    // Servers tell the new leader what they have one after the other.
+    wait::until("every copy is still there", LIMIT, || {
+        let after = copies(&status(&cluster)?);
+        if after >= before { Ok(Some(())) } else { bail!("{after} copies of {before}") }
+    })?;
+
+    // What the lost history had is still there: deploying it again sends only what is not known,
+    // and everything works as before.
+    cluster.deploy(&second, "blog")?;
+    ensure_served_everywhere(&cluster, "blog", &new, &[Version::H2]).await?;
+    let held = cluster.json(&["collection", "status", "--json"])?;
+    ensure!(held["frozen"].as_str().is_some_and(|it| it.contains("restored")), "{held}");
+    cluster.atoll(&["collection", "release"])?.ok()?;
+    cluster.wait_healthy()?;
+    cluster.restart(master)?;
+    cluster.wait_healthy()?;
+    ensure_served_everywhere(&cluster, "blog", &new, &[Version::H2]).await?;
+    cluster.finish()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_backup_is_refused_and_changes_nothing() -> Result<()> {
+    let cluster = DevCluster::builder().seed(seed::or(22)).start()?;
+    let file = cluster.work().join("backup");
+    cluster.atoll(&["backup", word(&file)])?.ok()?;
+    let whole = std::fs::read(&file)?;
+    let data = cluster.work().join("restored");
+    let restore = ["restore", word(&file), "--data", word(&data)];
+    for (what, bytes) in [
+        ("cut", whole[..whole.len() - 1].to_vec()),
+        ("flipped", {
+            let mut bytes = whole.clone();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+            bytes
+        }),
+        ("empty", Vec::new()),
+    ] {
+        std::fs::write(&file, bytes)?;
+        let refused = cluster.atoll(&restore)?.expect_code(1)?;
+        ensure!(refused.stderr.contains("backup"), "{what}: {refused}");
+        ensure!(!data.exists(), "{what}: something was written");
+    }
+    std::fs::write(&file, &whole)?;
+    cluster.atoll(&restore)?.ok()?;
+    ensure!(data.join("master.json").exists());
+    // A file that cannot be written, and one that is there already.
+    cluster.atoll(&["backup", "/nowhere/at/all"])?.expect_code(1)?;
+    cluster.atoll(&["backup", word(&file)])?.ok()?;
+    cluster.finish()
+}
