@@ -74,9 +74,12 @@ impl Payload {
     }
 }
 
-/// The first line: whose, which, how long, and the hash of what follows.
+/// The first line: whose, which, how long, and the hash of all that and what follows.
 fn line(name: &blake3::Hash, generation: u64, bytes: u64, body: &[u8]) -> String {
-    let (name, hash) = (name.to_hex(), blake3::hash(body).to_hex());
+    // Over everything: a changed digit must not make another payload of it.
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(name.as_bytes()).update(&generation.to_be_bytes()).update(&bytes.to_be_bytes());
+    let (name, hash) = (name.to_hex(), hasher.update(body).finalize().to_hex());
     let line = format!("payload {} {generation:016x} {bytes:010x} {}\n", &name[..24], &hash[..50]);
     debug_assert_eq!(line.len() as u64, LINE_BYTES);
     line

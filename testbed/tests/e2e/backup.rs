@@ -33,7 +33,7 @@ async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know(
     cluster.deploy(&source, "blog")?;
     cluster.atoll(&["upload", word(&source.join("index.html")), "/kept.html"])?.ok()?;
     let file = cluster.work().join("backup");
-    let made = cluster.json(&["backup", word(&file), "--json"])?;
+    let made = cluster.json(&["backup", word(&file)])?;
     ensure!(number(&made, "bytes") == std::fs::metadata(&file)?.len(), "{made}");
 
     // More happens, and will be lost.
@@ -83,7 +83,7 @@ async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know(
     // and everything works as before.
     cluster.deploy(&second, "blog")?;
     ensure_served_everywhere(&cluster, "blog", &new, &[Version::H2]).await?;
-    let held = cluster.json(&["collection", "status", "--json"])?;
+    let held = cluster.json(&["collection", "status"])?;
     ensure!(held["frozen"].as_str().is_some_and(|it| it.contains("restored")), "{held}");
     cluster.atoll(&["collection", "release"])?.ok()?;
     cluster.wait_healthy()?;

@@ -19,17 +19,17 @@ async fn a_whole_cluster_is_clean_and_a_server_that_is_down_is_named() -> Result
     cluster.deploy(&source, "blog")?;
     cluster.atoll(&["upload", word(&source), "/files"])?.ok()?;
     let clean =
-        wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck", "--json"])?)))?;
+        wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck"])?)))?;
     ensure!(clean["clean"] == true && number(&clean, "deploys") == 1, "{clean}");
     ensure!(number(&clean, "files") == tree.files.len() as u64, "{clean}");
     ensure!(number(&clean, "references") > number(&clean, "files"), "{clean}");
 
-    let repaired = cluster.json(&["fsck", "--repair", "--json"])?;
+    let repaired = cluster.json(&["fsck", "--repair"])?;
     ensure!(repaired["clean"] == true, "{repaired}");
     let recount = &repaired["recount"];
     ensure!(number(recount, "raised") + number(recount, "created") == 0, "{repaired}");
     ensure!(number(recount, "lowered") == 0, "{repaired}");
-    let scrubbed = cluster.json(&["scrub", "--wait", "--timeout", "60", "--json"])?;
+    let scrubbed = cluster.json(&["scrub", "--wait", "--timeout", "60"])?;
     ensure!(scrubbed["complete"] == true && number(&scrubbed, "corrupt_found") == 0, "{scrubbed}");
 
     let fault = Fault::Kill(Node::chunkserver(2));
@@ -40,6 +40,6 @@ async fn a_whole_cluster_is_clean_and_a_server_that_is_down_is_named() -> Result
     })?;
     fault.undo(&cluster)?;
     cluster.wait_healthy()?;
-    wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck", "--json"])?)))?;
+    wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck"])?)))?;
     cluster.finish()
 }
