@@ -18,8 +18,7 @@ async fn a_whole_cluster_is_clean_and_a_server_that_is_down_is_named() -> Result
     tree.write(&source)?;
     cluster.deploy(&source, "blog")?;
     cluster.atoll(&["upload", word(&source), "/files"])?.ok()?;
-    let clean =
-        wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck"])?)))?;
+    let clean = wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck"])?)))?;
     ensure!(clean["clean"] == true && number(&clean, "deploys") == 1, "{clean}");
     ensure!(number(&clean, "files") == tree.files.len() as u64, "{clean}");
     ensure!(number(&clean, "references") > number(&clean, "files"), "{clean}");
