@@ -1,4 +1,4 @@
-//! A data directory made out of a state from elsewhere, as [`crate::restore`] does it.
+//! A data directory made out of a state from elsewhere, as [`crate::restore()`] does it.
 //!
 //! The new history must never be mistaken for the one that was lost: whatever others remember of that
 //! one (log positions, terms, epochs, numbers given out) is below what comes from now on, because
