@@ -14,9 +14,7 @@ use atoll_net::{
     ShutdownTrigger, shutdown,
 };
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Get, Put};
-use atoll_proto::cluster::{
-    ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable,
-};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::master::{MasterRequest, MasterResponse, Orders};
 use atoll_proto::receipt::ReceiptKey;
 use atoll_proto::{

@@ -16,6 +16,7 @@ use std::time::Duration;
 use atoll_net::{CallOptions, Role};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
 use atoll_proto::cluster::{ClusterView, NodeState};
+use atoll_proto::ids::PG_COUNT;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::tree::{Ask, Digest, Found, NodeTree, TOPS};
 use atoll_proto::{ChunkId, Epoch, NodeId, PgId};
@@ -123,7 +124,14 @@ impl Session<'_> {
                 let differ = differing(tree.tops(), there)?;
                 differ.into_iter().filter_map(|top| u8::try_from(top).ok()).collect()
             }
-            [Found::Moved { .. }] => (0..TOPS).filter_map(|top| u8::try_from(top).ok()).collect(),
+            // Something changes all the time: only what was named can be compared at its own index.
+            [Found::Moved { .. }] => {
+                pass.again += 1;
+                let each = PG_COUNT / u16::try_from(TOPS).unwrap_or(1);
+                let tops: BTreeSet<u8> =
+                    hinted.iter().filter_map(|pg| u8::try_from(pg.0 / each).ok()).collect();
+                tops.into_iter().collect()
+            }
             [Found::Unavailable { reason }] => return Err(reason.clone()),
             _ => return Err("the wrong kind of answer to a walk".to_owned()),
         };

@@ -170,3 +170,16 @@ async fn what_is_in_its_own_quarantine_is_not_fetched() {
     assert!(cluster.get(1, ChunkId([1; 32])).await.is_err());
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_server_has_its_quarantine() {
+    let cluster = Cluster::new(|_| {});
+    let kept = chunk(b"kept");
+    cluster.put(&[1], std::slice::from_ref(&kept));
+    cluster.store(1).quarantine(&[kept.id], 5).unwrap();
+    cluster.start_servers(1).await;
+    cluster.change(|state| state.set(&[kept.id], true));
+    cluster.until_in_sync().await;
+    assert_eq!(cluster.body(1, &kept.id), Some((true, Body::Present)));
+    cluster.stop().await;
+}
