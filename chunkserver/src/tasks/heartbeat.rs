@@ -176,7 +176,8 @@ async fn beat(node: &Node) -> Result<bool, String> {
         let bytes = atoll_proto::encode(&report).len() + atoll_proto::encode(&differ).len();
         node.upkeep.count_bytes(bytes);
         node.upkeep.heard(&report, in_sync, &differ, lacking);
-        if in_sync == Some(true) && !orders.frozen {
+        let full = in_sync == Some(true) && node.upkeep.reporter().is_of_refill();
+        if full && !orders.frozen {
             finish_refill(node).await?;
         }
     }
