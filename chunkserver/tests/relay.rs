@@ -14,7 +14,7 @@ use atoll_net::{
     ShutdownTrigger, shutdown,
 };
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Get, Put};
-use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeState, NodeView, PgTable};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::master::{MasterRequest, MasterResponse, Orders};
 use atoll_proto::receipt::ReceiptKey;
 use atoll_proto::{
@@ -137,12 +137,40 @@ struct Rig {
     change: Arc<Master>,
     client: Endpoint,
     servers: Mutex<BTreeMap<u64, Server>>,
+    zones: &'static [&'static str],
     _stop: ShutdownTrigger,
 }
 
+/// A member that takes every request and answers none, as a process does that was stopped.
+struct Frozen;
+
+impl Service for Frozen {
+    type Request = ChunkRequest;
+    type Response = ChunkResponse;
+
+    fn operation(_: &ChunkRequest) -> &'static str {
+        "test"
+    }
+
+    async fn call(
+        &self,
+        _: Context,
+        _: ChunkRequest,
+        _: Bytes,
+    ) -> WireResult<Answer<ChunkResponse>> {
+        std::future::pending().await
+    }
+}
+
 impl Rig {
-    /// A master and this many chunkservers, all ready and all knowing each other.
+    /// A master and this many chunkservers, all ready and all knowing each other, each in its own
+    /// zone.
     async fn start(servers: u64) -> Self {
+        Self::start_in(&["z1", "z2", "z3"], servers).await
+    }
+
+    /// As [`Rig::start`], in these zones.
+    async fn start_in(zones: &'static [&'static str], servers: u64) -> Self {
         let authority = ClusterCa::create(CLUSTER).unwrap();
         let (stop, stopped) = shutdown::pair();
         let (send, state) = watch::channel(State {
@@ -169,6 +197,7 @@ impl Rig {
             change,
             client,
             servers: servers_now,
+            zones,
             _stop: stop,
         };
         for id in 1..=servers {
@@ -193,7 +222,7 @@ impl Rig {
             data: self.data(id),
             identity,
             masters: vec![self.master_addr],
-            zone: format!("z{id}"),
+            zone: self.zone(id),
             region: "eu".to_owned(),
             weight: 100,
             reserve_bytes: None,
@@ -205,6 +234,37 @@ impl Rig {
             pending_lifetime_ms: 1 << 40,
             quarantine_lifetime_ms: 1 << 40,
         }
+    }
+
+    fn zone(&self, id: u64) -> String {
+        self.zones[usize::try_from(id).unwrap() - 1].to_owned()
+    }
+
+    /// Another member, which never answers; it is taken to be up. Waits until the first server
+    /// knows of it.
+    async fn add_frozen(&self, id: u64) -> ShutdownTrigger {
+        let name = format!("chunkserver-{id}");
+        let endpoint = endpoint(&self.authority, Role::Chunkserver, &name);
+        let info = NodeInfo {
+            id: NodeId(id),
+            name,
+            kind: NodeKind::Chunkserver,
+            addr: endpoint.local_addr(),
+            zone: self.zone(id),
+            region: "eu".to_owned(),
+            weight: 100,
+            edge: None,
+        };
+        let (stop, stopped) = shutdown::pair();
+        tokio::spawn(async move {
+            endpoint.serve(Arc::new(Frozen), limits_of_test(), stopped).await;
+        });
+        self.change.0.send_modify(|state| {
+            state.nodes.insert(info.id, info);
+            state.epoch += 1;
+            state.registrations += 1;
+        });
+        stop
     }
 
     fn data(&self, id: u64) -> PathBuf {
@@ -347,6 +407,48 @@ async fn puts_survive_the_loss_of_one_server_and_need_two() {
     rig.until(|state| state.registrations == 4 && state.ready[&NodeId(2)]).await;
     assert_eq!(rig.get(2, &second).await.unwrap(), second, "and survive a restart");
     assert_eq!(rig.put_well(2, b"again").await, [NodeId(1), NodeId(2)]);
+    rig.stop_all().await;
+}
+
+/// Far less than 40 puts take that all wait for a frozen member, and far more than they need.
+const NOT_WAITED_FOR: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_member_is_not_waited_for() {
+    let rig = Rig::start(2).await;
+    let _frozen = rig.add_frozen(3).await;
+    let started = std::time::Instant::now();
+    for n in 0..20u8 {
+        assert_eq!(rig.put_well(1 + u64::from(n % 2), &[n; 100]).await, [NodeId(1), NodeId(2)]);
+    }
+    // More than may be on its way to one peer.
+    for n in 0..24u8 {
+        let large = vec![n; 4 << 20];
+        assert_eq!(rig.put_well(1, &large).await, [NodeId(1), NodeId(2)]);
+    }
+    assert!(started.elapsed() < NOT_WAITED_FOR, "{:?}", started.elapsed());
+    rig.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_zone_is_waited_for_but_not_for_long() {
+    let rig = Rig::start_in(&["near", "near", "far", "far"], 3).await;
+    // Both zones answer: the copies are in both, whoever is faster.
+    for n in 0..20u8 {
+        let nodes = rig.put_well(1 + u64::from(n % 2), &[n; 100]).await;
+        assert!(nodes.contains(&NodeId(3)), "{nodes:?}");
+    }
+    rig.stop_server(3).await;
+    rig.change.0.send_modify(|state| {
+        state.nodes.remove(&NodeId(3));
+        state.epoch += 1;
+    });
+    let _frozen = rig.add_frozen(4).await;
+    let started = std::time::Instant::now();
+    for n in 0..40u8 {
+        assert_eq!(rig.put_well(1, &[n; 101]).await, [NodeId(1), NodeId(2)]);
+    }
+    assert!(started.elapsed() < NOT_WAITED_FOR, "{:?}", started.elapsed());
     rig.stop_all().await;
 }
 

@@ -198,8 +198,15 @@ impl Upkeep {
         self.compared.send_modify(|compared| compared.upheavals += 1);
     }
 
-    /// The master has compared a report.
-    pub(crate) fn heard(&self, report: &TreeReport, in_sync: Option<bool>, differ: &[PgId]) {
+    /// The master has compared a report. If what is present is all that should be, then what is
+    /// `lacking` should not be: that is to be looked at as well.
+    pub(crate) fn heard(
+        &self,
+        report: &TreeReport,
+        in_sync: Option<bool>,
+        differ: &[PgId],
+        lacking: u64,
+    ) {
         self.reporter().answered(report, in_sync);
         if in_sync.is_some() {
             let roots = report.groups.len() as u64 + 1;
@@ -211,7 +218,8 @@ impl Upkeep {
         let told: BTreeSet<PgId> = report.groups.iter().map(|(pg, _)| *pg).collect();
         self.compared.send_if_modified(|compared| {
             let before = compared.clone();
-            compared.in_sync = in_sync.or(compared.in_sync);
+            let equal = in_sync.map(|same| same && lacking == 0);
+            compared.in_sync = equal.or(compared.in_sync);
             compared.differ.retain(|pg| in_sync != Some(true) && !told.contains(pg));
             compared.differ.extend(differ);
             *compared != before

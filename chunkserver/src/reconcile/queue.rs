@@ -31,6 +31,8 @@ pub(crate) type Millis = u64;
 #[derive(Debug)]
 pub(crate) struct Queue {
     jobs: BTreeMap<ChunkId, Job>,
+    /// Chunks that are due and have to be looked at first.
+    fresh: VecDeque<ChunkId>,
     /// Chunks that may be fetched now: by urgency, then by group.
     ready: BTreeMap<(usize, PgId), VecDeque<ChunkId>>,
     /// Chunks that wait for a time.
@@ -59,6 +61,7 @@ struct Job {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
+    Fresh,
     Ready,
     Waiting(Millis),
     Busy,
@@ -91,6 +94,7 @@ impl Queue {
     pub(crate) fn new(pause: Duration) -> Self {
         Self {
             jobs: BTreeMap::new(),
+            fresh: VecDeque::new(),
             ready: BTreeMap::new(),
             waiting: BTreeSet::new(),
             sources: vec![Vec::new(); usize::from(PG_COUNT)],
@@ -157,15 +161,33 @@ impl Queue {
         }
     }
 
+    /// Chunks that are due: whether they are still lacking, and not in this server's own quarantine,
+    /// is to be looked at before anybody is asked, and told by [`Queue::looked`].
+    pub(crate) fn take_fresh(&mut self, now: Millis, most: usize) -> Vec<ChunkId> {
+        self.wake(now);
+        let ids: Vec<ChunkId> = self.fresh.drain(..most.min(self.fresh.len())).collect();
+        for id in &ids {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.state = State::Busy;
+            }
+        }
+        ids
+    }
+
+    /// Chunks were looked at: whether each has to be fetched from others.
+    pub(crate) fn looked(&mut self, ids: impl IntoIterator<Item = (ChunkId, bool)>) {
+        for (id, wanted) in ids {
+            if wanted { self.make_ready(id) } else { self.remove(&id) }
+        }
+    }
+
     /// What to fetch now: at most `most` chunks of a source that `free` allows. The chunks are
     /// under way until [`Queue::settle`] is told of each.
     pub(crate) fn take(
         &mut self,
-        now: Millis,
         most: usize,
         mut free: impl FnMut(NodeId) -> usize,
     ) -> Option<Batch> {
-        self.wake(now);
         let keys: Vec<(usize, PgId)> = self.ready.keys().copied().collect();
         let mut batch: Option<Batch> = None;
         for key in keys {
@@ -241,7 +263,7 @@ impl Queue {
         }
     }
 
-    /// When something becomes due that is not now; `None` if nothing waits.
+    /// When something becomes due that was not at the last [`Queue::wake`]; `None` if nothing waits.
     pub(crate) fn next_due(&self) -> Option<Millis> {
         self.waiting.first().map(|(due, _)| *due)
     }
@@ -314,10 +336,14 @@ impl Queue {
         self.wait(id, now.saturating_add(millis(pause)));
     }
 
-    fn wake(&mut self, now: Millis) {
+    /// What has become due waits no longer.
+    pub(crate) fn wake(&mut self, now: Millis) {
         while let Some((due, id)) = self.waiting.first().copied().filter(|(due, _)| *due <= now) {
             self.waiting.remove(&(due, id));
-            self.make_ready(id);
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.state = State::Fresh;
+                self.fresh.push_back(id);
+            }
         }
     }
 
@@ -378,8 +404,15 @@ mod tests {
         queue
     }
 
+    /// Everything that is due is lacking indeed.
+    fn look(queue: &mut Queue, now: Millis) {
+        let ids = queue.take_fresh(now, usize::MAX);
+        queue.looked(ids.into_iter().map(|id| (id, true)));
+    }
+
     fn take(queue: &mut Queue, now: Millis) -> Option<(u64, Vec<ChunkId>)> {
-        queue.take(now, 100, |_| 1).map(|batch| (batch.source.0, batch.ids))
+        look(queue, now);
+        queue.take(100, |_| 1).map(|batch| (batch.source.0, batch.ids))
     }
 
     fn settle(queue: &mut Queue, source: u64, id: ChunkId, fate: Fate, now: Millis) {
@@ -390,13 +423,14 @@ mod tests {
     fn the_fewest_other_readers_come_first() {
         let mut queue = queue(|pg| if pg == 7 { vec![2] } else { vec![2, 3] });
         queue.push([id(1, 0), id(7, 0), id(9, 0)], 0);
-        assert!(queue.take(0, 1, |_| 0).is_none() && queue.is_urgent());
-        let batch = queue.take(0, 1, |_| 1).unwrap();
+        look(&mut queue, 0);
+        assert!(queue.take(1, |_| 0).is_none() && queue.is_urgent());
+        let batch = queue.take(1, |_| 1).unwrap();
         assert_eq!(batch.ids, [id(7, 0)]);
         assert!(!queue.is_urgent());
         // When more of their readers go down, others are first.
         queue.set_sources(sources(|pg| if pg == 9 { vec![3] } else { vec![2, 3] }), 0);
-        assert_eq!(queue.take(0, 1, |_| 1).unwrap().ids, [id(9, 0)]);
+        assert_eq!(queue.take(1, |_| 1).unwrap().ids, [id(9, 0)]);
         assert_eq!(queue.by_urgency()[0], PgId(9));
     }
 
@@ -404,9 +438,10 @@ mod tests {
     fn a_batch_is_for_one_source_with_room_and_spans_groups() {
         let mut queue = queue(|pg| if pg == 2 { vec![3] } else { vec![2, 3] });
         queue.push([id(1, 0), id(2, 0), id(3, 0)], 0);
-        let batch = queue.take(0, 100, |node| if node == NodeId(2) { 2 } else { 0 }).unwrap();
+        look(&mut queue, 0);
+        let batch = queue.take(100, |node| if node == NodeId(2) { 2 } else { 0 }).unwrap();
         assert_eq!(batch, Batch { source: NodeId(2), ids: vec![id(1, 0), id(3, 0)] });
-        assert_eq!(queue.take(0, 100, |_| 0), None);
+        assert_eq!(queue.take(100, |_| 0), None);
         assert_eq!(take(&mut queue, 0), Some((3, vec![id(2, 0)])));
         assert_eq!(take(&mut queue, 0), None);
     }
@@ -474,6 +509,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_lacking_any_more_is_asked_of_nobody() {
+        let mut alone = queue(|_| Vec::new());
+        alone.push([id(1, 0), id(1, 1)], 5);
+        assert!(alone.take_fresh(4, 10).is_empty());
+        assert_eq!(alone.take_fresh(5, 10), [id(1, 0), id(1, 1)]);
+        assert!(alone.take_fresh(5, 10).is_empty());
+        alone.looked([(id(1, 0), false), (id(1, 1), true)]);
+        assert_eq!(alone.len(), 1);
+        alone.set_sources(sources(|_| vec![2]), 5);
+        assert_eq!(take(&mut alone, 5), Some((2, vec![id(1, 1)])));
+    }
+
+    #[test]
     fn what_had_no_room_is_asked_again_of_the_same() {
         let mut queue = queue(|_| vec![2]);
         queue.push([id(1, 0), id(1, 1)], 0);
@@ -491,7 +539,8 @@ mod tests {
         queue.push((0..6).map(|n| id(1, n)), 0);
         assert_eq!(queue.len(), 4);
         assert!(queue.is_full() && !queue.wants_more());
-        let batch = queue.take(0, 2, |_| 1).unwrap();
+        look(&mut queue, 0);
+        let batch = queue.take(2, |_| 1).unwrap();
         queue.settle(batch.source, batch.ids.into_iter().map(|id| (id, Fate::Done)), 0);
         assert!(queue.wants_more() && !queue.wants_more());
     }
@@ -511,9 +560,16 @@ mod tests {
                         queue.push([chunk], now + passed);
                         open.insert(chunk);
                     }
-                    3 => if let Some(batch) = queue.take(now, 3, |_| 1) {
-                        busy.push(batch);
-                    },
+                    3 => {
+                        for id in queue.take_fresh(now, 4) {
+                            let wanted = passed % 5 > 0;
+                            queue.looked([(id, wanted)]);
+                            if !wanted {
+                                open.remove(&id);
+                            }
+                        }
+                        busy.extend(queue.take(3, |_| 1));
+                    }
                     4 => queue.revive(now, |_| true),
                     5 => {
                         let up = if number % 2 == 0 { vec![2, 3] } else { vec![3] };
@@ -531,7 +587,8 @@ mod tests {
                 prop_assert_eq!(queue.len(), open.len());
                 let ready: usize = queue.ready.values().map(VecDeque::len).sum();
                 let under_way: usize = busy.iter().map(|batch| batch.ids.len()).sum();
-                prop_assert_eq!(ready + queue.waiting.len() + under_way, open.len());
+                let due = ready + queue.fresh.len();
+                prop_assert_eq!(due + queue.waiting.len() + under_way, open.len());
                 let dead = queue.jobs.values().filter(|job| job.dead).count();
                 prop_assert_eq!(queue.dead(), dead);
             }

@@ -47,6 +47,12 @@ impl Reporter {
         self.assured = false;
     }
 
+    /// Whether the last look was at a store that had begun anew: only then an answer about it says
+    /// that such a store is full again.
+    pub(crate) fn is_of_refill(&self) -> bool {
+        self.last.as_ref().is_some_and(|look| look.refilling)
+    }
+
     /// The next report; none before the first look.
     pub(crate) fn compose(
         &mut self,
@@ -102,7 +108,7 @@ mod tests {
 
     fn look(epoch: u64, index: u64, changed: &[u16]) -> Look {
         let changed = changed.iter().copied().map(PgId).collect();
-        Look { epoch: Epoch(epoch), index, root: [7; 32], changed }
+        Look { epoch: Epoch(epoch), index, root: [7; 32], changed, refilling: false }
     }
 
     fn compose(reporter: &mut Reporter) -> TreeReport {

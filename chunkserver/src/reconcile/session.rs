@@ -16,6 +16,7 @@ use std::time::Duration;
 use atoll_net::{CallOptions, Role};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
 use atoll_proto::cluster::{ClusterView, NodeState};
+use atoll_proto::ids::PG_COUNT;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::tree::{Ask, Digest, Found, NodeTree, TOPS};
 use atoll_proto::{ChunkId, Epoch, NodeId, PgId};
@@ -35,6 +36,9 @@ use crate::tasks::clock;
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 /// Groups gone through side by side: few, so that the index they are compared at is fresh.
 const GROUPS_AT_ONCE: usize = 64;
+/// How many passes a group is to be learned from a peer that is still behind, before the master is
+/// asked: longer than a peer in a quiet cluster takes to hear that there is no news.
+const BEHIND_MAX: u32 = 20;
 
 /// What a pass came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,14 +55,23 @@ pub(crate) struct Pass {
     pub(crate) filled: usize,
 }
 
-/// Groups that were learned from a peer already, and at which epoch: the master is asked next.
-pub(crate) type Filled = BTreeMap<PgId, Epoch>;
+/// Groups that were tried to learn from a peer: at which epoch, and how often in vain. After
+/// [`BEHIND_MAX`] the master is asked, and from then on.
+pub(crate) type Filled = BTreeMap<PgId, (Epoch, u32)>;
 
 /// Whom to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Master,
     Peer(NodeId, SocketAddr),
+}
+
+/// How a walk ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walked {
+    ToTheEnd,
+    /// The peer does not know what was collected before this node followed the feed.
+    Behind,
 }
 
 /// One pass over everything that differs; `hinted` are groups the master named.
@@ -82,12 +95,30 @@ pub(crate) async fn pass(
     let epoch = session.view.table.epoch;
     for (peer, groups) in fill {
         for some in groups.chunks(GROUPS_AT_ONCE) {
-            // Whatever comes of it, the master has the next word.
-            filled.extend(some.iter().map(|pg| (*pg, epoch)));
-            pass.filled += some.len();
-            if let Err(reason) = session.walk(Source::Peer(peer.0, peer.1), some, &mut pass).await {
-                tracing::debug!(reason, peer = %peer.0, "cannot learn groups from a peer");
-                break;
+            let walked = session.walk(Source::Peer(peer.0, peer.1), some, &mut pass).await;
+            let mut tried = |tries: fn(u32) -> u32| {
+                for pg in some {
+                    let before = filled.get(pg).map_or(0, |(_, tries)| *tries);
+                    filled.insert(*pg, (epoch, tries(before)));
+                }
+            };
+            match walked {
+                Ok(Walked::ToTheEnd) => {
+                    // Whatever was learned, the master has the next word.
+                    tried(|_| BEHIND_MAX);
+                    pass.filled += some.len();
+                }
+                Ok(Walked::Behind) => {
+                    tried(|before| before + 1);
+                    pass.again += groups.len();
+                    break;
+                }
+                Err(reason) => {
+                    tracing::debug!(reason, peer = %peer.0, "cannot learn groups from a peer");
+                    tried(|_| BEHIND_MAX);
+                    pass.again += groups.len();
+                    break;
+                }
             }
         }
     }
@@ -123,7 +154,14 @@ impl Session<'_> {
                 let differ = differing(tree.tops(), there)?;
                 differ.into_iter().filter_map(|top| u8::try_from(top).ok()).collect()
             }
-            [Found::Moved { .. }] => (0..TOPS).filter_map(|top| u8::try_from(top).ok()).collect(),
+            // Something changes all the time: only what was named can be compared at its own index.
+            [Found::Moved { .. }] => {
+                pass.again += 1;
+                let each = PG_COUNT / u16::try_from(TOPS).unwrap_or(1);
+                let tops: BTreeSet<u8> =
+                    hinted.iter().filter_map(|pg| u8::try_from(pg.0 / each).ok()).collect();
+                tops.into_iter().collect()
+            }
             [Found::Unavailable { reason }] => return Err(reason.clone()),
             _ => return Err("the wrong kind of answer to a walk".to_owned()),
         };
@@ -163,9 +201,9 @@ impl Session<'_> {
         filled: &mut Filled,
     ) -> Result<(Fill, Vec<PgId>), String> {
         let epoch = self.view.table.epoch;
-        filled.retain(|_, at| *at == epoch);
-        let fresh: Vec<PgId> =
-            groups.iter().copied().filter(|pg| !filled.contains_key(pg)).collect();
+        filled.retain(|_, (at, _)| *at == epoch);
+        let known = |pg: &PgId| filled.get(pg).is_some_and(|(_, tries)| *tries >= BEHIND_MAX);
+        let fresh: Vec<PgId> = groups.iter().copied().filter(|pg| !known(pg)).collect();
         let empty = self.node.at_the_disk("walk", move |store| {
             let mut empty = BTreeSet::new();
             for pg in fresh {
@@ -200,7 +238,12 @@ impl Session<'_> {
     }
 
     /// Walks some groups to the end and acts on what was found.
-    async fn walk(&self, source: Source, groups: &[PgId], pass: &mut Pass) -> Result<(), String> {
+    async fn walk(
+        &self,
+        source: Source,
+        groups: &[PgId],
+        pass: &mut Pass,
+    ) -> Result<Walked, String> {
         let strict = source == Source::Master;
         let mut index = self.applied().await?;
         let mut walk = Walk::over(groups.iter().copied(), strict);
@@ -209,12 +252,15 @@ impl Session<'_> {
         loop {
             let asks = walk.asks();
             if asks.is_empty() {
-                return Ok(());
+                return Ok(Walked::ToTheEnd);
             }
             let (at, found) = self.ask(source, index, asks).await?;
             if std::mem::take(&mut first) {
                 // A peer answers as of its own index; what it says later is no older.
                 index = at;
+                if source != Source::Master && index < self.node.upkeep.feed.lock().await.since {
+                    return Ok(Walked::Behind);
+                }
             }
             let step = self.node.at_the_disk("walk", move |store| {
                 let taken = walk.take(&mut Known::new(store, &mut cache), found);
@@ -251,7 +297,6 @@ impl Session<'_> {
         let feed = upkeep.feed.lock().await;
         let epoch = self.view.table.epoch;
         let moved = feed.moved(pg) > index || self.node.placement.epoch() != epoch;
-        // A peer that is behind does not know what was collected before this node followed.
         if moved || (source != Source::Master && index < feed.since) {
             pass.again += 1;
             return Ok(());

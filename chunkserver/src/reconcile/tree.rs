@@ -46,6 +46,8 @@ pub(crate) struct Look {
     pub(crate) root: Digest,
     /// Groups whose root is another since the last look.
     pub(crate) changed: Vec<PgId>,
+    /// The store had begun anew before this look.
+    pub(crate) refilling: bool,
 }
 
 impl Default for Trees {
@@ -77,6 +79,7 @@ impl Trees {
         if inner.rest_until.is_some_and(|until| now < until) {
             return Ok(None);
         }
+        let refilling = store.refilling();
         // First the index: what is applied after it makes the groups newer than they claim to be,
         // and the master knows that it changed them.
         let index = store.applied()?;
@@ -93,7 +96,7 @@ impl Trees {
         };
         inner.top = Some((table.epoch, root));
         inner.rest_until = Some(now + now.elapsed().min(Duration::from_secs(1)) * REST);
-        Ok(Some(Look { epoch: table.epoch, index, root, changed }))
+        Ok(Some(Look { epoch: table.epoch, index, root, changed, refilling }))
     }
 
     /// The roots as of the last look.

@@ -51,6 +51,11 @@ impl MemoryStore {
         self.lock().capacity = capacity;
     }
 
+    /// Opens a store again that was closed, as the next start does.
+    pub fn reopen(&self) {
+        self.lock().closed = false;
+    }
+
     /// Replaces the bytes of a chunk, as a failing disk would.
     pub fn damage(&self, id: &ChunkId, wrong: Bytes) {
         if let Some(bytes) = self.lock().bodies.get_mut(id) {

@@ -23,7 +23,7 @@ use crate::store::{ChunkStore, Mark, Marked, StoreError};
 /// Time for the answer beyond what the master waits.
 const MARGIN: Duration = Duration::from_secs(3);
 const BACKOFF: Backoff =
-    Backoff { base: Duration::from_millis(200), max: Duration::from_secs(10), factor: 2.0 };
+    Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), factor: 2.0 };
 /// Answers that follow one another are at least this far apart, so that a busy master is asked for
 /// many deltas at a time.
 const SPACING: Duration = Duration::from_millis(20);

@@ -148,6 +148,7 @@ async fn beat(node: &Node) -> Result<bool, String> {
     metrics::gauge!("atoll_chunk_dead_letters").set(stat.dead_letters as f64);
     metrics::gauge!("atoll_chunk_quarantined").set(stat.quarantined as f64);
     let ready = node.receipt_key().is_ok();
+    let lacking = stat.lacking;
     let report =
         report(node).await.map_err(|error| format!("cannot sum up the chunks: {error}"))?;
     let tree = report.clone();
@@ -174,8 +175,9 @@ async fn beat(node: &Node) -> Result<bool, String> {
     if let Some(report) = report.filter(|_| known) {
         let bytes = atoll_proto::encode(&report).len() + atoll_proto::encode(&differ).len();
         node.upkeep.count_bytes(bytes);
-        node.upkeep.heard(&report, in_sync, &differ);
-        if in_sync == Some(true) && !orders.frozen {
+        node.upkeep.heard(&report, in_sync, &differ, lacking);
+        let full = in_sync == Some(true) && node.upkeep.reporter().is_of_refill();
+        if full && !orders.frozen {
             finish_refill(node).await?;
         }
     }

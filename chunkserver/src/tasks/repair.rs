@@ -5,7 +5,7 @@
 //! and of those who leave the group, verified, and stored like any put. Memory is bounded by the
 //! batches under way; repair makes way for clients unless a chunk has only one other place left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,9 @@ const FETCHES_MAX: usize = 6;
 const FETCHES_PER_SOURCE: usize = 3;
 /// Bytes a batch is meant to bring.
 const BATCH_BYTES: u64 = 4 << 20;
+/// Looks at the own disk at once, and how many chunks each is for.
+const LOOKS_MAX: usize = 2;
+const LOOK_CHUNKS: usize = 256;
 /// How long a source may take for a batch.
 const FETCH_DEADLINE: Duration = limits::CHUNK_DEADLINE;
 /// How long repair rests when the disk is full.
@@ -46,6 +49,8 @@ struct Repairs {
 
 struct Shared {
     under_way: HashMap<NodeId, usize>,
+    /// Looks at the own disk under way.
+    looking: usize,
     /// Bytes of a chunk, about: to guess how many make a batch.
     chunk_bytes: u64,
     pace: Option<Pace>,
@@ -59,6 +64,7 @@ pub(crate) async fn repair(node: Arc<Node>, shutdown: Shutdown) {
     let pace = node.upkeep.settings.repair_bytes_per_s.map(|rate| Pace::new(rate, now));
     let shared = Shared {
         under_way: HashMap::new(),
+        looking: 0,
         chunk_bytes: u64::from(limits::CHUNK_BYTES),
         pace,
         rest_until: None,
@@ -79,12 +85,10 @@ impl Repairs {
         self.follow_view(&mut views);
         self.load().await;
         loop {
-            if views.has_changed().unwrap_or(false) {
-                self.follow_view(&mut views);
-            }
             if self.node.upkeep.queue().wants_more() {
                 self.load().await;
             }
+            self.look_all(fetches);
             let rest = self.start_all(fetches);
             let due = self.node.upkeep.queue().next_due();
             let due = due.map(|due| due.saturating_sub(self.node.upkeep.elapsed()));
@@ -106,7 +110,6 @@ impl Repairs {
                     if changed.is_err() {
                         return;
                     }
-                    // It counts as seen from here on.
                     self.follow_view(&mut views);
                 }
             }
@@ -145,6 +148,36 @@ impl Repairs {
         }
     }
 
+    /// Starts to look at what is due: some of it may be here after all.
+    fn look_all(self: &Arc<Self>, fetches: &Tasks) {
+        let upkeep = &self.node.upkeep;
+        upkeep.queue().wake(upkeep.elapsed());
+        while self.lock().looking < LOOKS_MAX {
+            let ids = upkeep.queue().take_fresh(upkeep.elapsed(), LOOK_CHUNKS);
+            if ids.is_empty() {
+                return;
+            }
+            self.lock().looking += 1;
+            let repairs = Arc::clone(self);
+            fetches.spawn("look", async move { repairs.look(ids).await });
+        }
+    }
+
+    async fn look(&self, ids: Vec<ChunkId>) {
+        let (now_ms, asked) = (clock::now_ms(), ids.clone());
+        let looked =
+            self.node.at_the_disk("repair", move |store| wanted(store, &asked, now_ms)).await;
+        let wanted: HashSet<ChunkId> = match looked {
+            Ok(Ok(wanted)) => wanted.into_iter().collect(),
+            // Whether they are here is not known; they are looked at again before they are stored.
+            Ok(Err(_)) | Err(_) => ids.iter().copied().collect(),
+        };
+        let upkeep = &self.node.upkeep;
+        upkeep.queue().looked(ids.into_iter().map(|id| (id, wanted.contains(&id))));
+        self.lock().looking -= 1;
+        upkeep.wake_repair();
+    }
+
     /// Starts as many batches as may be under way. Returns how long to wait where that is known.
     fn start_all(self: &Arc<Self>, fetches: &Tasks) -> Option<Duration> {
         loop {
@@ -158,7 +191,6 @@ impl Repairs {
                 return Some(wait);
             }
             let mut queue = self.node.upkeep.queue();
-            let elapsed = self.node.upkeep.elapsed();
             let lanes =
                 if self.node.traffic.is_heavy(now) && !queue.is_urgent() { 1 } else { FETCHES_MAX };
             let total: usize = shared.under_way.values().sum();
@@ -171,7 +203,7 @@ impl Repairs {
             };
             let most = BATCH_BYTES.div_ceil(shared.chunk_bytes.max(1));
             let most = usize::try_from(most).unwrap_or(1).clamp(1, limits::PUT_CHUNKS_MAX);
-            let batch = queue.take(elapsed, most, free)?;
+            let batch = queue.take(most, free)?;
             drop(queue);
             *shared.under_way.entry(batch.source).or_default() += 1;
             drop(shared);
@@ -207,7 +239,7 @@ impl Repairs {
             Ok(Err(error)) => return self.not_stored(&ids, &error),
             Err(_) => return all(&ids, Fate::Later),
         };
-        let is_wanted: std::collections::HashSet<ChunkId> = wanted.iter().copied().collect();
+        let is_wanted: HashSet<ChunkId> = wanted.iter().copied().collect();
         let mut fates: Vec<(ChunkId, Fate)> = ids
             .into_iter()
             .filter(|id| !is_wanted.contains(id))
