@@ -32,11 +32,14 @@ demo: build ## start a local cluster and serve a site: SITE=dir yours, ONCE=1 st
 test: deps ## every check a change must pass: what CI runs
 	@scripts/gate.sh
 
-bench: build ## measure: deploys, requests, mount; ARGS="…" are passed on
+bench: build ## measure: deploys, requests, mount, storage under faults; ARGS="…" are passed on
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' $(ARGS)
 
-soak: build ## run the workloads against a cluster with faults for MINUTES=10
+soak: build ## workloads under faults for MINUTES=10, then ROUNDS=200 power cuts and 50 rounds of every other fault
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' soak --minutes '$(or $(MINUTES),10)' $(ARGS)
+	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' scenario --kind power-cut --rounds '$(or $(ROUNDS),200)'
+	@for kind in kill-loop corruption partition full-disk; do \
+		'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' scenario --kind "$$kind" --rounds "$$(( ($(or $(ROUNDS),200) + 3) / 4 ))"; done
 
 fmt: ## format the sources
 	cargo fmt --all

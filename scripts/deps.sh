@@ -5,7 +5,7 @@ set -euo pipefail
 
 # libclang reads RocksDB's C header at build time; fuse3 lets ordinary users mount; the rest is
 # what the tests and scripts run. aws-lc needs neither cmake nor nasm on x86-64 and ARM64 Linux.
-packages=(g++ libclang-dev pkg-config make git curl ca-certificates python3 fuse3 iproute2 nftables procps rsync e2fsprogs)
+packages=(g++ libclang-dev pkg-config make git curl ca-certificates python3 fuse3 iproute2 nftables procps rsync mount e2fsprogs xfsprogs)
 
 say() { printf 'deps: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -32,6 +32,13 @@ step_tools() {
     elif ! (: <>/dev/fuse) 2>/dev/null; then
         missing+=("permission to open /dev/fuse")
     fi
+    # Disks whose power can be cut. Who is not root skips those tests, and they say so.
+    if [ "$(id -u)" -eq 0 ]; then
+        for program in mkfs.ext4 mkfs.xfs; do
+            command -v "$program" >/dev/null || missing+=("$program (Debian: e2fsprogs, xfsprogs)")
+        done
+        [ -c /dev/loop-control ] || missing+=("/dev/loop-control (load the kernel module: modprobe loop; in a container: --privileged)")
+    fi
     [ ${#missing[@]} -eq 0 ] && return
     printf 'missing, and the tests need it: %s\n' "${missing[@]}" >&2
     return 1

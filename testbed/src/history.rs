@@ -85,10 +85,12 @@ pub struct Ticket(usize);
 struct Place {
     /// One, unless outcomes are open.
     possible: Vec<State>,
-    /// The way of the last operation of unknown outcome.
+    /// Whether the outcome of the last operation is open.
     open: bool,
-    /// Whether a part of a payload may have been left, too.
+    /// What a mount was to write, of which a part may have been left, too.
     partly: Option<Payload>,
+    /// Whether that mount still runs: it may store later what it could not store in time.
+    pending: bool,
     busy: bool,
     /// Number of the last operation.
     last: usize,
@@ -147,6 +149,7 @@ impl History {
             possible: vec![State::Absent],
             open: false,
             partly: None,
+            pending: false,
             busy: false,
             last: number,
         });
@@ -196,6 +199,14 @@ impl History {
                 (Way::Mount, State::Holds(payload)) => Some(payload),
                 _ => None,
             };
+            place.pending = place.partly.is_some();
+        }
+    }
+
+    /// The mount's process has ended: what it did not store by now, nobody stores any more.
+    pub fn mount_ended(&self) {
+        for place in self.inner().places.values_mut() {
+            place.pending = false;
         }
     }
 
@@ -252,27 +263,31 @@ impl History {
     pub fn settle_bytes(&self, place: &str, found: Option<&[u8]>) -> Result<State> {
         let state = match found {
             None => State::Absent,
-            Some(bytes) => match (Payload::judge(place, bytes), self.partly(place)) {
-                (Ok(payload), _) => State::Holds(payload),
-                (Err(_), Some(payload)) if payload.content(place).starts_with(bytes) => {
-                    State::Begins(payload, bytes.len() as u64)
-                }
-                (Err(error), _) => match self.possible(place)[..] {
-                    [State::Begins(payload, length)]
-                        if payload.content(place).get(..usize::try_from(length)?)
-                            == Some(bytes) =>
-                    {
-                        State::Begins(payload, length)
-                    }
-                    _ => return Err(error.context(self.story(place))),
+            Some(bytes) => match Payload::judge(place, bytes) {
+                Ok(payload) => State::Holds(payload),
+                Err(error) => match self.begins(place, bytes) {
+                    Some(state) => state,
+                    None => return Err(error.context(self.story(place))),
                 },
             },
         };
         self.settle(place, state)
     }
 
-    fn partly(&self, place: &str) -> Option<Payload> {
-        self.inner().places.get(place)?.partly
+    /// What may have been left of a write through the mount, or was found before, if these bytes
+    /// are that.
+    fn begins(&self, place: &str, bytes: &[u8]) -> Option<State> {
+        let length = bytes.len() as u64;
+        let inner = self.inner();
+        let known = inner.places.get(place)?;
+        let settled = known.possible.iter().filter_map(|state| match state {
+            State::Begins(payload, there) if *there == length => Some(*payload),
+            _ => None,
+        });
+        settled
+            .chain(known.partly)
+            .find(|payload| payload.content(place).starts_with(bytes))
+            .map(|payload| State::Begins(payload, length))
     }
 
     /// As [`History::settle_bytes`], for what was found.
@@ -293,9 +308,14 @@ impl History {
             drop(inner);
             bail!("{place} holds {found:?}, not {possible:?}\n{}", self.story(place));
         }
+        let whole = known.partly.is_some_and(|payload| found == State::Holds(payload));
+        if known.pending && !whole {
+            return Ok(found); // and it may still change
+        }
         known.possible = vec![found];
         known.open = false;
         known.partly = None;
+        known.pending = false;
         Ok(found)
     }
 
@@ -379,8 +399,15 @@ mod tests {
         let (ticket, payload) = put(&history, Way::Mount);
         history.unknown(ticket, "no answer");
         let part = payload.content("/a").slice(..200);
+        history.settle_bytes("/a", None).unwrap();
+        history.settle_bytes("/a", Some(&part)).unwrap();
+        assert_eq!(history.open().len(), 1, "the mount may still store it");
+        history.mount_ended();
         assert_eq!(history.settle_bytes("/a", Some(&part)).unwrap(), State::Begins(payload, 200));
         assert!(history.settle_bytes("/a", Some(&part)).is_ok(), "and it stays");
+        let (ticket, _) = put(&history, Way::MountRename);
+        history.unknown(ticket, "no answer");
+        assert!(history.settle_bytes("/a", Some(&part)).is_ok(), "also after a failed replacement");
         assert!(history.settle_bytes("/a", Some(&part[..100])).is_err());
         assert!(history.settle_bytes("/a", None).is_err());
     }

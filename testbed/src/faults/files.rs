@@ -52,7 +52,10 @@ pub enum Target {
     Wal,
     /// RocksDB's `MANIFEST-…` and `CURRENT`.
     Manifest,
-    /// Any file but locks and what RocksDB logs for people.
+    /// The node's note of whose data these are, if it keeps one.
+    Marker,
+    /// Any file but locks, markers and what RocksDB logs for people. Without its marker a node may
+    /// believe its store, without its store its marker; without both it has to refuse.
     Any,
 }
 
@@ -65,7 +68,8 @@ impl Target {
             Self::Segment => ends(".seg") || ends(".segment"),
             Self::Wal => ends(".log") && !name.starts_with("LOG"),
             Self::Manifest => name.starts_with("MANIFEST-") || name == "CURRENT",
-            Self::Any => name != "LOCK" && !name.starts_with("LOG"),
+            Self::Marker => name == "IDENTITY",
+            Self::Any => !["LOCK", "IDENTITY"].contains(&name) && !name.starts_with("LOG"),
         }
     }
 }
@@ -97,10 +101,11 @@ pub enum Spare {
     AllButOne,
 }
 
-/// Harms files; says which and how.
+/// Harms files; says which and how. Where there are none of the sort, as no log after an orderly
+/// stop, any are as good.
 ///
 /// # Errors
-/// When there is no such file with anything in it.
+/// When there is no file with anything in it.
 pub fn damage(
     data: &Path,
     target: Target,
@@ -108,14 +113,17 @@ pub fn damage(
     spare: Spare,
     seed: u64,
 ) -> Result<Vec<String>> {
-    let mut files: Vec<(PathBuf, u64)> = below(data)?
-        .into_iter()
-        .filter(|(path, length)| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            *length > 0 && target.takes(&name)
-        })
-        .collect();
-    ensure!(!files.is_empty(), "no file of the sort {target:?} in {}", data.display());
+    let all = below(data)?;
+    let of = |target: Target| -> Vec<(PathBuf, u64)> {
+        let takes =
+            |path: &Path| target.takes(&path.file_name().unwrap_or_default().to_string_lossy());
+        all.iter().filter(|(path, length)| *length > 0 && takes(path)).cloned().collect()
+    };
+    let mut files = of(target);
+    if files.is_empty() {
+        files = of(Target::Any);
+    }
+    ensure!(!files.is_empty(), "no file in {}", data.display());
     // From the directory's order, which differs from run to run, to one of the seed's.
     files.sort();
     let mut rng = seed::rng(seed);
@@ -302,7 +310,8 @@ mod tests {
         let cut = damage(directory.path(), Target::Wal, Harm::Truncate, Spare::None, 3).unwrap();
         assert_eq!(cut.len(), 1);
         assert!(fs::metadata(path("000012.log")).unwrap().len() < 64);
-        assert!(damage(directory.path(), Target::Blob, Harm::Delete, Spare::Half, 1).is_err());
+        let other = damage(directory.path(), Target::Blob, Harm::Truncate, Spare::AllButOne, 1);
+        assert_eq!(other.unwrap().len(), 1, "none of the sort: any other");
         fs::write(path("9.sst"), b"..needle..needle").unwrap();
         let hits = find(directory.path(), b"needle").unwrap();
         assert_eq!(hits, [(path("9.sst"), 2), (path("9.sst"), 10)]);
@@ -310,5 +319,6 @@ mod tests {
         assert_eq!(find(directory.path(), b"needle").unwrap().len(), 1);
         wipe(directory.path()).unwrap();
         assert!(below(directory.path()).unwrap().is_empty());
+        assert!(damage(directory.path(), Target::Any, Harm::Delete, Spare::Half, 1).is_err());
     }
 }

@@ -25,7 +25,7 @@ use crate::ready::Node;
 pub enum Kind {
     /// The power of all or some nodes goes; what was not synced is lost
     PowerCut,
-    /// Nodes die and come back, again and again
+    /// Nodes die and come back, again and again, or hang
     KillLoop,
     /// Bits, ends and whole files of one node's data are harmed at a time
     Corruption,
@@ -86,8 +86,8 @@ pub enum During {
     Rests,
     /// It works; operations may fail, but none may lie.
     MayFail,
-    /// Some operations must be refused, so that it is sure that the fault bites; then one more must
-    /// be acknowledged all the same: to remove something needs no room.
+    /// Some operations must be refused, so that it is sure that the fault bites; then a file must be
+    /// removed all the same: that needs no room.
     Refuses,
     /// So many more operations must be acknowledged; others may fail meanwhile.
     Progresses {

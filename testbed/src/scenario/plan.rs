@@ -110,6 +110,12 @@ fn kill_loop(rng: &mut StdRng, shape: Shape) -> Round {
         2 => Node::edge(1),
         _ => any_chunkserver(rng, shape),
     };
+    // A server that hangs instead of dying keeps its connections, and whoever waits on them.
+    if node.role == crate::NodeRole::Chunkserver && rng.random_bool(0.25) {
+        let during = unharmed(rng);
+        let made = round(rng, vec![Fault::Freeze(node)], during);
+        return Round { hold_ms: rng.random_range(0..4000), ..made };
+    }
     let lives_ms = (0..rng.random_range(2..6)).map(|_| rng.random_range(0..500)).collect();
     let during = match node.role {
         crate::NodeRole::Chunkserver => unharmed(rng),
@@ -128,7 +134,16 @@ fn corruption(rng: &mut StdRng, shape: Shape) -> Round {
         2 => Harm::Delete,
         _ => Harm::FlipBits { bits: rng.random_range(1..20) },
     };
-    let targets = [Target::Sst, Target::Blob, Target::Segment, Target::Wal, Target::Any];
+    let targets = [
+        Target::Sst,
+        Target::Blob,
+        Target::Segment,
+        Target::Segment,
+        Target::Wal,
+        Target::Manifest,
+        Target::Marker,
+        Target::Any,
+    ];
     let target = *targets.choose(rng).expect("there are targets");
     let spare = if rng.random_bool(0.5) { Spare::Half } else { Spare::AllButOne };
     hurt(rng, node, Fault::Damage { node, target, harm, spare, seed })

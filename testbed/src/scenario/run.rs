@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::runtime::Runtime;
 
 use super::{During, Kind, Round, Scenario, Shape};
@@ -14,9 +14,10 @@ use crate::checks::{self, Extent, Eyes, Verdict};
 use crate::cluster::DevCluster;
 use crate::disk::DiskKind;
 use crate::faults::{Fault, packets_cut, power};
-use crate::history::History;
+use crate::history::{History, State, Way};
+use crate::volume::Volume;
 use crate::wait;
-use crate::workload::{Crew, CrewPlan, Done};
+use crate::workload::{Crew, CrewPlan, Done, way_of};
 
 /// Until a crew on a cluster without faults must have got so far.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -78,6 +79,12 @@ pub fn run(
     let round = act.report.rounds;
     result.with_context(|| format!("round {round} of {rounds}; to repeat: {repeat}"))?;
     act.end()
+}
+
+/// Whether a place is written through the client library, so that no kernel has to learn of its end.
+fn by_client(place: &str) -> bool {
+    let index = place.rsplit_once("/f").and_then(|(_, index)| index.parse().ok());
+    index.is_some_and(|index| way_of(index, true) == Way::Client)
 }
 
 struct Run {
@@ -167,7 +174,7 @@ impl Run {
                 wait::holds("an operation that is refused", FAULT_TIMEOUT, || {
                     crew.done().failed > 0
                 })?;
-                crew.until_acknowledged(crew.acknowledged(), 1, FAULT_TIMEOUT)?;
+                self.a_removal_needs_no_room()?;
             }
             During::Progresses { acknowledged } | During::Unharmed { acknowledged } => {
                 crew.until_acknowledged(at_fault, acknowledged, FAULT_TIMEOUT)?;
@@ -188,10 +195,37 @@ impl Run {
         } else {
             crew.let_go();
             self.put_right(round)?;
-            crew.halt()?
+            let done = crew.halt()?;
+            if round.faults.contains(&Fault::PowerCut(Vec::new())) {
+                self.history.mount_ended();
+            }
+            done
         };
         self.look(scenario, number, round, since)?;
         Ok((done, kept_back))
+    }
+
+    /// Removes a file that nobody works on at the moment.
+    fn a_removal_needs_no_room(&self) -> Result<()> {
+        let handle = self.runtime.handle();
+        let volume = handle.block_on(Volume::connect(&self.cluster))?;
+        for (place, _) in self.history.places().into_iter().filter(|(name, _)| by_client(name)) {
+            let begun = self.history.begin(&place, Way::Client, |_, now| {
+                matches!(now, State::Holds(_)).then_some(State::Absent)
+            });
+            let Some((ticket, _)) = begun else { continue };
+            return match handle.block_on(volume.remove(&place)) {
+                Ok(()) => {
+                    self.history.acknowledged(ticket);
+                    Ok(())
+                }
+                Err(error) => {
+                    self.history.unknown(ticket, format_args!("{error:#}"));
+                    Err(error.context("a removal while disks are full"))
+                }
+            };
+        }
+        bail!("there is nothing to remove")
     }
 
     /// Packets that cut links kept back in this round.
@@ -244,6 +278,7 @@ impl Run {
     /// All that was ever acknowledged, after kill -9 of everything; and the cluster's own view.
     fn everything(&mut self, scenario: &Scenario) -> Result<()> {
         self.cluster.kill9_all()?;
+        self.history.mount_ended();
         self.cluster.start_dev()?;
         self.cluster.wait_healthy()?;
         let eyes = Eyes::open(&self.cluster, self.runtime.handle())?;

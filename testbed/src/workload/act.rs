@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 
 use super::{Order, Worker};
@@ -75,6 +75,9 @@ impl Worker {
     pub(super) fn read_mounted(&self, place: &str) -> Result<Option<Bytes>> {
         let path = mounted(&self.cluster, place);
         if !fs::exists(&path).with_context(|| format!("look for {}", path.display()))? {
+            // Without a mount there is nothing, either, and that says nothing.
+            let folder = path.parent().context("below the mount")?;
+            ensure!(folder.is_dir(), "{}: nothing is mounted there now", folder.display());
             return Ok(None);
         }
         let mut command = Command::new("cat");

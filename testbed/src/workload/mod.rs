@@ -354,13 +354,14 @@ impl Worker {
         };
         let by_mount = way_of(index, self.plan.mounted) == Way::Mount;
         let found = if by_mount {
-            self.read_mounted(&place)?
+            self.read_mounted(&place)
         } else {
-            self.wait_for(self.volume.get(&place))?
+            self.wait_for(self.volume.get(&place))
         };
         if self.history.certain(&place) != Some((state, number)) {
-            return Ok(false);
+            return Ok(false); // also what failed may have been removed meanwhile
         }
+        let found = found?;
         let right = match state {
             State::Absent => None,
             State::Holds(payload) => Some(payload.content(&place)),

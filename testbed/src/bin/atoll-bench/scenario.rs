@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use atoll_testbed::disk::{self, DiskKind};
-use atoll_testbed::scenario::{self, Kind, Report};
+use atoll_testbed::scenario::{self, Kind, Report, Scenario};
 use clap::Args;
 
 /// Which, and how long.
@@ -23,6 +23,9 @@ pub(crate) struct ScenarioArgs {
     /// What the nodes' disks are
     #[arg(long, value_enum, default_value_t = DiskKind::Xfs)]
     disk: DiskKind,
+    /// Only print the rounds, as for a build that repairs
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Runs them.
@@ -35,6 +38,14 @@ fn run_now(atoll: &Path, args: &ScenarioArgs) -> Result<()> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = args.seed.unwrap_or(clock.as_secs());
     for kind in args.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| vec![kind]) {
+        if args.dry_run {
+            let scenario = Scenario::plan(kind, seed, args.rounds, args.disk, true);
+            println!("{kind}, seed {seed}: {:?}", scenario.shape);
+            for round in &scenario.rounds {
+                println!("{}", serde_json::to_string(round)?);
+            }
+            continue;
+        }
         if kind.needs_disks()
             && let Some(why) = disk::why_not()?
         {
