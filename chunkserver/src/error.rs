@@ -72,6 +72,20 @@ pub enum RunError {
         /// The file that should be there.
         marker: PathBuf,
     },
+    /// The marker cannot be read, and the store does not say whose it is either.
+    #[error(
+        "{} is unreadable ({reason}), and the chunks in {} do not say whose they are either; if they \
+         are this node's, delete the directory and let the node be filled again from the others",
+        marker.display(), dir.display()
+    )]
+    MarkerUnreadable {
+        /// The data directory.
+        dir: PathBuf,
+        /// The file that cannot be read.
+        marker: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Another version of this program wrote the data.
     #[error(
         "{} is in format {found}; this version reads format {known}: use the version that wrote it",

@@ -138,7 +138,7 @@ impl<'a> Edit<'a> {
         }
         write_buckets(&mut batch, &buckets);
         write_fills(&mut batch, &fills, &mut freed, segments);
-        batch.put(Family::Meta, schema::TOTALS, &totals.encode());
+        batch.put(Family::Meta, schema::TOTALS, &schema::totals_value(&totals, false));
         let mut groups: Vec<PgId> = buckets.keys().map(|(pg, _)| *pg).collect();
         groups.dedup();
         Ok(Edited { batch, totals, groups, appended, freed })

@@ -3,7 +3,8 @@
 //! `db` is the database and knows RocksDB; `segments` are the files with the bytes of large
 //! chunks; `schema` says what is in the database; `edit` makes changes of records with all that
 //! follows, `read` reads them; `operations`
-//! are the store's; `open` is about the directory, `room` about a full disk.
+//! are the store's; `open` is about the directory, `verify` about what a crash
+//! may have left, `room` about a full disk.
 //!
 //! There is one writer at a time (the totals are its). A batch of puts is two syncs: its large
 //! chunks are written and synced, then the database's log, which makes them valid. Reads share a
@@ -31,6 +32,7 @@ mod schema;
 mod segments;
 #[cfg(test)]
 mod spoiling;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -157,7 +159,7 @@ impl RocksStore {
     }
 
     fn new(dir: &Path, reserve: Option<u64>, open: Open, broken: bool) -> Result<Self, StoreError> {
-        let totals = read_totals(&open.db)?;
+        let (totals, _) = read_totals(&open.db)?;
         let store = Self {
             dir: dir.to_owned(),
             reserve,
@@ -317,7 +319,7 @@ impl RocksStore {
         drop(slot.open.take());
         let opened = Open::at(&self.dir, false);
         match opened.and_then(|open| Ok((read_totals(&open.db)?, open))) {
-            Ok((totals, open)) => {
+            Ok(((totals, _), open)) => {
                 *self.shown() = totals;
                 slot.open = Some(open);
                 self.broken.store(false, Ordering::Release);
@@ -357,7 +359,7 @@ impl RocksStore {
         self.broken.store(true, Ordering::Release);
         let opened = open::begin_anew(&self.dir, &self.values(), self.totals());
         let open = opened.map_err(|error| self.explain(error))?;
-        *self.shown() = read_totals(&open.db)?;
+        (*self.shown(), _) = read_totals(&open.db)?;
         slot.open = Some(open);
         slot.generation += 1;
         self.broken.store(false, Ordering::Release);

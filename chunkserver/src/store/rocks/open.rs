@@ -16,9 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::db::{Db, DbError};
-use super::read::{failure, file_failure, read_fills, read_holes};
+use super::read::{failure, file_failure, read_fills, read_holes, read_totals};
 use super::schema::{self, FORMAT, Family};
 use super::segments::Segments;
+use super::verify::verify;
 use crate::store::{Meta, StoreError, Totals};
 
 /// The folder of the segment files in that of a store.
@@ -38,8 +39,26 @@ impl Open {
     /// Opens the store in a directory, or makes one there.
     pub(super) fn at(dir: &Path, create: bool) -> Result<Self, StoreError> {
         let db = Db::open(dir, create).map_err(|error| failure(OPENING, error))?;
+        let (_, closed) = read_totals(&db)?;
+        let corrections = if closed { 0 } else { verify(&db)? };
+        if corrections > 0 {
+            let dir = dir.display();
+            tracing::error!(%dir, corrections, "the disk has lost a part of the index");
+        }
         let segments = tidy(&db, &dir.join(SEGMENTS))?;
         Ok(Self { db, segments })
+    }
+
+    /// Notes that the store is being closed, and writes what is in memory to files.
+    pub(super) fn close(&self) -> Result<bool, StoreError> {
+        const CLOSING: &str = "close the chunk store";
+        let failed = |error| failure(CLOSING, error);
+        if let (totals, false) = read_totals(&self.db)? {
+            let mut batch = self.db.batch();
+            batch.put(Family::Meta, schema::TOTALS, &schema::totals_value(&totals, true));
+            batch.write(true).map_err(failed)?;
+        }
+        self.db.flush().map_err(failed)
     }
 
     /// Opens a store without writing anything.
@@ -134,6 +153,7 @@ pub(super) fn begin_anew(
     }
     let open = Open::at(&draft, true)?;
     write_values(&open.db, values, before).map_err(|error| failure(SET_ASIDE, error))?;
+    open.close()?;
     open.db.stop();
     drop(open);
     let number = (1..).find(|number| !damaged(dir, *number).exists());
@@ -154,7 +174,7 @@ fn write_values(db: &Db, values: &BTreeMap<Meta, Vec<u8>>, before: Totals) -> Re
         batch.put(Family::Meta, key.key(), value);
     }
     batch.put(Family::Meta, Meta::Format.key(), &FORMAT.to_be_bytes());
-    batch.put(Family::Meta, schema::TOTALS, &totals.encode());
+    batch.put(Family::Meta, schema::TOTALS, &schema::totals_value(&totals, false));
     batch.write(true)
 }
 

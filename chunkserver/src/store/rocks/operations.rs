@@ -10,6 +10,7 @@ use atoll_proto::{ChunkId, PgId};
 use bytes::Bytes;
 
 use super::edit::Edit;
+use super::frame::{BLOCK, frame_blocks};
 use super::open::{self, Open};
 use super::read::{
     file_failure, index_failure, nonsense, read_buckets, read_bytes, read_due, read_row, records,
@@ -327,11 +328,11 @@ impl ChunkStore for RocksStore {
             return;
         }
         let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(Open { db, segments }) = slot.open.take() else { return };
+        let Some(open) = slot.open.take() else { return };
         // What was acknowledged is in the log, and is read from there at the next start; so a store
         // that cannot write needs no flush.
         if !self.broken.load(Ordering::Acquire) {
-            match db.flush() {
+            match open.close() {
                 Ok(true) => {}
                 Ok(false) => {
                     tracing::warn!("closing the chunk store without waiting for its flush")
@@ -339,8 +340,7 @@ impl ChunkStore for RocksStore {
                 Err(error) => tracing::warn!(?error, "cannot flush the chunk store to close it"),
             }
         }
-        segments.trim();
-        db.stop();
+        open.db.stop();
     }
 }
 
@@ -389,10 +389,10 @@ impl RocksStore {
         let small: u64 = small.map(|(chunk, _)| chunk.bytes.len() as u64).sum();
         let twice = small + chunks.len() as u64 * INDEX_BYTES;
         let lens = for_segments.iter().map(|(_, bytes)| len_of(bytes));
-        let plenty = self.check_room(&open.db, twice, open.segments.room_for(lens))?;
+        self.check_room(&open.db, twice, frame_blocks(lens) * BLOCK as u64)?;
         let mut spots = Vec::new();
         if !for_segments.is_empty() {
-            let appended = open.segments.append(&for_segments, plenty);
+            let appended = open.segments.append(&for_segments);
             let appended = appended
                 .map_err(|error| self.explain(file_failure("write to a segment file", &error)))?;
             self.syncs.fetch_add(1, Ordering::Relaxed);

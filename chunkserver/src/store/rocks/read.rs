@@ -128,12 +128,12 @@ pub(super) fn read_holes(db: &Db) -> Result<Vec<(Spot, u32)>, StoreError> {
     entries.collect()
 }
 
-/// The totals.
-pub(super) fn read_totals(db: &Db) -> Result<Totals, StoreError> {
+/// The totals, and whether the store was closed after they were written.
+pub(super) fn read_totals(db: &Db) -> Result<(Totals, bool), StoreError> {
     let value = db.get(Family::Meta, schema::TOTALS).map_err(index_failure)?;
     match value {
-        None => Ok(Totals::default()),
-        Some(value) => Totals::decode(value.as_ref()).ok_or_else(|| nonsense("the totals")),
+        None => Ok((Totals::default(), true)),
+        Some(value) => schema::value_totals(value.as_ref()).ok_or_else(|| nonsense("the totals")),
     }
 }
 

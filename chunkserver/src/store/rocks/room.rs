@@ -19,8 +19,6 @@ const FLUSH_BYTES_MIN: u64 = 2 << 20;
 /// RocksDB deletes a superfluous log a moment after the flush.
 const LOG_DELETED_AFTER: Duration = Duration::from_millis(500);
 const FREE_POLL_EVERY: Duration = Duration::from_millis(2);
-/// With so much free beside the reserve, room may be taken before it is needed.
-const PLENTY_BYTES: u64 = 128 << 20;
 /// A file of this size, or of a hundredth of the disk if that is less, is there to be deleted when
 /// something has to be written to delete chunks.
 const BALLAST_BYTES: u64 = 16 << 20;
@@ -30,14 +28,14 @@ const DELETING_BYTES: u64 = 1 << 20;
 
 impl RocksStore {
     /// Refuses a write for which there is no room: for `twice` bytes in the log now and in the
-    /// database's files later, and for `once` bytes in segments. Says whether there is plenty.
-    pub(super) fn check_room(&self, db: &Db, twice: u64, once: u64) -> Result<bool, StoreError> {
+    /// database's files later, and for `once` bytes in segments.
+    pub(super) fn check_room(&self, db: &Db, twice: u64, once: u64) -> Result<(), StoreError> {
         let wanted = twice.saturating_mul(2).saturating_add(once);
         let unflushed =
             db.unflushed().map_err(|error| failure("see what is not flushed", error))?;
         let all = wanted.saturating_add(unflushed);
         let Err(full) = self.check_free(all) else {
-            return Ok(self.check_free(all.saturating_add(PLENTY_BYTES)).is_ok());
+            return Ok(());
         };
         if unflushed < FLUSH_BYTES_MIN {
             return Err(full);
@@ -45,13 +43,13 @@ impl RocksStore {
         self.check_free(wanted)?;
         // What is flushed gives back its room in the log.
         match db.flush() {
-            Ok(true) => self.await_free(wanted).map(|()| false),
+            Ok(true) => self.await_free(wanted),
             Ok(false) => {
                 self.broken.store(true, Ordering::Release);
                 let reason = "the flush does not end".to_owned();
                 Err(StoreError::Disk { verb: "flush chunks", reason })
             }
-            Err(error) => self.written(Err(error), "flush chunks").map(|()| false),
+            Err(error) => self.written(Err(error), "flush chunks"),
         }
     }
 

@@ -19,7 +19,8 @@
 //!             'e'                        fence: epoch u64, term u64; the highest ever heard
 //!             'v'                        the last cluster view, as encoded by proto
 //!             'o'                        order to scrub: number u64, heard_ms u64, done u64
-//!             't'                        totals: see Totals
+//!             't'                        totals: 6 × u64, see Totals; closed u8: nothing was written
+//!                                        since the store was closed
 //!             'a'                        applied u64: position in the master's feed
 //!             's', pg u16                scrubbed u64: ms when all of the group was verified
 //! ```
@@ -32,7 +33,7 @@ use atoll_proto::{ChunkId, Epoch, PgId};
 use super::segments::Spot;
 use crate::store::Meta;
 use crate::store::record::{Body, Record};
-use crate::store::tally::BucketKey;
+use crate::store::tally::{BucketKey, Totals};
 
 /// Version of the schema on this page.
 pub const FORMAT: u32 = 2;
@@ -204,6 +205,25 @@ pub(super) fn key_scrubbed(key: &[u8]) -> Option<PgId> {
 /// The keys from which, and before which, [`key_scrubbed`] are.
 pub(super) fn scrubbed_range() -> ([u8; 1], Vec<u8>) {
     ([SCRUBBED], vec![SCRUBBED + 1])
+}
+
+/// The value of [`TOTALS`]. It is in every change of records, so that the last one says whether
+/// the store was closed after it.
+pub(super) fn totals_value(totals: &Totals, closed: bool) -> Vec<u8> {
+    let mut value = totals.encode();
+    value.push(u8::from(closed));
+    value
+}
+
+/// What such a value says.
+pub(super) fn value_totals(value: &[u8]) -> Option<(Totals, bool)> {
+    let (closed, totals) = value.split_last()?;
+    let closed = match closed {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
+    Some((Totals::decode(totals)?, closed))
 }
 
 /// A number as a value.

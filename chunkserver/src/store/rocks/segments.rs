@@ -1,11 +1,13 @@
 //! Segment files: the bytes of large chunks, each written once.
 //!
 //! A file is appended to, one [`Frame`] per batch, until it is [`SEGMENT_BLOCKS`] long; then the
-//! next begins. Its blocks are allocated ahead, so that a sync has no allocation to write. What
-//! is in a file counts only once the database refers to it: [`Segments::append`] returns when the
-//! bytes are on disk, and the caller then makes them valid; if it does not, the next batch
-//! overwrites them. Deleted chunks give their blocks back to the file system, as holes; a file of
-//! which nothing is left is removed.
+//! next begins. What is in a file counts only once the database refers to it:
+//! [`Segments::append`] returns when the bytes are on disk, and the caller then makes them valid;
+//! if it does not, the next batch overwrites them. Deleted chunks give their blocks back to the
+//! file system, as holes; a file of which nothing is left is removed.
+//!
+//! Blocks are not allocated ahead: ext4 would have to note of each that it is written now, which
+//! it leaves to a thread that waits for its turn when the processors are busy.
 //!
 //! Only the store's one writer appends and deletes; anybody may read.
 
@@ -20,13 +22,11 @@ use atoll_proto::ChunkId;
 use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::frame::{BLOCK, Frame, blocks, frame_blocks};
+use super::frame::{BLOCK, Frame, blocks};
 use crate::store::len_of;
 
 /// A segment file is not appended to beyond this many blocks: 256 MiB. One frame may be longer.
 const SEGMENT_BLOCKS: u32 = 64 << 10;
-/// Blocks are allocated so many at a time: 16 MiB.
-const AHEAD_BLOCKS: u32 = 4 << 10;
 /// Files kept open for reading.
 const OPEN_FILES_MAX: usize = 256;
 /// Most pieces of memory that one system call writes.
@@ -84,8 +84,6 @@ struct Tail {
     file: Option<File>,
     /// The block after the last valid one.
     end: u32,
-    /// Blocks the file has on disk.
-    allocated: u32,
 }
 
 impl Segments {
@@ -103,7 +101,7 @@ impl Segments {
         }
         let last = last.filter(|(_, end)| *end < SEGMENT_BLOCKS);
         let (segment, end) = last.unwrap_or((next, 0));
-        let tail = Tail { segment, file: None, end, allocated: 0 };
+        let tail = Tail { segment, file: None, end };
         let open = Mutex::default();
         Ok(Self { dir: dir.to_owned(), open, tail: Mutex::new(tail) })
     }
@@ -126,22 +124,11 @@ impl Segments {
         Ok(numbers)
     }
 
-    /// Bytes of the disk that appending these chunks would take beyond what is allocated.
-    pub(super) fn room_for(&self, lens: impl ExactSizeIterator<Item = u32>) -> u64 {
-        if lens.len() == 0 {
-            return 0;
-        }
-        let tail = self.tail();
-        let ahead = u64::from(tail.allocated.saturating_sub(tail.end));
-        frame_blocks(lens).saturating_sub(ahead) * BLOCK as u64
-    }
-
-    /// Writes chunks and syncs them; with room for more after them if there is plenty. They count
-    /// from [`Segments::keep`] on.
+    /// Writes chunks and syncs them. They count from [`Segments::keep`] on.
     ///
     /// # Errors
     /// When the disk fails or is full; then nothing was written that counts.
-    pub(super) fn append(&self, chunks: &[(ChunkId, Bytes)], plenty: bool) -> io::Result<Appended> {
+    pub(super) fn append(&self, chunks: &[(ChunkId, Bytes)]) -> io::Result<Appended> {
         let mut tail = self.tail();
         if tail.end >= SEGMENT_BLOCKS {
             tail.advance();
@@ -149,9 +136,7 @@ impl Segments {
         let named: Vec<(ChunkId, u32)> =
             chunks.iter().map(|(id, bytes)| (*id, len_of(bytes))).collect();
         let frame = Frame::new(tail.end, &named).ok_or(io::ErrorKind::FileTooLarge)?;
-        let ahead = if plenty { AHEAD_BLOCKS } else { 1 };
-        let path = self.path(tail.segment);
-        tail.allocate(&path, &self.dir, frame.end, ahead)?;
+        tail.open(&self.dir)?;
         if let Err(error) = tail.write(&frame, chunks) {
             // After a failed sync nobody knows what of the file is on disk. What was valid in it
             // stays so; but nothing more goes there.
@@ -227,18 +212,6 @@ impl Segments {
         }
     }
 
-    /// Gives back what was allocated ahead.
-    pub(super) fn trim(&self) {
-        let mut tail = self.tail();
-        let end = offset(tail.end);
-        if let Some(file) = tail.file.take()
-            && let Err(error) = file.set_len(end)
-        {
-            tracing::warn!(%error, "cannot trim a segment file");
-        }
-        tail.allocated = 0;
-    }
-
     fn path(&self, segment: u32) -> PathBuf {
         path(&self.dir, segment)
     }
@@ -265,7 +238,7 @@ impl Segments {
 impl Tail {
     /// Leaves the file as it is and begins the next.
     fn advance(&mut self) {
-        *self = Self { segment: self.segment + 1, file: None, end: 0, allocated: 0 };
+        *self = Self { segment: self.segment + 1, file: None, end: 0 };
     }
 
     /// Writes a frame behind what is valid, and syncs it.
@@ -276,45 +249,21 @@ impl Tail {
         file.sync_data()
     }
 
-    /// Opens the file, or makes it, with all blocks before `end` on disk, rounded up to `ahead`.
-    fn allocate(&mut self, path: &Path, dir: &Path, end: u32, ahead: u32) -> io::Result<()> {
-        if self.file.is_none() {
-            let created = !path.exists();
-            let mut options = OpenOptions::new();
-            let file = options.write(true).create(true).truncate(false).open(path)?;
-            if created {
-                File::open(dir)?.sync_all()?;
-            }
-            // What is behind the end was never valid.
-            file.set_len(offset(self.end))?;
-            self.allocated = self.end;
-            self.file = Some(file);
-        }
-        let Some(file) = &self.file else { return Ok(()) };
-        if end <= self.allocated {
+    /// Opens the file, or makes it, if that has not been done.
+    fn open(&mut self, dir: &Path) -> io::Result<()> {
+        if self.file.is_some() {
             return Ok(());
         }
-        let ahead = end.div_ceil(ahead).saturating_mul(ahead);
-        // On a disk that is almost full there may be room for what is needed, but not for more.
-        for wanted in [ahead, end] {
-            let (from, to) = (offset(self.allocated), offset(wanted));
-            let outcome = fallocate(
-                file,
-                FallocateFlags::empty(),
-                from.cast_signed(),
-                (to - from).cast_signed(),
-            );
-            match outcome {
-                Ok(()) => {
-                    self.allocated = wanted;
-                    return Ok(());
-                }
-                // The file system allocates when it writes.
-                Err(nix::Error::EOPNOTSUPP) => return Ok(()),
-                Err(nix::Error::ENOSPC) if wanted != end => {}
-                Err(error) => return Err(error.into()),
-            }
+        let path = path(dir, self.segment);
+        let created = !path.exists();
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(path)?;
+        if created {
+            File::open(dir)?.sync_all()?;
         }
+        // What is behind the end was never valid.
+        file.set_len(offset(self.end))?;
+        self.file = Some(file);
         Ok(())
     }
 }

@@ -7,7 +7,8 @@ use atoll_proto::ChunkId;
 use super::read::read_row;
 use super::schema::{self, Family};
 use super::{RocksStore, segments};
-use crate::store::{NewChunk, StoreError};
+use crate::store::tally::bucket_key;
+use crate::store::{NewChunk, StoreError, Totals};
 
 impl RocksStore {
     /// Replaces the bytes of a chunk behind the index's back, as a failing disk would.
@@ -42,5 +43,19 @@ impl RocksStore {
         let mut batch = slot.open.as_ref().expect("open in tests").db.batch();
         batch.put(Family::Chunks, &schema::chunk_key(&chunk.id), &chunk.bytes);
         self.written(batch.write(true), "store chunks")
+    }
+
+    /// Makes wrong what follows from the records, and keeps those.
+    pub(crate) fn forget_what_follows(&self, id: &ChunkId) {
+        let slot = self.reader();
+        let mut batch = slot.open.as_ref().expect("open in tests").db.batch();
+        let bucket = bucket_key(id);
+        batch.delete(Family::Buckets, &schema::bucket_key(bucket));
+        batch.put(Family::Buckets, &schema::bucket_key((bucket.0, !bucket.1)), &[7; 36]);
+        batch.put(Family::Lacking, &schema::chunk_key(id), &[]);
+        batch.put(Family::Quarantine, &schema::quarantine_key(1, id), &[]);
+        batch.put(Family::Segments, &schema::segment_key(0), &[0; 12]);
+        batch.put(Family::Meta, schema::TOTALS, &schema::totals_value(&Totals::default(), false));
+        batch.write(true).expect("the test's disk works");
     }
 }
