@@ -9,8 +9,9 @@ use atoll_net::{ClusterCa, Context, Endpoint, Peer, Role, Service, TraceContext}
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, ChunkStat, Get, GetMany, Put};
 use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::receipt::ReceiptKey;
+use atoll_proto::tree::{Ask, Found, bucket_of};
 use atoll_proto::{
-    ChunkId, ClusterId, Code, Epoch, NodeId, Retry, SessionId, WireError, WireResult, limits,
+    ChunkId, ClusterId, Code, Epoch, NodeId, PgId, Retry, SessionId, WireError, WireResult, limits,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -23,6 +24,7 @@ use crate::placement::Placement;
 use crate::reconcile::{Settings, Upkeep};
 use crate::store::memory::MemoryStore;
 use crate::store::writer::Writer;
+use crate::store::{ChunkStore, Mark};
 use crate::tasks::clock;
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -367,4 +369,66 @@ fn no_request_panics() {
             drop(answer);
         }
     });
+}
+
+#[tokio::test]
+async fn a_walk_leads_to_what_is_live_and_refuses_what_makes_no_sense() {
+    let rig = Rig::alone().await;
+    let (put, body) = put_of(&[b"live", b"pending"]);
+    rig.put(put, body).await.unwrap();
+    let live = ChunkId::of(b"live");
+    rig.store.mark(&[(live, Mark::Live), (ChunkId([9; 32]), Mark::Live)], 0, Some(7)).unwrap();
+    let walk = |epoch, asks| {
+        let request = ChunkRequest::Walk { epoch, asks };
+        rig.ask(Role::Chunkserver, request, Bytes::new())
+    };
+    let (pg, bucket) = (live.pg(), bucket_of(&live));
+    let ids = Ask::Ids { pg, bucket };
+    let mid = bucket / 16;
+    let reply = walk(EPOCH, vec![Ask::Mids { pg }, Ask::Buckets { pg, mid }, ids]).await.unwrap();
+    let ChunkResponse::Found { index: 7, found } = reply.head else { panic!("{reply:?}") };
+    let [Found::Digests(mids), Found::Digests(buckets), Found::Ids(found)] = &found[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!((mids.len(), buckets.len(), &found[..]), (16, 16, &[live][..]));
+
+    assert_eq!(code(walk(Epoch(4), vec![ids]).await), Code::StaleEpoch);
+    assert_eq!(code(walk(EPOCH, vec![ids; 513]).await), Code::Limit);
+    for ask in [
+        Ask::Tops,
+        Ask::Groups { top: 1 },
+        Ask::Mids { pg: PgId(4096) },
+        Ask::Buckets { pg, mid: 16 },
+        Ask::Ids { pg: PgId(u16::MAX), bucket: 0 },
+    ] {
+        assert_eq!(code(walk(EPOCH, vec![ask]).await), Code::Invalid, "{ask:?}");
+    }
+    let request = ChunkRequest::Walk { epoch: EPOCH, asks: vec![ids] };
+    let stranger = Peer { name: "chunkserver-9".to_owned(), ..peer(Role::Chunkserver) };
+    assert_eq!(code(rig.ask_as(stranger, request.clone(), Bytes::new()).await), Code::Denied);
+    assert_eq!(code(rig.ask(Role::Client, request, Bytes::new()).await), Code::Denied);
+}
+
+#[tokio::test]
+async fn what_is_lacking_is_listed_in_parts() {
+    let rig = Rig::alone().await;
+    let ids = [1, 2, 3].map(|n| ChunkId([n; 32]));
+    rig.store.mark(&ids.map(|id| (id, Mark::Live)), 0, None).unwrap();
+    let list = |after, limit| {
+        let request = ChunkRequest::Lacking { after, limit };
+        rig.ask(Role::Client, request, Bytes::new())
+    };
+    for (after, limit, wanted) in [
+        (None, u32::MAX, &ids[..]),
+        (None, 2, &ids[..2]),
+        (Some(ids[1]), 9, &ids[2..]),
+        (Some(ids[2]), 9, &[]),
+        (None, 0, &[]),
+    ] {
+        let ChunkResponse::Lacking(found) = list(after, limit).await.unwrap().head else {
+            panic!("another kind of answer")
+        };
+        assert_eq!(found.iter().map(|it| it.id).collect::<Vec<_>>(), wanted);
+        assert!(found.iter().all(|it| !it.corrupt && !it.dead && it.attempts == 0));
+    }
 }

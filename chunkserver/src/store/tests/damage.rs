@@ -17,7 +17,7 @@ use crate::store::rocks::RocksStore;
 use crate::store::{Body, ChunkStore, Mark, Meta, NewChunk, StoreError};
 
 const SEED: u64 = 20_261_125;
-const CASES: u64 = 60;
+const CASES: u64 = 40;
 
 /// Chunks of all kinds, enough that every file of the store has some.
 fn chunks() -> Vec<NewChunk> {
