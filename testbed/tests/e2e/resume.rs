@@ -12,7 +12,6 @@ use super::{disk_bytes, ensure_served_everywhere, number, word};
 const MIB: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the upload is over before it can be cut, on a fast disk; run with --ignored"]
 async fn a_cut_upload_sends_only_the_rest() -> Result<()> {
     let seed = seed::or(8);
     let cluster = DevCluster::builder().seed(seed).start()?;

@@ -20,7 +20,6 @@ fn run(kind: Kind, default_seed: u64, rounds: usize, disk: DiskKind) -> Result<O
 }
 
 #[test]
-#[ignore = "fails once in a while since repair is there: not understood yet; run with --ignored"]
 fn everything_acknowledged_survives_power_cuts() -> Result<()> {
     run(Kind::PowerCut, 7, 2, DiskKind::Xfs).map(drop)
 }
@@ -31,7 +30,6 @@ fn everything_acknowledged_survives_kill_loops() -> Result<()> {
 }
 
 #[test]
-#[ignore = "fails once in a while since repair is there: not understood yet; run with --ignored"]
 fn wrong_bytes_on_a_disk_are_never_served() -> Result<()> {
     run(Kind::Corruption, 1, 2, DiskKind::Ext4).map(drop)
 }
