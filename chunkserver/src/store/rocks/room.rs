@@ -74,15 +74,17 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Room on the disk of the store.
+    /// Room on the disk of the store. As `df` does, blocks kept for the superuser count for
+    /// nothing.
     pub(super) fn measure(&self) -> Result<Space, StoreError> {
         let stat = nix::sys::statvfs::statvfs(&self.dir).map_err(|error| StoreError::Disk {
             verb: "see how much room there is",
             reason: error.to_string(),
         })?;
         let unit = stat.fragment_size();
-        let total = stat.blocks().saturating_mul(unit);
+        let used = stat.blocks().saturating_sub(stat.blocks_free());
         let free = stat.blocks_available().saturating_mul(unit);
+        let total = used.saturating_mul(unit).saturating_add(free);
         let reserve = self.reserve.unwrap_or_else(|| RESERVE_BYTES.min(total / 50));
         Ok(Space { free, total, reserve })
     }
