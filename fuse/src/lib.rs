@@ -18,7 +18,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_client::{ClientError, Cluster};
 use atoll_net::shutdown::Shutdown;
@@ -36,6 +36,10 @@ const STALL: Duration = Duration::from_secs(120);
 const RETRY_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for a directory to say what it is.
 const INSPECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A process that was killed is given so long to leave its mount.
+const ENDING: Duration = Duration::from_secs(2);
+/// How often its mount is looked at meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait for the last changes at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(120);
 /// Longest wait for the kernel to end the session after unmounting.
@@ -239,8 +243,16 @@ async fn blocking<T: Send + 'static>(
 /// Makes sure that the directory can be mounted on; clears away a mount whose process is gone.
 async fn prepare(dir: &Path) -> Result<(), MountError> {
     let bad = |reason: String| MountError::Directory { dir: dir.to_owned(), reason };
-    let path = dir.to_owned();
-    let found = blocking("fuse_inspect", move || mountpoint::inspect(&path)).await;
+    let until = Instant::now() + ENDING;
+    let found = loop {
+        let path = dir.to_owned();
+        let found = blocking("fuse_inspect", move || mountpoint::inspect(&path)).await;
+        if !matches!(found, Ok(Found::Mounted)) || Instant::now() > until {
+            break found;
+        }
+        // One that was killed a moment ago may still be ending.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    };
     match found {
         Ok(Found::Directory) => Ok(()),
         Ok(Found::Mounted) => Err(bad(format!(

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 
 /// The type our mounts have in the table of mounts.
 const FS_TYPE: &str = "fuse.atoll";
@@ -41,7 +42,14 @@ pub(crate) fn inspect(dir: &Path) -> io::Result<Found> {
         Ok(metadata) if !metadata.is_dir() => Err(io::ErrorKind::NotADirectory.into()),
         Ok(_) => {
             let ours = top_mount(dir)?.is_some_and(|line| line.fs_type == FS_TYPE);
-            Ok(if ours { Found::Mounted } else { Found::Directory })
+            if !ours {
+                return Ok(Found::Directory);
+            }
+            // Attributes may come from the kernel's memory; this asks the process.
+            match statvfs(dir) {
+                Err(Errno::ENOTCONN) => Ok(Found::Dead),
+                _ => Ok(Found::Mounted),
+            }
         }
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(Found::Dead),
         Err(error) => Err(error),

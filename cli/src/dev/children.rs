@@ -23,6 +23,8 @@ use crate::{logs, program};
 
 /// How often a file is looked for that a child writes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often it is said what is waited for, beginning so long after the start.
+pub(super) const TELL_EVERY: Duration = Duration::from_secs(5);
 /// A log longer than this is set aside at the next start.
 const LOG_BYTES_MAX: u64 = 32 << 20;
 /// Lines of a log shown when a child ends before it is ready.
@@ -177,6 +179,7 @@ pub(crate) async fn ready(
         let tail = logs::tail(&spec.log, LINES_SHOWN);
         Failure::Failed(format!("{text}; the end of {}:\n{}", spec.log.display(), tail.trim_end()))
     };
+    let mut told = since;
     loop {
         if spec.ready.exists() {
             return Ok(());
@@ -191,8 +194,19 @@ pub(crate) async fn ready(
         if shutdown.is_triggered() {
             return Err(Failure::Failed(format!("stopped while {} was starting", spec.name)));
         }
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            let tail = logs::tail(&spec.log, 1);
+            tell(&format!("waiting for {}; its log says: {}", spec.name, tail.trim()));
+        }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Says what is waited for, on standard error.
+pub(super) fn tell(what: &str) {
+    // With nobody to read it, it is not needed.
+    drop(writeln!(std::io::stderr(), "{what}"));
 }
 
 fn open_log(spec: &ChildSpec) -> Result<File, Failure> {
@@ -218,6 +232,19 @@ fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Whether the process is on its way out: its memory, and with it its command line, is gone, but
+/// not yet its sockets, locks and mounts. They are once it is a zombie (proc_pid_stat(5)).
+fn is_ending(pid: i32) -> bool {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
+    let (Some(line), Some(stat)) = (read("cmdline"), read("stat")) else {
+        return false;
+    };
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    // The name before it, in parentheses, may have any bytes.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    line.is_empty() && !matches!(state, None | Some('Z' | 'X'))
+}
+
 /// Makes sure that a process of an earlier `atoll dev` has ended: one that was killed leaves
 /// children behind that take a moment to notice. `mark` tells its command line from that of an
 /// unrelated process with the same number.
@@ -233,13 +260,14 @@ pub(crate) async fn settle_leftover(pid_file: &Path, mark: &str) {
         String::from_utf8_lossy(&line).contains(mark)
     };
     for attempt in 0..200 {
-        if !ours() {
+        let ours = ours();
+        if !ours && !is_ending(pid) {
             break;
         }
         match attempt {
             // It should be ending by itself.
-            0 => kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap_or_default(),
-            150 => kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default(),
+            0 if ours => kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap_or_default(),
+            150 if ours => kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default(),
             _ => {}
         }
         tokio::time::sleep(LOOK_EVERY).await;

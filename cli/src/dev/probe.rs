@@ -9,6 +9,7 @@ use atoll_proto::cluster::Duty;
 use atoll_proto::limits;
 use atoll_proto::master::Status;
 
+use super::children;
 use super::layout::Layout;
 use crate::commands::status;
 use crate::connect::connect;
@@ -30,6 +31,7 @@ pub(crate) async fn until_serving(
     let since = Instant::now();
     let config = ClientConfig::load(&layout.client_config())?;
     let mut cluster = None;
+    let mut told = since;
     loop {
         let why = match serving(&config, &mut cluster).await {
             Ok(None) => match answering(layout, https).await {
@@ -48,6 +50,10 @@ pub(crate) async fn until_serving(
         }
         if shutdown.is_triggered() {
             return Err(Failure::Failed("stopped while the cluster was starting".to_owned()));
+        }
+        if told.elapsed() > children::TELL_EVERY {
+            told = Instant::now();
+            children::tell(&format!("waiting until the cluster serves: {why}"));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

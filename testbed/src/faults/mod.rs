@@ -3,6 +3,7 @@
 //! One file per kind: [`link`] cuts links between nodes, [`files`] damages what a node has on its
 //! disk, [`room`] fills a disk, [`power`] cuts the power. The life of a process is the cluster's.
 
+mod chunks;
 pub mod files;
 pub mod link;
 pub mod power;
@@ -70,6 +71,16 @@ pub enum Fault {
     },
     /// Everything in the node's data directory is deleted. The node should be stopped.
     Wipe(Node),
+    /// A chunkserver's store loses some of its live chunks without any trace of them, as if they
+    /// had never come: only a comparison of replicas finds that out. The node must be stopped.
+    LoseChunks {
+        /// Whose.
+        node: Node,
+        /// How many.
+        count: usize,
+        /// Chooses them.
+        seed: u64,
+    },
     /// No packet passes between the two nodes, either way; both still reach everybody else.
     CutLink(Node, Node),
     /// No packet of the first reaches the second; those of the second still reach the first.
@@ -119,6 +130,9 @@ impl Fault {
                 Ok(())
             }
             Self::Wipe(node) => files::wipe(&data_of(cluster, *node)?),
+            Self::LoseChunks { node, count, seed } => {
+                chunks::lose(&data_of(cluster, *node)?, *count, *seed)
+            }
             Self::CutLink(one, other) => link::cut(cluster, &[(*one, *other), (*other, *one)]),
             Self::CutOneWay { from, to } => link::cut(cluster, &[(*from, *to)]),
             Self::FillDisk { node, leave_bytes } => {
@@ -139,7 +153,10 @@ impl Fault {
             Self::PowerCut(nodes) => power::back(cluster, nodes),
             Self::CutLink(one, other) => link::mend(cluster, &[(*one, *other), (*other, *one)]),
             Self::CutOneWay { from, to } => link::mend(cluster, &[(*from, *to)]),
-            Self::CorruptFile { .. } | Self::Damage { .. } | Self::Wipe(_) => {
+            Self::CorruptFile { .. }
+            | Self::Damage { .. }
+            | Self::Wipe(_)
+            | Self::LoseChunks { .. } => {
                 bail!("{self:?}: healing is the cluster's part")
             }
             Self::FillDisk { node, .. } => room::free(&data_of(cluster, *node)?),

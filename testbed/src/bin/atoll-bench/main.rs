@@ -45,7 +45,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, requests, mount, idle, freeze, kill-write, flip, reconcile, rebuild
+    /// Only these: deploy, requests, mount, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }

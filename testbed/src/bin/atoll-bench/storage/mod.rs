@@ -3,6 +3,7 @@
 //!
 //! Everything that waits has a deadline; what did not happen by then stands in the table as such.
 
+mod drain;
 mod flip;
 mod idle;
 mod rebuild;
@@ -24,8 +25,8 @@ use crate::table::{Report, Table};
 const MIB: usize = 1 << 20;
 
 /// The measurements, by name.
-pub(crate) const NAMES: [&str; 6] =
-    ["idle", "freeze", "kill-write", "flip", "reconcile", "rebuild"];
+pub(crate) const NAMES: [&str; 7] =
+    ["idle", "freeze", "kill-write", "flip", "reconcile", "rebuild", "drain"];
 
 /// Takes those that are wanted. Not for asynchronous code.
 pub(crate) fn measure(
@@ -36,13 +37,14 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let mut table = Table::new("Storage under faults", &["workload", "figure", "unit"]);
     type Measurement = fn(&Path, Scale, &mut Table) -> Result<()>;
-    let all: [(&str, Measurement); 6] = [
+    let all: [(&str, Measurement); 7] = [
         ("idle", idle::measure),
         ("freeze", stalls::freeze),
         ("kill-write", stalls::kill_write),
         ("flip", flip::measure),
         ("reconcile", reconcile::measure),
         ("rebuild", rebuild::measure),
+        ("drain", drain::measure),
     ];
     for (name, take) in all.into_iter().filter(|(name, _)| wanted(name)) {
         crate::note(name);

@@ -5,10 +5,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use atoll_testbed::{Fault, Node, checks};
-use serde_json::Value;
+use atoll_proto::limits::HEARTBEAT_EVERY;
+use atoll_testbed::metrics::Scrape;
+use atoll_testbed::{Fault, Node, checks, wait};
 
-use super::{Bench, seconds, until_full};
+use super::{Bench, seconds, within};
 use crate::Scale;
 use crate::table::{Table, figure};
 
@@ -16,61 +17,93 @@ use crate::table::{Table, figure};
 const CHUNK_BYTES: usize = 64;
 /// Chunks of one file.
 const FILE_CHUNKS: usize = 8_000;
-/// Chunks that one server misses.
+/// How many chunks there are, in turn.
+const SIZES: [usize; 3] = [10_000, 100_000, 1_000_000];
+/// Chunks that one server loses.
 const DIFFERENCES: usize = 100;
-/// Until the differences must be gone.
+/// Until the differences must be gone, and until everything is in all its places at first.
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// Until two looks at the counters find the same: what came before has been compared.
+const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 
-/// Many chunks, a quiet minute, then a hundred differences.
+/// More and more chunks; each time a quiet minute, then a hundred differences.
 pub(super) fn measure(atoll: &Path, scale: Scale, table: &mut Table) -> Result<()> {
     let bench = Bench::start(atoll, |builder| builder)?;
-    let files = scale.of(100_000).div_ceil(FILE_CHUNKS);
-    let began = Instant::now();
-    for number in 0..files {
-        put_small(&bench, number, FILE_CHUNKS)?;
+    let (mut chunks, mut number) = (0, 0);
+    for size in SIZES {
+        let size = scale.of(size);
+        let (began, had) = (Instant::now(), chunks);
+        while chunks < size {
+            let some = FILE_CHUNKS.min(size - chunks);
+            put_small(&bench, number, some)?;
+            chunks += some;
+            number += 1;
+        }
+        let rate = (chunks - had) as f64 / began.elapsed().as_secs_f64();
+        let name = format!("reconcile: {} chunks", figure(chunks as f64));
+        table.row([format!("{name}, put"), figure(rate), "chunks/s".into()]);
+        quiet(&bench, scale, &name, table)?;
+        differ(&bench, size as u64, &name, table)?;
     }
-    let chunks = files * FILE_CHUNKS;
-    let rate = chunks as f64 / began.elapsed().as_secs_f64();
-    table.row([format!("reconcile: {chunks} chunks put"), figure(rate), "chunks/s".into()]);
-    bench.cluster.wait_healthy()?;
-
-    let servers = bench.cluster.ready().chunkservers.len() as f64;
-    let period = Duration::from_secs(scale.of(60).max(10) as u64);
-    let before = Counters::of(&bench)?;
-    sleep(period);
-    let spent = Counters::of(&bench)?.since(&before);
-    let minutes = period.as_secs_f64() / 60.0;
-    let per_server = |count: u64| figure(count as f64 / servers / minutes);
-    table.row([
-        "reconcile: quiet, bytes compared".into(),
-        per_server(spent.bytes_sent),
-        "B per server and minute".into(),
-    ]);
-    table.row([
-        "reconcile: quiet, roots compared".into(),
-        per_server(spent.roots_compared),
-        "per server and minute".into(),
-    ]);
-
-    let before = Counters::of(&bench)?;
-    plant_differences(&bench)?;
-    let again = until_full(&bench.cluster, TIMEOUT)?;
-    let spent = Counters::of(&bench)?.since(&before);
-    let name = format!("reconcile: {DIFFERENCES} differences");
-    table.row([format!("{name}, until in sync"), seconds(&again), "s".into()]);
-    table.row([format!("{name}, bytes compared"), spent.bytes_sent.to_string(), "B".into()]);
-    table.row([format!("{name}, mismatches"), spent.mismatches.to_string(), String::new()]);
     bench.finish()
 }
 
-/// Makes a server differ by a known number of chunks: they are put while it is away. It learns of
-/// them as it learns of any change it missed; a difference that no feed tells of has to be planted
-/// by other means than the outside gives.
-fn plant_differences(bench: &Bench) -> Result<()> {
+/// What a cluster that nobody uses compares.
+fn quiet(bench: &Bench, scale: Scale, name: &str, table: &mut Table) -> Result<()> {
+    checks::replication(&bench.cluster, TIMEOUT)?;
+    settle(bench)?;
+    let servers = bench.cluster.ready().chunkservers.len() as f64;
+    let period = Duration::from_secs(scale.of(60).max(10) as u64);
+    let before = Counters::of(bench)?;
+    sleep(period);
+    let spent = Counters::of(bench)?.since(&before);
+    let beats = period.as_secs_f64() / HEARTBEAT_EVERY.as_secs_f64();
+    let per_beat = spent.compared_bytes as f64 / servers / beats;
+    let unit = "B per server and heartbeat".to_owned();
+    table.row([format!("{name}, quiet: compared"), figure(per_beat), unit]);
+    Ok(())
+}
+
+/// Makes a server lose chunks of which no feed tells, and waits until they are there again.
+fn differ(bench: &Bench, seed: u64, name: &str, table: &mut Table) -> Result<()> {
     let node = Node::chunkserver(3);
-    Fault::Kill(node).apply(&bench.cluster)?;
-    put_small(bench, usize::MAX, DIFFERENCES)?;
-    Fault::Start(node).apply(&bench.cluster)
+    Fault::Stop(node).apply(&bench.cluster)?;
+    Fault::LoseChunks { node, count: DIFFERENCES, seed }.apply(&bench.cluster)?;
+    // Those of the one that is down begin anew with it.
+    let before = Counters::of_all_but(bench, Some(node))?;
+    Fault::Start(node).apply(&bench.cluster)?;
+    let again = until_mended(bench, DIFFERENCES as u64)?;
+    checks::replication(&bench.cluster, TIMEOUT)?;
+    settle(bench)?;
+    let spent = Counters::of(bench)?.since(&before);
+    let name = format!("{name}, {DIFFERENCES} lost");
+    table.row([format!("{name}: until mended"), seconds(&again), "s after its start".into()]);
+    let kib = spent.compared_bytes as f64 / 1024.0;
+    table.row([format!("{name}: compared"), figure(kib), "KiB, all servers".into()]);
+    table.row([format!("{name}: mended"), spent.repaired.to_string(), "chunks".into()]);
+    Ok(())
+}
+
+/// How long until so many chunks have been repaired; the server has just started.
+fn until_mended(bench: &Bench, chunks: u64) -> Result<Result<Duration, String>> {
+    let admin = bench.cluster.ready().chunkservers[2].admin.context("its admin address")?;
+    Ok(within(TIMEOUT, || {
+        Scrape::of(admin).is_ok_and(|it| it.sum("atoll_chunk_repaired_total") >= chunks as f64)
+    }))
+}
+
+/// Waits until comparing has come to rest.
+fn settle(bench: &Bench) -> Result<()> {
+    let mut last = Counters::of(bench)?;
+    let pause = HEARTBEAT_EVERY * 5;
+    wait::until("comparing to come to rest", SETTLED_WITHIN, || {
+        sleep(pause);
+        let now = Counters::of(bench)?;
+        let spent = now.since(&last);
+        last = now;
+        let at_rest = spent.mismatches == 0 && spent.compared_bytes < 64 * 5 * 3 * 2;
+        Ok(at_rest.then_some(()))
+    })
 }
 
 /// A file of so many chunks that no other file has.
@@ -85,30 +118,35 @@ fn put_small(bench: &Bench, number: usize, chunks: usize) -> Result<()> {
 
 /// What comparing has cost so far.
 struct Counters {
-    bytes_sent: u64,
-    roots_compared: u64,
+    compared_bytes: u64,
     mismatches: u64,
+    repaired: u64,
 }
 
 impl Counters {
     fn of(bench: &Bench) -> Result<Self> {
-        let status = checks::status(&bench.cluster)?;
-        let of = |field: &str| {
-            let value: &Value = &status["reconcile"][field];
-            value.as_u64().with_context(|| format!("reconcile.{field} in {status}"))
-        };
-        Ok(Self {
-            bytes_sent: of("bytes_sent")?,
-            roots_compared: of("roots_compared")?,
-            mismatches: of("mismatches")?,
-        })
+        Self::of_all_but(bench, None)
+    }
+
+    fn of_all_but(bench: &Bench, away: Option<Node>) -> Result<Self> {
+        let mut all = Self { compared_bytes: 0, mismatches: 0, repaired: 0 };
+        for (at, server) in bench.cluster.ready().chunkservers.iter().enumerate() {
+            if away == Some(Node::chunkserver(at as u64 + 1)) {
+                continue;
+            }
+            let scrape = Scrape::of(server.admin.context("an admin address")?)?;
+            all.compared_bytes += scrape.sum("atoll_chunk_compared_bytes_total") as u64;
+            all.mismatches += scrape.sum("atoll_chunk_mismatches_total") as u64;
+            all.repaired += scrape.sum("atoll_chunk_repaired_total") as u64;
+        }
+        Ok(all)
     }
 
     fn since(&self, before: &Self) -> Self {
         Self {
-            bytes_sent: self.bytes_sent.saturating_sub(before.bytes_sent),
-            roots_compared: self.roots_compared.saturating_sub(before.roots_compared),
+            compared_bytes: self.compared_bytes.saturating_sub(before.compared_bytes),
             mismatches: self.mismatches.saturating_sub(before.mismatches),
+            repaired: self.repaired.saturating_sub(before.repaired),
         }
     }
 }
