@@ -413,7 +413,7 @@ impl Uploader<'_> {
             chunks += 1;
             if bytes >= STAGE_BYTES || chunks >= STAGE_CHUNKS {
                 (bytes, chunks) = (0, 0);
-                stage(self.cluster, writer.flush().await?).await?;
+                self.stage(&writer, writer.flush().await?).await?;
             }
         }
         drop(sends);
@@ -421,12 +421,41 @@ impl Uploader<'_> {
         Ok(receipts)
     }
 
-    async fn send_one(&self, writer: &ChunkWriter, id: ChunkId) -> Result<u64, ClientError> {
+    /// Makes chunks known. Those whose group moved since they were acknowledged may have too few
+    /// copies in their new places: they are sent again.
+    async fn stage(
+        &self,
+        writer: &ChunkWriter,
+        mut receipts: Vec<Receipt>,
+    ) -> Result<(), ClientError> {
+        for _ in 1..STAGE_TRIES {
+            match stage(self.cluster, receipts.clone()).await {
+                Err(ClientError::Missing { ids })
+                    if ids.iter().all(|id| self.places.contains_key(id)) =>
+                {
+                    for id in ids {
+                        self.put_again(writer, id).await?;
+                    }
+                    receipts.extend(writer.flush().await?);
+                }
+                other => return other,
+            }
+        }
+        stage(self.cluster, receipts).await
+    }
+
+    async fn put_again(&self, writer: &ChunkWriter, id: ChunkId) -> Result<(), ClientError> {
         let place = &self.places[&id];
         let bytes = read_chunk_again(&place.path, place.offset, place.len, id).await?;
         drop(writer.put_hashed(id, bytes).await?);
-        self.progress.uploaded(u64::from(place.len));
-        Ok(u64::from(place.len))
+        Ok(())
+    }
+
+    async fn send_one(&self, writer: &ChunkWriter, id: ChunkId) -> Result<u64, ClientError> {
+        self.put_again(writer, id).await?;
+        let len = u64::from(self.places[&id].len);
+        self.progress.uploaded(len);
+        Ok(len)
     }
 
     /// The manifest of the hashed files. A file whose bytes did not change keeps the time at

@@ -138,7 +138,16 @@ pub async fn upload_file(
     }
     let mut uploaded = 0;
     for _ in 0..3 {
-        let sent = send_missing(cluster, writer, disk_path, &extents, &forced, progress).await?;
+        let sent = send_missing(cluster, writer, disk_path, &extents, &forced, progress).await;
+        let sent = match sent {
+            Ok(sent) => sent,
+            // Their group moved since they were acknowledged: their new places lack them.
+            Err(ClientError::Missing { ids }) => {
+                forced.extend(ids);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         uploaded += sent.bytes;
         let content = cluster.seal_content(extents.clone(), &sent.receipts).await;
         let committed = match content {

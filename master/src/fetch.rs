@@ -102,6 +102,29 @@ impl Master {
         Err(WireError::new(Code::Unavailable, message))
     }
 
+    /// Whether every server that might have a chunk has said that it does not.
+    pub(crate) async fn nobody_has(&self, id: ChunkId) -> WireResult<bool> {
+        let table = self.table()?;
+        let views = self.node_views()?;
+        let mut asked = 0;
+        for reader in table.readers(id.pg()) {
+            let Some(node) = views.iter().find(|node| node.info.id == reader) else {
+                return Ok(false);
+            };
+            let head = ChunkRequest::GetMany(GetMany { ids: vec![id] });
+            let options = CallOptions::within(TRY);
+            let called = self
+                .endpoint
+                .call(node.info.addr, Role::Chunkserver, &head, Vec::new(), options)
+                .await;
+            match called {
+                Ok((ChunkResponse::Many { lens, .. }, _)) if lens == [None] => asked += 1,
+                _ => return Ok(false),
+            }
+        }
+        Ok(asked > 0)
+    }
+
     /// What one server has of these chunks, and why not more.
     async fn read_from(
         &self,

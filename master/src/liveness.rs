@@ -213,6 +213,18 @@ impl Liveness {
         }
     }
 
+    /// Whether a node counts as up only because this master has not led for long enough to know.
+    pub(crate) fn in_grace(&self, node: NodeId, now: Instant) -> bool {
+        !self.nodes.contains_key(&node) && self.state(node, now).0 == NodeState::Up
+    }
+
+    /// Whether a node that is up may lack what a group should have: it has begun anew, or was
+    /// found to differ, and this group was not found equal since.
+    pub(crate) fn may_lack(&self, node: NodeId, pg: PgId) -> bool {
+        let Some(heard) = self.nodes.get(&node) else { return false };
+        (heard.stat.refilling || heard.sync.whole != Some(true)) && !self.synced(node, pg, 0)
+    }
+
     /// What a chunkserver last told of itself.
     pub(crate) fn stat(&self, node: NodeId) -> ChunkStat {
         self.nodes.get(&node).map(|heard| heard.stat.clone()).unwrap_or_default()
@@ -351,6 +363,10 @@ mod tests {
         assert_eq!(liveness.state(node, silent), (NodeState::Down, false));
         liveness.reset(silent);
         assert_eq!(liveness.state(node, silent).0, NodeState::Up);
+        assert!(liveness.in_grace(node, silent));
+        assert!(!liveness.in_grace(node, silent + limits::HEARTBEAT_LOST));
+        liveness.heard(node, true, None, silent);
+        assert!(!liveness.in_grace(node, silent));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use super::collection::upkeep;
 use super::status;
 use crate::connect::Context;
 use crate::progress::Progress;
-use crate::report::Failure;
+use crate::report::{Exit, Failure};
 use crate::text;
 
 /// How often it is asked how far the servers are.
@@ -64,13 +64,16 @@ pub(crate) async fn run(context: &Context, args: ScrubArgs) -> Result<(), Failur
         context.out.note("every chunkserver verifies what it has; `atoll status` shows the rest");
         return Ok(());
     }
-    let until = args.timeout.map(|seconds| started + Duration::from_secs(seconds));
+    let until = args.timeout.and_then(|s| started.checked_add(Duration::from_secs(s)));
     let status = wait(context, &cluster, scrub, until).await?;
     let done = object(&status, scrub, before, started);
     let (complete, found) = (done.complete, done.corrupt_found);
     let waiting: Vec<String> = behind(&status, scrub).map(|server| server.name.clone()).collect();
     if context.out.json() {
         context.out.object(&done)?;
+    }
+    if !complete && context.out.json() {
+        return Err(Failure::Said(Exit::Failed));
     }
     if !complete {
         return Err(Failure::Failed(format!(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use atoll_client::Cluster;
 use atoll_proto::chunk::ChunkStat;
+use atoll_proto::cluster::Duty;
 use atoll_proto::master::{ChunkserverStatus, EdgeStatus, MasterRequest, MasterResponse, Status};
 use atoll_proto::{Seq, limits};
 use clap::Args;
@@ -120,7 +121,7 @@ pub(crate) async fn ask(cluster: &Cluster) -> Result<Status, Failure> {
 }
 
 /// The status, once edges and chunkservers had a moment to catch up with what was just changed.
-async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
+pub(crate) async fn settled(cluster: &Cluster) -> Result<Status, Failure> {
     let mut status = ask(cluster).await?;
     for _ in 0..CATCH_UP_TRIES {
         let behind = status.edges.iter().any(|edge| edge.up && edge.seq < status.publish_seq);
@@ -147,7 +148,11 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
         reasons.push("there are no chunkservers".to_owned());
     }
     reasons.extend(status.placement.iter().cloned());
-    for server in status.chunkservers.iter().filter(|server| !server.up) {
+    // One that was replaced and is relied on for nothing is not needed.
+    let needed = |server: &&ChunkserverStatus| {
+        server.duty != Duty::Gone || server.groups > 0 || status.groups_moving > 0
+    };
+    for server in status.chunkservers.iter().filter(|server| !server.up).filter(needed) {
         reasons.push(format!("{} is down", server.name));
     }
     for edge in &status.edges {
@@ -169,7 +174,10 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
         reasons.push(format!("{} placement groups have no member up", status.groups_lost));
     }
     if status.groups_degraded > 0 {
-        reasons.push(format!("{} placement groups have members down", status.groups_degraded));
+        reasons.push(format!(
+            "{} placement groups have members that are down or may lack something",
+            status.groups_degraded
+        ));
     }
     if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
         reasons.push("some placement groups have no members yet".to_owned());
@@ -179,7 +187,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
 
 /// Whether a chunkserver has not what it should. While collection is frozen it keeps what the master
 /// does not know, so that it cannot have exactly that.
-fn differs(server: &ChunkserverStatus, status: &Status) -> bool {
+pub(crate) fn differs(server: &ChunkserverStatus, status: &Status) -> bool {
     server.in_sync == Some(false) && status.frozen.is_none()
 }
 

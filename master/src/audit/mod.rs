@@ -33,6 +33,8 @@ use pass::Found;
 pub(crate) const DIRECTORY: &str = "audit";
 /// How often it is seen whether a recount is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Longest pause after a recount that failed.
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// Passes of one recount: each raises what the one before made visible.
 const PASSES_MAX: u32 = 12;
 /// Pages admitted below one page that was not.
@@ -70,6 +72,8 @@ impl Audit {
 
 /// Runs recounts when they are due or asked for.
 pub(crate) async fn run(master: Arc<Master>) {
+    // After a failure it is not begun again by itself for a while, longer each time.
+    let (mut pause, mut not_before) = (LOOK_EVERY, Instant::now());
     loop {
         let asked = tokio::select! {
             () = master.audit.asked.notified() => true,
@@ -77,7 +81,8 @@ pub(crate) async fn run(master: Arc<Master>) {
             () = master.shutdown.wait() => return,
         };
         let leads = master.consensus.leads();
-        let due = leads && due(&master).unwrap_or(false);
+        let rested = Instant::now() >= not_before;
+        let due = leads && rested && due(&master).unwrap_or(false);
         if !asked && !due {
             continue;
         }
@@ -90,7 +95,10 @@ pub(crate) async fn run(master: Arc<Master>) {
         if let Err(error) = outcome {
             tracing::warn!(%error, "the recount of references is not complete");
             view.failure = Some(error.to_string());
+            not_before = Instant::now() + pause;
+            pause = (pause * 2).min(PAUSE_MAX);
         } else {
+            pause = LOOK_EVERY;
             tracing::info!(
                 objects = view.objects,
                 raised = view.raised,
@@ -182,10 +190,12 @@ async fn raise(master: &Master, found: &Found) -> WireResult<()> {
         view.created += created;
         view.raised += found.low.len() as u64 - created;
     }
+    let mut outcome = Ok(());
     for (id, kind) in &found.unadmitted {
-        admit_below(master, *id, *kind).await?;
+        // One that cannot be read does not keep the others from being admitted.
+        outcome = outcome.and(admit_below(master, *id, *kind).await);
     }
-    Ok(())
+    outcome
 }
 
 async fn fix(master: &Master, index: u64, fixes: &[Fix]) -> WireResult<()> {

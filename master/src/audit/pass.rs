@@ -4,7 +4,7 @@
 //! files of the namespace (each distinct chunk once), deploys (their root), and admitted pages and
 //! lists (their children once), which are read from the chunkservers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -116,8 +116,10 @@ pub(super) async fn run(master: &Master) -> WireResult<Found> {
             Ok((tally, read))
         })
         .await?;
-        found.pages += read;
-        found.unreadable += ids.len() as u64 - read;
+        found.pages += read.len() as u64;
+        if read.len() < ids.len() {
+            found.unreadable += still_admitted(master, &ids, &read)?;
+        }
     }
     blocking(move || {
         let sums = tally.finish().map_err(io)?;
@@ -126,6 +128,18 @@ pub(super) async fn run(master: &Master) -> WireResult<Found> {
         Ok(found)
     })
     .await
+}
+
+/// How many of the pages that were not read are admitted even now. One that was collected since
+/// the copy was made counts for nothing: what it referred to was given up with it.
+fn still_admitted(master: &Master, ids: &[ChunkId], read: &HashSet<ChunkId>) -> WireResult<u64> {
+    let state = master.consensus.state();
+    let mut count = 0;
+    for id in ids.iter().filter(|id| !read.contains(*id)) {
+        let object = objects::get(&*state, id).map_err(store_failed)?;
+        count += u64::from(object.is_some_and(|object| object.kind != ObjectKind::Data));
+    }
+    Ok(count)
 }
 
 fn io(error: std::io::Error) -> StoreError {
@@ -186,18 +200,18 @@ fn pages_from(read: &impl Read, first: &ChunkId) -> Result<(Pages, Option<ChunkI
     Ok((pages, next))
 }
 
-/// Counts the children of the pages whose bytes are there. Returns how many pages that are.
+/// Counts the children of the pages whose bytes are there. Returns which pages that are.
 fn count_pages(
     pages: &Pages,
     bytes: &HashMap<ChunkId, Bytes>,
     tally: &mut Tally,
-) -> Result<u64, StoreError> {
-    let mut read = 0;
+) -> Result<HashSet<ChunkId>, StoreError> {
+    let mut read = HashSet::new();
     for (id, kind) in pages {
         let Some(bytes) = bytes.get(id) else { continue };
         match admit::children(*id, *kind, bytes) {
             Ok(children) => {
-                read += 1;
+                read.insert(*id);
                 children.iter().try_for_each(|child| tally.add(child)).map_err(io)?;
             }
             Err(error) => tracing::error!(chunk = %id, %error, "an admitted page makes no sense"),

@@ -27,7 +27,7 @@ use crate::store::{StoreError, groups, meta};
 
 /// A copy that nobody has asked for in this time is removed.
 const UNUSED: Duration = Duration::from_secs(60);
-/// Where the copy is, within the data directory.
+/// Where copies are, within the data directory.
 pub(crate) const DIRECTORY: &str = "backup";
 
 /// The copy that is kept for reading.
@@ -116,14 +116,15 @@ async fn begin(master: &Master) -> WireResult<Answer<MasterResponse>> {
     }
     master.consensus.read().await?;
     let (state, term) = (master.consensus.state(), master.consensus.term());
-    let directory = master.settings.data.join(DIRECTORY);
+    // One that is still being read has another.
+    let number = rand::random();
+    let directory = master.settings.data.join(DIRECTORY).join(format!("{number:016x}"));
     let (copy, making) = blocking(move || {
         let copy = make(&state, directory, term, now_ms());
         (copy, making)
     })
     .await?;
     let copy = Arc::new(copy.map_err(store_failed)?);
-    let number = rand::random();
     let header = copy.header.clone();
     *master.backups.lock() = Some(Kept { number, copy, used: Instant::now() });
     drop(making);
@@ -144,7 +145,7 @@ fn make(state: &Rocks, directory: PathBuf, term: u64, made_at_ms: u64) -> Result
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    std::fs::create_dir(&directory).map_err(failed)?;
+    std::fs::create_dir_all(&directory).map_err(failed)?;
     let header = BackupHeader {
         format: crate::store::FORMAT_VERSION,
         cluster: atoll_proto::ClusterId([0; 16]),

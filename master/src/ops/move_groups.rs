@@ -2,7 +2,7 @@
 //! Proposed by the placement task only.
 //!
 //! What keeps data safe is checked here, whatever the leader worked out: a group never loses all
-//! the members it had in one step, who is no member any more stays to be read from until the move
+//! the members it had in one step (unless an operator gave up every one of them), who is no member any more stays to be read from until the move
 //! is finished, and a move that was worked out from another table is void.
 
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use crate::store::leaving::{self, Leaving};
 use crate::store::{Transaction, duties, groups, nodes};
 
 /// Most old members one group waits for. Only a chain of losses gets near it.
-const LEAVING_MAX: usize = 8;
+pub(crate) const LEAVING_MAX: usize = 8;
 
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
@@ -72,6 +72,19 @@ fn finish(tx: &mut Transaction<'_>, pg: PgId, members: &Vec<NodeId>) -> Apply<()
     Ok(())
 }
 
+/// Whether an operator gave up all of these: then what they had is lost to the cluster, and
+/// others take over, so that it can be written again.
+fn all_given_up(tx: &Transaction<'_>, members: &[NodeId]) -> Apply<bool> {
+    for member in members {
+        let record = duties::get(tx, *member)?;
+        let gone = record.as_ref().is_some_and(|record| record.duty() == Duty::Gone);
+        if !gone || record.is_some_and(|record| record.returns_to().is_some()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn start(tx: &mut Transaction<'_>, now: Now, pg: PgId, members: &Vec<NodeId>) -> Apply<()> {
     let before = groups::get(tx, pg)?;
     let kept: Vec<NodeId> =
@@ -82,7 +95,7 @@ fn start(tx: &mut Transaction<'_>, now: Now, pg: PgId, members: &Vec<NodeId>) ->
     if members.len() < before.len() {
         return refused(pg, "would have fewer members than before");
     }
-    if kept.is_empty() && !before.is_empty() {
+    if kept.is_empty() && !before.is_empty() && !all_given_up(tx, &before)? {
         return refused(pg, "would lose all the members it has at once");
     }
     if !members.starts_with(&kept) {

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use atoll_proto::cluster::{NodeKind, NodeState};
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{ChunkserverStatus, EdgeStatus, MasterResponse, MasterStatus, Status};
-use atoll_proto::{AliasName, NodeId};
+use atoll_proto::{AliasName, NodeId, PgId};
 use tokio::time::Instant;
 
 use super::change::store_failed;
@@ -64,19 +64,27 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     }
     let up: HashSet<NodeId> =
         chunkservers.iter().filter(|server| server.up).map(|server| server.id).collect();
+    let refilling: HashSet<NodeId> =
+        chunkservers.iter().filter(|it| it.stat.refilling).map(|server| server.id).collect();
     let states = group_states::all(&view).map_err(store_failed)?;
     let (mut clean, mut degraded, mut lost, mut chunks_degraded) = (0, 0, 0, 0);
-    for (members, state) in table.members.iter().zip(states) {
-        match members.iter().filter(|member| up.contains(member)).count() {
-            0 => lost += 1,
-            some if some < members.len() => degraded += 1,
-            _ => {
-                clean += 1;
-                continue;
-            }
+    let liveness = master.liveness();
+    for ((members, state), pg) in table.members.iter().zip(states).zip((0..).map(PgId)) {
+        let down = members.iter().any(|member| !up.contains(member));
+        if !members.is_empty() && !table.readers(pg).any(|reader| up.contains(&reader)) {
+            lost += 1;
+        } else if down || members.iter().any(|member| liveness.may_lack(*member, pg)) {
+            degraded += 1;
+        } else {
+            clean += u32::from(!members.is_empty());
+            continue;
         }
-        chunks_degraded += state.chunks;
+        // Servers that are up tell themselves what they lack, once they know.
+        if down || members.iter().any(|member| refilling.contains(member)) {
+            chunks_degraded += state.chunks;
+        }
     }
+    drop(liveness);
     let all = sites::all(&view).map_err(store_failed)?;
     let production = AliasName::production();
     let records = aliases::all(&view, None).map_err(store_failed)?;

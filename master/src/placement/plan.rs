@@ -11,6 +11,7 @@ use atoll_proto::cluster::{Duty, PgTable};
 use atoll_proto::{NodeId, PgId};
 
 use super::{Candidate, extend, ideal};
+use crate::ops::move_groups::LEAVING_MAX;
 
 /// Most groups on the move for the sake of even shares.
 const REBALANCE_MAX: usize = 64;
@@ -30,6 +31,8 @@ pub(crate) struct Server {
     pub(crate) up: bool,
     /// Whether its disk has no room for more groups.
     pub(crate) full: bool,
+    /// Whether an operator gave it up: it is gone for good.
+    pub(crate) given_up: bool,
 }
 
 impl Server {
@@ -73,9 +76,16 @@ pub(crate) struct Plan {
     pub(crate) lost: usize,
 }
 
-/// Works out the next steps.
-pub(crate) fn plan(table: &PgTable, servers: &[Server], ideals: &Ideals, replicas: usize) -> Plan {
-    Planner::new(table, servers, ideals, replicas).run()
+/// Works out the next steps. Groups whose move is `slow` do not count as on the move: they may
+/// never be done, and would keep all others from moving.
+pub(crate) fn plan(
+    table: &PgTable,
+    servers: &[Server],
+    ideals: &Ideals,
+    replicas: usize,
+    slow: &HashSet<PgId>,
+) -> Plan {
+    Planner::new(table, servers, ideals, replicas).run(slow)
 }
 
 /// Why a group moves, most urgent first.
@@ -115,7 +125,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn run(&self) -> Plan {
+    fn run(&self, slow: &HashSet<PgId>) -> Plan {
         let mut plan = Plan::default();
         let moving: HashSet<PgId> = self.table.leaving.iter().map(|(pg, _)| *pg).collect();
         let mut steps: Vec<(Why, PgId, Vec<NodeId>)> = Vec::new();
@@ -131,17 +141,17 @@ impl<'a> Planner<'a> {
             }
         }
         steps.sort_by_key(|(why, pg, _)| (*why, *pg));
-        let mut on_the_move = moving.len();
+        let mut on_the_move = moving.difference(slow).count();
         for (why, pg, members) in steps {
             let most = match why {
-                // Nobody leaves, so nobody has to wait.
-                Why::Short => usize::MAX,
+                // Nobody leaves, or there is nothing to copy: nobody has to wait.
+                Why::Short | Why::Gone(0) => usize::MAX,
                 Why::Gone(_) => REPAIR_MAX,
                 Why::Draining => DRAIN_MAX,
                 Why::Uneven { .. } => REBALANCE_MAX,
             };
             // What moves already is among those counted.
-            let counts = why != Why::Short && !moving.contains(&pg);
+            let counts = most < usize::MAX && (!moving.contains(&pg) || slow.contains(&pg));
             if counts && on_the_move >= most {
                 continue;
             }
@@ -182,10 +192,15 @@ impl<'a> Planner<'a> {
     }
 
     /// The group with others in place of as many of `going` as there are others; `None` when there
-    /// is nobody, or nothing would be left of the members there are.
+    /// is nobody, when nothing would be left of the members there are (unless an operator gave up
+    /// all of them), or when it waits for as many old members as it may.
     fn without(&self, pg: PgId, members: &[NodeId], going: &[NodeId]) -> Option<Vec<NodeId>> {
         let stay: Vec<NodeId> = members.iter().copied().filter(|id| !going.contains(id)).collect();
-        if stay.is_empty() {
+        let given_up = |id: &NodeId| self.servers.get(id).is_none_or(|it| it.given_up);
+        if stay.is_empty() && !members.iter().all(given_up) {
+            return None;
+        }
+        if self.table.leaving(pg).len() + going.len() > LEAVING_MAX {
             return None;
         }
         // Nobody who is going comes back: they weigh nothing.

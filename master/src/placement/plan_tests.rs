@@ -12,7 +12,7 @@ const REPLICAS: usize = 3;
 
 fn server(id: u64, zone: u64, weight: u32) -> Server {
     let candidate = Candidate { id: NodeId(id), zone: format!("z{zone}"), weight };
-    Server { candidate, duty: Duty::Active, up: true, full: false }
+    Server { candidate, duty: Duty::Active, up: true, full: false, given_up: false }
 }
 
 fn servers(zones: &[u64]) -> Vec<Server> {
@@ -28,6 +28,7 @@ struct Cluster {
     entered: usize,
     /// The same by the group they entered.
     touched: HashSet<PgId>,
+    slow: HashSet<PgId>,
 }
 
 impl Cluster {
@@ -37,13 +38,13 @@ impl Cluster {
         for (pg, members) in deal(&table, &candidates, REPLICAS) {
             table.members[usize::from(pg.0)] = members;
         }
-        let touched = HashSet::new();
-        Cluster { table, servers, ideals: Ideals::default(), entered: 0, touched }
+        let (touched, slow) = (HashSet::new(), HashSet::new());
+        Cluster { table, servers, ideals: Ideals::default(), entered: 0, touched, slow }
     }
 
     fn plan(&mut self) -> Plan {
         self.ideals.refresh(&self.servers, PG_COUNT, REPLICAS);
-        plan(&self.table, &self.servers, &self.ideals, REPLICAS)
+        plan(&self.table, &self.servers, &self.ideals, REPLICAS, &self.slow)
     }
 
     fn duty(&self, id: NodeId) -> Duty {
@@ -57,7 +58,10 @@ impl Cluster {
             let kept: Vec<NodeId> =
                 before.iter().copied().filter(|id| members.contains(id)).collect();
             assert!(members.starts_with(&kept), "{before:?} {members:?}");
-            assert!(!kept.is_empty() || before.is_empty());
+            let given_up = |id: &NodeId| {
+                self.servers.iter().any(|server| server.candidate.id == *id && server.given_up)
+            };
+            assert!(!kept.is_empty() || before.iter().all(given_up), "{before:?} {members:?}");
             assert!((before.len()..=REPLICAS).contains(&members.len()), "{before:?} {members:?}");
             let distinct: HashSet<_> = members.iter().collect();
             assert_eq!(distinct.len(), members.len());
@@ -225,6 +229,38 @@ fn with_too_few_servers_groups_keep_what_they_have() {
     let plan = cluster.plan();
     assert_eq!(plan.lost, usize::from(PG_COUNT));
     assert_eq!(plan.moved[0].1, vec![NodeId(1), NodeId(2)]);
+    // Given up by an operator: others take over.
+    let mut cluster = Cluster::dealt(servers(&[1, 2, 3]));
+    for id in 1..=3 {
+        cluster.set(id, Duty::Gone);
+        cluster.servers.push(server(id + 3, id, 100));
+    }
+    assert_eq!((cluster.plan().moved, cluster.plan().stuck), (vec![], usize::from(PG_COUNT)));
+    cluster.servers.iter_mut().for_each(|it| it.given_up = it.duty == Duty::Gone);
+    let plan = cluster.plan();
+    assert_eq!(plan.moved.len(), usize::from(PG_COUNT), "there is nothing to copy");
+    assert!(plan.moved.iter().all(|(_, to)| to.len() == 3 && to.iter().all(|id| id.0 > 3)));
+}
+
+#[test]
+fn moves_that_may_never_end_keep_no_other_from_moving() {
+    let mut cluster = Cluster::dealt(servers(&[1, 2, 3, 4]));
+    cluster.servers.push(server(5, 5, 100));
+    let first = cluster.plan();
+    assert_eq!(first.moved.len(), REBALANCE_MAX);
+    cluster.apply(&first);
+    assert_eq!(cluster.plan().moved, vec![], "so many are on the move already");
+    cluster.slow.insert(first.moved[0].0);
+    assert_eq!(cluster.plan().moved.len(), 1);
+    // A chain of losses: the group stays as it is before it waits for too many.
+    let mut cluster = Cluster::dealt(servers(&[1, 2, 3]));
+    cluster.servers.push(server(9, 9, 100));
+    let old: Vec<NodeId> = (20..20 + LEAVING_MAX as u64).map(NodeId).collect();
+    cluster.table.leaving = vec![(PgId(0), old)];
+    cluster.set(1, Duty::Gone);
+    let plan = cluster.plan();
+    assert_eq!((plan.stuck, plan.moved.len()), (1, REPAIR_MAX - 1));
+    assert!(plan.moved.iter().all(|(pg, _)| *pg != PgId(0)));
 }
 
 #[test]

@@ -56,7 +56,13 @@ pub(crate) fn seed(
 
 /// Raises every number that others may remember from the lost history.
 fn raise(tx: &mut Transaction<'_>, index: u64) -> Result<(), StoreError> {
-    for counter in [Counter::Epoch, Counter::LastSession, Counter::LastInode] {
+    for counter in [
+        Counter::Epoch,
+        Counter::LastSession,
+        Counter::LastInode,
+        Counter::CollectionRelease,
+        Counter::ScrubAsked,
+    ] {
         let raised = counters::get(tx, counter)?.saturating_add(RAISE);
         counters::set(tx, counter, raised);
     }

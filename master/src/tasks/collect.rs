@@ -137,7 +137,8 @@ async fn commit(master: &Master, objects: Vec<Collected>) -> WireResult<u64> {
     Ok(count)
 }
 
-/// The objects with their children; without the pages that cannot be read.
+/// The objects with their children; without the pages that cannot be read, unless nobody has them
+/// any more: then they will never be read, and would stay for ever.
 async fn with_children(master: &Master, part: &[Idle]) -> Vec<Collected> {
     let pages: Vec<ChunkId> =
         part.iter().filter(|it| it.kind != ObjectKind::Data).map(|it| it.id).collect();
@@ -148,7 +149,15 @@ async fn with_children(master: &Master, part: &[Idle]) -> Vec<Collected> {
             ObjectKind::Data => Vec::new(),
             ObjectKind::Page | ObjectKind::List => {
                 let Some(bytes) = read.get(id) else {
-                    tracing::warn!(chunk = %id, "an unused page stays: it cannot be read");
+                    // What it referred to is found by the next recount.
+                    if master.nobody_has(*id).await.unwrap_or(false) {
+                        tracing::warn!(chunk = %id, "an unused page is collected: it is lost");
+                        master.audit.ask();
+                        let (kind, zero_since, children) = (*kind, *zero_since, Vec::new());
+                        collected.push(Collected { id: *id, kind, zero_since, children });
+                    } else {
+                        tracing::warn!(chunk = %id, "an unused page stays: it cannot be read");
+                    }
                     continue;
                 };
                 match admit::children(*id, *kind, bytes) {

@@ -7,14 +7,14 @@
 //! groups at once. When a cluster starts its chunkservers register one after the other, so a
 //! change of the set of servers is followed once it was quiet for the settling time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState};
+use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, PgTable};
 use atoll_proto::error::WireResult;
 use atoll_proto::ids::PG_COUNT;
-use atoll_proto::{NodeId, limits};
+use atoll_proto::{NodeId, PgId, limits};
 use tokio::time::Instant;
 
 use super::moves;
@@ -33,6 +33,8 @@ use crate::store::{duties, nodes};
 const STEP_EVERY: Duration = Duration::from_millis(500);
 /// How often the leader looks even when nothing seems to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A move that takes longer may wait for a chunk that nobody has: others need not wait for it.
+const SLOW_MOVE: Duration = Duration::from_secs(30 * 60);
 /// A disk with less than this share free, in percent, gets no more groups.
 const FREE_PERCENT_MIN: u64 = 5;
 
@@ -79,18 +81,37 @@ struct Memory {
     next_step: Instant,
     /// What was last logged.
     told: Vec<String>,
+    /// Groups on the move, with their old members, and since when that is so.
+    moving: HashMap<PgId, (Vec<NodeId>, Instant)>,
+}
+
+impl Memory {
+    /// Groups whose move has gone on for so long that it does not keep others from moving.
+    fn slow(&mut self, table: &PgTable, now: Instant) -> HashSet<PgId> {
+        let before = std::mem::take(&mut self.moving);
+        for (pg, old) in &table.leaving {
+            let since = match before.get(pg) {
+                Some((same, since)) if same == old => *since,
+                _ => now,
+            };
+            self.moving.insert(*pg, (old.clone(), since));
+        }
+        let slow = self.moving.iter().filter(|(_, (_, since))| now - *since >= SLOW_MOVE);
+        slow.map(|(pg, _)| *pg).collect()
+    }
 }
 
 impl Default for Memory {
     fn default() -> Self {
         let ideals = Ideals::default();
-        Memory { seen: None, ideals, next_step: Instant::now(), told: Vec::new() }
+        let (told, moving) = (Vec::new(), HashMap::new());
+        Memory { seen: None, ideals, next_step: Instant::now(), told, moving }
     }
 }
 
 /// Looks once, and says how long to wait for the next look.
 async fn look(master: &Master, memory: &mut Memory) -> WireResult<Duration> {
-    let servers = servers(master)?;
+    let Some(servers) = servers(master)? else { return Ok(STEP_EVERY) };
     let mut notes = Vec::new();
     notes.extend(follow_silence(master, &servers).await?);
     let known: Vec<(Candidate, Duty)> =
@@ -113,14 +134,20 @@ async fn look(master: &Master, memory: &mut Memory) -> WireResult<Duration> {
     Ok(pause)
 }
 
-/// Chunkservers as planning and as judging sees them, by id.
-fn servers(master: &Master) -> WireResult<Vec<(Server, Standing)>> {
+/// Chunkservers as planning and as judging sees them, by id. `None` while a new leader cannot
+/// know yet which are up: one that is dead would be taken for one that is back, and given groups.
+fn servers(master: &Master) -> WireResult<Option<Vec<(Server, Standing)>>> {
     let state = master.consensus.state();
     let nodes = nodes::all(&*state).map_err(store_failed)?;
     let duties: HashMap<NodeId, DutyRecord> =
         duties::all(&*state).map_err(store_failed)?.into_iter().collect();
     let liveness = master.liveness();
     let now = Instant::now();
+    let chunkservers: Vec<NodeInfo> =
+        nodes.into_iter().filter(|node| node.kind == NodeKind::Chunkserver).collect();
+    if chunkservers.iter().any(|node| liveness.in_grace(node.id, now)) {
+        return Ok(None);
+    }
     let server = |info: NodeInfo| {
         let record = duties.get(&info.id);
         let duty = record.map_or(Duty::Active, DutyRecord::duty);
@@ -139,10 +166,10 @@ fn servers(master: &Master) -> WireResult<Vec<(Server, Standing)>> {
             silent: liveness.silent_for(info.id, now),
         };
         let candidate = Candidate { id: info.id, zone: info.zone, weight: info.weight };
-        (Server { candidate, duty, up, full }, standing)
+        let given_up = duty == Duty::Gone && standing.returns_to.is_none();
+        (Server { candidate, duty, up, full, given_up }, standing)
     };
-    let chunkservers = nodes.into_iter().filter(|node| node.kind == NodeKind::Chunkserver);
-    Ok(chunkservers.map(server).collect())
+    Ok(Some(chunkservers.into_iter().map(server).collect()))
 }
 
 /// Takes servers that are silent for long for gone, and those that are back for back. Returns why
@@ -185,7 +212,8 @@ async fn step(
         return Ok(LOOK_EVERY);
     }
     memory.ideals.refresh(servers, PG_COUNT, limits::REPLICAS);
-    let plan = plan(&table, servers, &memory.ideals, limits::REPLICAS);
+    let slow = memory.slow(&table, Instant::now());
+    let plan = plan(&table, servers, &memory.ideals, limits::REPLICAS, &slow);
     notes.extend(complaints(&plan, servers));
     let candidates: Vec<Candidate> =
         servers.iter().map(|server| server.candidate.clone()).collect();
@@ -236,7 +264,7 @@ fn complaints(plan: &Plan, servers: &[Server]) -> Vec<String> {
     if plan.lost > 0 {
         notes.push(format!(
             "{} placement groups have only members that are gone: start one of those again, or \
-             restore what they had",
+             upload again what they had (`atoll fsck` names it)",
             plan.lost
         ));
     }

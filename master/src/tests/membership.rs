@@ -10,6 +10,7 @@ use std::sync::Arc;
 use atoll_net::{ClusterCa, Endpoint, Role, ShutdownTrigger};
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, PgTable};
+use atoll_proto::ids::PG_COUNT;
 use atoll_proto::master::NodeOp;
 use atoll_proto::{NodeId, PgId, SessionId};
 use tokio::time::Instant;
@@ -228,6 +229,13 @@ async fn a_silent_server_is_replaced_and_comes_back() {
     .await;
     rig.settle(&[1, 2, 3], |table| table.groups_of(NodeId(4)) == (0, 0)).await;
     assert!(rig.table().members.iter().all(|members| members.len() == 3));
+    // A new leader has heard of nobody yet: that is no sign of life of this one.
+    rig.master.liveness().reset(Instant::now());
+    for _ in 0..20 {
+        rig.hear(&[1, 2, 3]);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!((duty(&rig), rig.table().groups_of(NodeId(4))), (Duty::Gone, (0, 0)));
+    }
     eventually(async || {
         rig.hear(&[1, 2, 3, 4]);
         if duty(&rig) == Duty::Active { Ok(()) } else { Err("not back yet".to_owned()) }
@@ -235,6 +243,33 @@ async fn a_silent_server_is_replaced_and_comes_back() {
     .await;
     let back = rig.until("it gets groups again", |table| table.groups_of(NodeId(4)).0 > 0).await;
     assert!(back.leaving.len() <= 64);
+    rig.stop.trigger();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_whose_members_are_all_given_up_can_be_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(dir.path(), &[(1, "a"), (2, "b"), (3, "c")]).await;
+    for id in 4..=6 {
+        rig.register(id, "d").await;
+    }
+    for id in 1..=3 {
+        rig.node(NodeOp::Lose { node: NodeId(id) }).await;
+    }
+    eventually(async || {
+        rig.hear(&[4, 5, 6]);
+        let table = rig.table();
+        let alive = |members: &Vec<NodeId>| members.iter().all(|id| id.0 >= 4);
+        match table.members.iter().filter(|members| members.len() < 3 || !alive(members)).count() {
+            0 => Ok(()),
+            left => Err(format!("{left} groups are not dealt anew")),
+        }
+    })
+    .await;
+    // Nothing is forgotten: should one of them come back, it is read from.
+    let table = rig.table();
+    let kept = table.leaving.iter().filter(|(_, old)| old.iter().any(|id| id.0 < 4)).count();
+    assert_eq!(kept, usize::from(PG_COUNT));
     rig.stop.trigger();
 }
 

@@ -6,6 +6,7 @@ use atoll_client::Cluster;
 use atoll_proto::cluster::{ClusterView, NodeKind, NodeState};
 use atoll_proto::{ChunkId, NodeId};
 
+use crate::commands::status;
 use crate::report::Failure;
 
 /// Chunks that one server may lack before the list is cut.
@@ -42,11 +43,26 @@ impl Copies {
     /// Asks every chunkserver.
     pub(super) async fn ask(cluster: &Cluster, view: &ClusterView) -> Result<Copies, Failure> {
         let mut copies = Copies::default();
+        let status = status::settled(cluster).await?;
+        for server in status.chunkservers.iter().filter(|server| server.up) {
+            let name = &server.name;
+            // It does not know itself yet what it lacks.
+            if server.stat.refilling {
+                copies.silent(server.id, format!("{name} lost its store and is being filled again"));
+            } else if server.in_sync.is_none() && server.groups > 0 {
+                copies.silent(server.id, format!("{name} has not been compared yet"));
+            } else if status::differs(server, &status) {
+                copies.reasons.push(format!("{name} has not exactly what it should have"));
+            }
+        }
         let servers = view.nodes.iter().filter(|node| node.info.kind == NodeKind::Chunkserver);
         for node in servers {
             let (id, name) = (node.info.id, &node.info.name);
             if node.state == NodeState::Down {
                 copies.silent(id, format!("{name} is down"));
+                continue;
+            }
+            if copies.silent.contains(&id) {
                 continue;
             }
             match cluster.lacking(id, LACKING_MAX).await {

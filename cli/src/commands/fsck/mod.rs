@@ -58,7 +58,7 @@ enum Problem {
     Unreachable,
     /// It can be read, but has fewer copies than it should.
     UnderReplicated,
-    /// The object table does not know it: it could be dropped.
+    /// The object table does not know it, or not that anything needs it: it could be dropped.
     Missing,
 }
 
@@ -68,10 +68,13 @@ impl Problem {
             Problem::Lost => "lost: no copy is in good order",
             Problem::Unreachable => "unreachable: who may have it does not answer",
             Problem::UnderReplicated => "under-replicated: it has fewer copies than it should",
-            Problem::Missing => "missing: the master does not know it",
+            Problem::Missing => "missing: the master does not know that it is needed",
         }
     }
 }
+
+/// How much longer than copies a recount of references is waited for.
+const COUNT_LONGER: Duration = Duration::from_secs(3600);
 
 /// A chunk that is not well, and something that needs it.
 #[derive(Debug)]
@@ -212,18 +215,33 @@ async fn repair(
     timeout: Duration,
 ) -> Result<AuditView, Failure> {
     let progress = Progress::new(&context.out);
-    let ended = audit(cluster, false).await?.ended;
+    let mut before = audit(cluster, false).await?.ended;
     audit(cluster, true).await?;
     // Whoever had given up a chunk tries again, and what is bad unnoticed is found.
     upkeep(cluster, UpkeepOp::Scrub).await?;
-    let until = Instant::now() + timeout;
+    let now = Instant::now();
+    // So long that it overflows is as long as it takes.
+    let (until, counted_until) =
+        (now.checked_add(timeout), now.checked_add(timeout.saturating_add(COUNT_LONGER)));
+    let over = |until: Option<Instant>| until.is_some_and(|until| Instant::now() >= until);
     loop {
-        let recount = audit(cluster, false).await?;
-        let counted = !recount.running && recount.ended > ended;
+        let mut recount = audit(cluster, false).await?;
+        // Another master leads: it has not counted, and does not know that it should.
+        if !recount.running && recount.ended < before.max(1) {
+            before = recount.ended;
+            audit(cluster, true).await?;
+            recount.running = true;
+        }
+        let counted = !recount.running && recount.ended > before;
+        if !counted && over(counted_until) {
+            progress.clear();
+            recount.failure = Some("they were not counted in time; run it again".to_owned());
+            return Ok(recount);
+        }
         let view = cluster.refresh_view().await?;
         let lacking = Copies::ask(cluster, &view).await?.lacking();
-        // A recount is bounded by itself; copies that nobody has never come.
-        if counted && (lacking == 0 || Instant::now() >= until) {
+        // Copies that nobody has never come.
+        if counted && (lacking == 0 || over(until)) {
             progress.clear();
             return Ok(recount);
         }
@@ -254,7 +272,7 @@ fn reasons(totals: &Totals, copies: &Copies, recount: Option<&RecountObject>) ->
     count(totals.lost, "lost");
     count(totals.unreachable, "that cannot be read now");
     count(totals.under_replicated, "with fewer copies than they should have");
-    count(totals.missing, "not known to the master");
+    count(totals.missing, "not known to the master as needed");
     let idle = (copies.lacking() as u64)
         .saturating_sub(totals.lost + totals.unreachable + totals.under_replicated);
     count(idle, "that no file or deploy refers to with fewer copies than they should have");
@@ -318,7 +336,7 @@ mod tests {
         check(|t| t.lost = 1, "1 chunk lost");
         check(|t| t.unreachable = 2, "2 chunks that cannot be read");
         check(|t| t.under_replicated = 2, "fewer copies");
-        check(|t| t.missing = 1, "not known");
+        check(|t| t.missing = 1, "not known to the master as needed");
         let mut silent = Copies::default();
         silent.reasons.push("c1 is down".into());
         assert_eq!(reasons(&well, &silent, None), ["c1 is down"]);

@@ -189,9 +189,9 @@ impl<'a> Walk<'a> {
         if unsure.is_empty() {
             return Ok(true);
         }
-        let known = self.cluster.known(&unsure).await?;
+        let kept = self.kept(&unsure).await?;
         let mut well = true;
-        for (id, known) in unsure.into_iter().zip(known) {
+        for (id, known) in unsure.into_iter().zip(kept) {
             let problem = match self.copies.state(self.view, &id) {
                 _ if !known => Some(Problem::Missing),
                 State::Good => None,
@@ -209,6 +209,22 @@ impl<'a> Walk<'a> {
             well &= !self.confirmed(id, problem, place).await?;
         }
         Ok(well)
+    }
+
+    /// For each of these chunks whether the master keeps it: it knows it, and that something needs
+    /// it. One that is known and not needed would be collected.
+    async fn kept(&self, ids: &[ChunkId]) -> Result<Vec<bool>, Failure> {
+        let mut kept = Vec::with_capacity(ids.len());
+        for part in ids.chunks(limits::PUT_CHUNKS_MAX) {
+            let request = MasterRequest::Objects { ids: part.to_vec() };
+            match self.cluster.master(&request, limits::METADATA_DEADLINE).await? {
+                MasterResponse::Objects(objects) if objects.len() == part.len() => {
+                    kept.extend(objects.iter().map(|it| it.as_ref().is_some_and(|it| it.refs > 0)));
+                }
+                _ => return Err(unexpected("objects")),
+            }
+        }
+        Ok(kept)
     }
 
     /// Tells a problem unless it has gone away in the meantime. Whether it stands.

@@ -19,6 +19,8 @@ use crate::text;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A move that cannot go on is waited for this long: a server that is starting may take groups.
 const STUCK_FOR: Duration = Duration::from_secs(10);
+/// The same while groups are on the move, of this node or of others that come first.
+const SLOW_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// The final object of `--json`.
 #[derive(Serialize)]
@@ -175,17 +177,18 @@ async fn until_empty(
     let mut view = cluster.refresh_view().await?;
     let mut before = left(&view);
     let countdown = Countdown::new(&context.out, "groups left", before as u64);
-    let mut moved = Instant::now();
+    let (mut moved, mut epoch) = (Instant::now(), view.table.epoch);
     while before > 0 {
         tokio::time::sleep(LOOK_EVERY).await;
         view = cluster.refresh_view().await?;
         let now = left(&view);
         countdown.left(now as u64);
-        if now < before || !view.table.leaving.is_empty() {
+        if now < before || view.table.epoch != epoch {
             moved = Instant::now();
         }
-        before = now;
-        if moved.elapsed() > STUCK_FOR {
+        (before, epoch) = (now, view.table.epoch);
+        let patience = if view.table.leaving.is_empty() { STUCK_FOR } else { SLOW_FOR };
+        if moved.elapsed() > patience {
             let reason = why_stuck(cluster, node.id).await?;
             countdown.clear();
             return Err(Failure::Failed(format!(
