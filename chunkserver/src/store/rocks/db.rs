@@ -42,6 +42,8 @@ pub(super) enum DbError {
     Full(String),
     /// A checksum is wrong, or a file is gone or cut: no later try will do better.
     Damaged(String),
+    /// The disk does not give the bytes.
+    Unreadable(String),
     /// Anything else.
     Other(String),
 }
@@ -161,6 +163,8 @@ impl From<rocksdb::Error> for DbError {
             Self::Full(reason)
         } else if damaged || reason.contains("No such file") {
             Self::Damaged(reason)
+        } else if reason.contains("Input/output error") {
+            Self::Unreadable(reason)
         } else {
             Self::Other(reason)
         }
@@ -186,8 +190,12 @@ impl DbError {
 
     /// What the library said.
     pub(super) fn into_reason(self) -> String {
-        let (Self::Full(reason) | Self::Damaged(reason) | Self::Other(reason)) = self;
-        reason
+        match self {
+            Self::Full(reason)
+            | Self::Damaged(reason)
+            | Self::Unreadable(reason)
+            | Self::Other(reason) => reason,
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn read_bytes(
             Err(damaged(format!("{} bytes instead of {}", value.as_ref().len(), row.record.len)))
         }
         Ok(None) => Err(damaged("its bytes are gone".to_owned())),
-        Err(DbError::Damaged(reason)) => Err(damaged(reason)),
+        Err(DbError::Damaged(reason) | DbError::Unreadable(reason)) => Err(damaged(reason)),
         Err(error) => Err(failure("read a chunk", error)),
     }
 }
