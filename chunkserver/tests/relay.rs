@@ -474,7 +474,14 @@ async fn a_master_that_forgot_a_node_hears_of_it_again() {
     let rig = Rig::start(1).await;
     rig.change.0.send_modify(|state| state.forgotten = true);
     rig.until(|state| state.registrations == 2).await;
-    let text = std::fs::read_to_string(rig.dir.path().join("ready-1.json")).unwrap();
+    let ready = rig.dir.path().join("ready-1.json");
+    let written = async {
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), written).await.unwrap();
+    let text = std::fs::read_to_string(ready).unwrap();
     assert!(text.contains(&rig.addr(1).to_string()) && text.contains("\"admin\""), "{text}");
     rig.stop_all().await;
 }
