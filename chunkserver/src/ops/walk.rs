@@ -35,6 +35,9 @@ pub(super) async fn walk(
     let id = node.id;
     let answers = move |store: &dyn ChunkStore| answers(store, &view.table, id, &asks);
     let (index, found) = node.at_the_disk("walk", answers).await?.map_err(to_wire)?;
+    // Where nothing changes this node may be behind without knowing; when it is asked again, it
+    // should not be.
+    node.upkeep.feed_wanted.notify_one();
     Ok(Answer::head(ChunkResponse::Found { index, found }))
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Upkeep {
     /// Held while marks are set, so that what a walk found and what the feed brings are put into
     /// one order.
     pub(crate) feed: tokio::sync::Mutex<Feed>,
+    /// Somebody wants to know how far this node is: ask the master now.
+    pub(crate) feed_wanted: Notify,
     /// What the last comparisons said.
     pub(crate) compared: watch::Sender<Compared>,
     /// Look at what nobody needs now.
@@ -140,6 +142,7 @@ impl Upkeep {
             settings,
             trees: Arc::default(),
             feed: tokio::sync::Mutex::new(Feed::new()),
+            feed_wanted: Notify::new(),
             compared: watch::Sender::default(),
             sweep_now: Notify::new(),
             scrubbed: Scrubbed::default(),

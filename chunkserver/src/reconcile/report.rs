@@ -2,8 +2,8 @@
 //!
 //! While nothing changes and the master has said that all is equal, a report is the root alone.
 //! Groups that changed are told until an answer came. Until the master has said that all is equal
-//! (to this epoch, and since this node registered) all groups are told in turn, so that it learns
-//! which of them are.
+//! (to this epoch, and since this node registered) all groups are told in turn, those that move each
+//! time, so that it learns which of them are.
 
 use std::collections::BTreeSet;
 
@@ -58,12 +58,18 @@ impl Reporter {
         &mut self,
         roots: &[Digest],
         keeps: impl Fn(PgId) -> bool,
+        moving: impl Iterator<Item = PgId>,
     ) -> Option<TreeReport> {
         let look = self.last.as_ref()?;
         self.untold.retain(|pg| keeps(*pg));
         let mut told: BTreeSet<PgId> =
             self.untold.iter().copied().take(limits::REPORT_GROUPS_MAX).collect();
         if !self.assured {
+            // Moves wait for it.
+            let room = limits::REPORT_GROUPS_MAX - told.len();
+            let moving = moving.filter(|pg| keeps(*pg) && !told.contains(pg)).take(room);
+            let moving: Vec<PgId> = moving.collect();
+            told.extend(moving);
             let in_turn = (0..PG_COUNT).map(|step| PgId((self.turn + step) % PG_COUNT));
             let room = limits::REPORT_GROUPS_MAX - told.len();
             let more: Vec<PgId> =
@@ -112,7 +118,8 @@ mod tests {
     }
 
     fn compose(reporter: &mut Reporter) -> TreeReport {
-        reporter.compose(&vec![[1; 32]; usize::from(PG_COUNT)], |_| true).unwrap()
+        let moving = std::iter::empty();
+        reporter.compose(&vec![[1; 32]; usize::from(PG_COUNT)], |_| true, moving).unwrap()
     }
 
     fn groups(report: &TreeReport) -> Vec<u16> {
@@ -122,7 +129,7 @@ mod tests {
     #[test]
     fn with_nothing_changing_a_report_is_short() {
         let mut reporter = Reporter::default();
-        assert_eq!(reporter.compose(&[], |_| true), None);
+        assert_eq!(reporter.compose(&[], |_| true, std::iter::empty()), None);
         reporter.saw(look(u64::MAX, u64::MAX, &[1, 2, 3]));
         let first = compose(&mut reporter);
         reporter.answered(&first, Some(true));
@@ -164,8 +171,16 @@ mod tests {
             reporter.answered(&report, if beat == 0 { None } else { Some(false) });
         }
         assert_eq!(told.len(), usize::from(PG_COUNT));
-        let report = reporter.compose(&[], |pg| pg.0 < 3).unwrap();
+        let report = reporter.compose(&[], |pg| pg.0 < 3, std::iter::empty()).unwrap();
         assert_eq!(groups(&report), [0, 1, 2]);
+        // Those that move are told whoever's turn it is.
+        let mut again = Reporter::default();
+        again.saw(look(1, 5, &[]));
+        let moving = || [PgId(4000), PgId(4001)].into_iter();
+        for _ in 0..2 {
+            let report = again.compose(&[], |pg| pg.0 != 4001, moving()).unwrap();
+            assert!(groups(&report).contains(&4000) && !groups(&report).contains(&4001));
+        }
         reporter.answered(&report, Some(true));
         assert!(compose(&mut reporter).groups.is_empty());
         reporter.begin_anew();

@@ -27,6 +27,8 @@ const BACKOFF: Backoff =
 /// Answers that follow one another are at least this far apart, so that a busy master is asked for
 /// many deltas at a time.
 const SPACING: Duration = Duration::from_millis(20);
+/// The master is asked how far it is at most this often for the sake of others.
+const WANTED_SPACING: Duration = Duration::from_millis(200);
 /// A chunk that became live a moment ago may be on its way from the head still: it is fetched only
 /// if it does not come by then.
 const ARRIVAL_GRACE: Duration = Duration::from_millis(500);
@@ -46,12 +48,12 @@ pub(crate) async fn follow(node: Arc<Node>, shutdown: Shutdown) {
     let mut views = node.view_changes();
     let work = async {
         let mut failures = 0;
-        let mut epoch = None;
+        let (mut epoch, mut at_once) = (None, true);
         loop {
             if let Err(reason) = adopt(&node, &mut epoch, &mut views).await {
                 tracing::debug!(reason, "cannot follow the feed of changes yet");
             }
-            match step(&node, epoch, &mut views).await {
+            match step(&node, epoch, &mut views, &mut at_once).await {
                 Ok(pause) => {
                     failures = 0;
                     tokio::time::sleep(pause).await;
@@ -100,14 +102,17 @@ async fn adopt(
 }
 
 /// One answer of the master, followed; returns how long to wait before the next question. Ends
-/// early when the placement table changed.
+/// early when the placement table changed or somebody wants to know how far this node is: then the
+/// next answer is to come `at_once`, with or without changes.
 async fn step(
     node: &Node,
     epoch: Option<Epoch>,
     views: &mut watch::Receiver<u64>,
+    at_once: &mut bool,
 ) -> Result<Duration, String> {
     let after = applied(node).await?;
-    let wait_ms = u32::try_from(WATCH_WAIT_MAX.as_millis()).unwrap_or(u32::MAX);
+    let wait = if *at_once { Duration::ZERO } else { WATCH_WAIT_MAX };
+    let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
     let request = MasterRequest::Deltas { node: node.id, after, wait_ms };
     let other_table = async {
         loop {
@@ -118,9 +123,17 @@ async fn step(
         }
     };
     let asked = tokio::select! {
-        asked = node.masters.ask(&request, WATCH_WAIT_MAX + MARGIN) => asked,
-        () = other_table => return Ok(Duration::ZERO),
+        asked = node.masters.ask(&request, wait + MARGIN) => asked,
+        () = other_table => {
+            *at_once = true;
+            return Ok(Duration::ZERO);
+        }
+        () = node.upkeep.feed_wanted.notified(), if !*at_once => {
+            *at_once = true;
+            return Ok(WANTED_SPACING);
+        }
     };
+    *at_once = false;
     let answer = match asked.map_err(|error| error.to_string())? {
         MasterResponse::Deltas { deltas, upto, gap } => Answer { deltas, upto, gap },
         _ => return Err("the master answered with the wrong kind of message".to_owned()),

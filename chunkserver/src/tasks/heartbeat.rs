@@ -197,7 +197,8 @@ async fn report(node: &Node) -> Result<Option<TreeReport>, String> {
         reporter.saw(look);
     }
     let roots = node.upkeep.trees.roots();
-    Ok(reporter.compose(&roots, |pg| view.table.of(pg).contains(&id)))
+    let moving = view.table.leaving.iter().map(|(pg, _)| *pg);
+    Ok(reporter.compose(&roots, |pg| view.table.of(pg).contains(&id), moving))
 }
 
 /// Everything that should be here is here: what was set aside when the store began anew is not

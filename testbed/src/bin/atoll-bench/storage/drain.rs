@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use atoll_testbed::metrics::Scrape;
 use atoll_testbed::tree::random;
 use atoll_testbed::{Node, checks, seed};
 
-use super::{Bench, MIB};
+use super::{Bench, MIB, stored_bytes};
 use crate::Scale;
 use crate::table::{Table, figure};
 
@@ -51,7 +51,8 @@ pub(super) fn measure(atoll: &Path, scale: Scale, table: &mut Table) -> Result<(
         let reader = scope.spawn(|| read(&bench, files, &load));
         let writer = scope.spawn(|| write(&bench, &load));
         let began = Instant::now();
-        let drained = bench.cluster.atoll(&["node", "drain", "chunkserver-2", "--wait"]);
+        let drain = bench.cluster.start_atoll(&["node", "drain", "chunkserver-2", "--wait"]);
+        let drained = drain.and_then(|running| running.finish(TIMEOUT));
         let took = began.elapsed();
         load.stop.store(true, Ordering::Relaxed);
         reader.join().ok();
@@ -121,14 +122,4 @@ fn moved_bytes(bench: &Bench) -> Result<u64> {
         all += scrape.sum("atoll_chunk_repaired_bytes_total") as u64;
     }
     Ok(all)
-}
-
-/// Bytes of chunks at one server, as the cluster says.
-fn stored_bytes(bench: &Bench, node: Node) -> Result<u64> {
-    let status = checks::status(&bench.cluster)?;
-    let servers = status["chunkservers"].as_array().context("chunkservers")?;
-    let found = servers.iter().find(|server| server["id"] == node.id);
-    let bytes = found.and_then(|server| server["bytes"].as_u64()).context("its bytes")?;
-    ensure!(bytes > 0, "{node} has nothing");
-    Ok(bytes)
 }

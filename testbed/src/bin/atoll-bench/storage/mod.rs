@@ -14,9 +14,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use atoll_testbed::volume::Volume;
-use atoll_testbed::{DevBuilder, DevCluster, checks, wait};
+use atoll_testbed::{DevBuilder, DevCluster, Node, checks, wait};
 use tokio::runtime::Runtime;
 
 use crate::Scale;
@@ -105,4 +105,12 @@ fn within(deadline: Duration, look: impl FnMut() -> bool) -> Result<Duration, St
         Ok(()) => Ok(start.elapsed()),
         Err(_) => Err(format!("not within {deadline:?}")),
     }
+}
+
+/// Bytes of chunks at one server, as the cluster says.
+fn stored_bytes(bench: &Bench, node: Node) -> Result<u64> {
+    let status = checks::status(&bench.cluster)?;
+    let servers = status["chunkservers"].as_array().context("chunkservers")?;
+    let found = servers.iter().find(|server| server["id"] == node.id);
+    found.and_then(|server| server["bytes"].as_u64()).context("its bytes")
 }

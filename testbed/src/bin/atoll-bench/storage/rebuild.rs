@@ -1,13 +1,13 @@
 //! A replica lost whole: how fast it is made anew.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use atoll_testbed::tree::random;
 use atoll_testbed::{Fault, Node, checks, seed};
 
-use super::{Bench, MIB, until_full};
+use super::{Bench, MIB, stored_bytes, until_full, within};
 use crate::Scale;
 use crate::table::{Table, figure};
 
@@ -34,10 +34,14 @@ pub(super) fn measure(atoll: &Path, scale: Scale, table: &mut Table) -> Result<(
     })?;
     checks::replication(&bench.cluster, TIMEOUT).context("before the loss")?;
     let node = Node::chunkserver(3);
+    let had = stored_bytes(&bench, node)?;
     Fault::Stop(node).apply(&bench.cluster)?;
     Fault::Wipe(node).apply(&bench.cluster)?;
     Fault::Start(node).apply(&bench.cluster)?;
-    match until_full(&bench.cluster, TIMEOUT)? {
+    let began = Instant::now();
+    let there = within(TIMEOUT, || stored_bytes(&bench, node).is_ok_and(|bytes| bytes >= had));
+    let clean = until_full(&bench.cluster, TIMEOUT)?.map(|_| began.elapsed());
+    match there.and(clean) {
         Ok(time) => {
             let rate = figure(mib as f64 / time.as_secs_f64());
             table.row([format!("rebuild of {mib} MiB"), rate, "MiB/s".to_owned()]);
