@@ -48,7 +48,8 @@ impl Copies {
             let name = &server.name;
             // It does not know itself yet what it lacks.
             if server.stat.refilling {
-                copies.silent(server.id, format!("{name} lost its store and is being filled again"));
+                copies
+                    .silent(server.id, format!("{name} lost its store and is being filled again"));
             } else if server.in_sync.is_none() && server.groups > 0 {
                 copies.silent(server.id, format!("{name} has not been compared yet"));
             } else if status::differs(server, &status) {
