@@ -25,6 +25,8 @@ use crate::upload::{
 use crate::write::covering;
 use crate::{ChunkWriter, ClientError, Cluster};
 
+/// How often chunks are made known, with those sent again that went missing meanwhile.
+const STAGE_TRIES: usize = 4;
 /// Children that one admission may name, so that its receipts fit in a message.
 const ADMIT_CHILDREN: usize = 8_000;
 

@@ -408,7 +408,7 @@ mod tests {
                 zone: "z1".into(),
                 up: true,
                 stat: ChunkStat { chunks: 3, bytes: 30, corrupt_found: 1, ..ChunkStat::default() },
-                duty: atoll_proto::cluster::Duty::Active,
+                duty: Duty::Active,
                 in_sync: Some(true),
                 groups: 4096,
             }],
