@@ -42,7 +42,7 @@ pub(crate) struct Node {
     /// A relay found that a peer is elsewhere or knows more: look at the cluster again soon.
     pub(crate) look_again: Notify,
     receipt_key: ArcSwapOption<ReceiptKey>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     refreshing: tokio::sync::Mutex<()>,
     /// Grows with every view that was taken over, and with the receipt key.
     views: watch::Sender<u64>,
@@ -70,7 +70,7 @@ impl Node {
             upkeep,
             look_again: Notify::new(),
             receipt_key: ArcSwapOption::empty(),
-            reads: Semaphore::new(READS_MAX),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
             refreshing: tokio::sync::Mutex::new(()),
             views: watch::Sender::default(),
         }
@@ -103,16 +103,32 @@ impl Node {
         F: FnOnce(&dyn ChunkStore) -> R + Send + 'static,
     {
         let closed = || WireError::unavailable("the chunkserver is stopping");
-        let _turn = self.reads.acquire().await.map_err(|_closed| closed())?;
+        let turn = Arc::clone(&self.reads).acquire_owned().await.map_err(|_closed| closed())?;
         let store = Arc::clone(&self.store);
-        let done = task::spawn_blocking(name, move || work(store.as_ref())).await;
+        // Who asked may be gone before the disk has answered: the work still takes its turn.
+        let done = task::spawn_blocking(name, move || {
+            let done = work(store.as_ref());
+            drop(turn);
+            done
+        })
+        .await;
         done.map_err(|error| WireError::internal(format!("{name} did not finish: {error}")))
     }
 
     /// How the server does.
     pub(crate) async fn stat(&self) -> WireResult<ChunkStat> {
+        Ok(self.stat_and(|_| ()).await?.0)
+    }
+
+    /// The same, with something else that is to be seen at the disk.
+    pub(crate) async fn stat_and<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn ChunkStore) -> T + Send + 'static,
+    ) -> WireResult<(ChunkStat, T)> {
         let seen = self
-            .at_the_disk("stat", |store| (store.totals(), store.space(), store.refilling()))
+            .at_the_disk("stat", |store| {
+                (store.totals(), store.space(), store.refilling(), look(store))
+            })
             .await?;
         let (totals, space) = (seen.0, seen.1.map_err(to_wire)?);
         let mut stat = ChunkStat {
@@ -128,7 +144,7 @@ impl Node {
             ..ChunkStat::default()
         };
         self.upkeep.tell(&mut stat, clock::now_ms());
-        Ok(stat)
+        Ok((stat, seen.3))
     }
 
     /// The view with the table of exactly this epoch, for a put.

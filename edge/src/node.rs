@@ -186,7 +186,8 @@ async fn beat_while_known(cluster: &Cluster, id: NodeId, readiness: &watch::Rece
             Err(error) => tracing::debug!(%error, "a heartbeat was not answered"),
         }
         // A change of readiness is told at once.
-        let pause = tokio::time::timeout(limits::HEARTBEAT_EVERY, changes.changed());
+        let pause = if ready { limits::HEARTBEAT_QUIET } else { limits::HEARTBEAT_EVERY };
+        let pause = tokio::time::timeout(pause, changes.changed());
         if let Ok(Err(_)) = pause.await {
             tokio::time::sleep(limits::HEARTBEAT_EVERY).await;
         }

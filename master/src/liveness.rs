@@ -121,6 +121,10 @@ impl Liveness {
         heard.sign_of_life(now);
         heard.ready = ready;
         if let Some(stat) = stat {
+            if stat.refilling && !heard.stat.refilling {
+                // What it had before it began anew does not count.
+                heard.sync = Sync::default();
+            }
             heard.stat = stat;
         }
     }
@@ -218,11 +222,18 @@ impl Liveness {
         !self.nodes.contains_key(&node) && self.state(node, now).0 == NodeState::Up
     }
 
-    /// Whether a node that is up may lack what a group should have: it has begun anew, or was
-    /// found to differ, and this group was not found equal since.
-    pub(crate) fn may_lack(&self, node: NodeId, pg: PgId) -> bool {
+    /// Whether a node that is up may lack what a group should have: it has begun anew, was not
+    /// compared yet or was found to differ, and this group was not found equal since. While
+    /// collection is `frozen`, a node that differs most likely keeps more than it should.
+    pub(crate) fn may_lack(&self, node: NodeId, pg: PgId, frozen: bool) -> bool {
         let Some(heard) = self.nodes.get(&node) else { return false };
-        (heard.stat.refilling || heard.sync.whole != Some(true)) && !self.synced(node, pg, 0)
+        let doubtful = match heard.sync.whole {
+            _ if heard.stat.refilling => true,
+            None => true,
+            Some(false) => !frozen,
+            Some(true) => false,
+        };
+        doubtful && !self.synced(node, pg, 0)
     }
 
     /// What a chunkserver last told of itself.

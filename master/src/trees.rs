@@ -109,6 +109,20 @@ impl Trees {
         Ok(root)
     }
 
+    /// Whether comparing a node's root takes a few reads only.
+    pub(crate) fn is_at_hand(
+        &self,
+        read: &impl Read,
+        node: NodeId,
+        table: &PgTable,
+    ) -> Result<bool, StoreError> {
+        let last = deltas::last(read)?;
+        let kept = self.kept();
+        let seen = kept.changes.as_ref().is_some_and(|(seen, _)| *seen == last);
+        let built = kept.nodes.get(&node);
+        Ok(seen && built.is_some_and(|(epoch, at, _)| (*epoch, *at) == (table.epoch, last)))
+    }
+
     /// The tree over the groups a node is a member of.
     pub(crate) fn node(
         &self,

@@ -82,10 +82,12 @@ pub const DROP_PERCENT_MAX: u64 = 1;
 pub const DROP_CHUNKS_MAX: u64 = 64;
 /// A session without a request for this long is forgotten.
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// How often nodes send heartbeats to the master.
+/// How often nodes send heartbeats to the master while there is something to tell.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// How often they do while nothing changes.
+pub const HEARTBEAT_QUIET: Duration = Duration::from_secs(2);
 /// A node that was silent for this long is taken to be down.
-pub const HEARTBEAT_LOST: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_LOST: Duration = Duration::from_secs(6);
 /// Longest wait of a watch request before it is answered empty.
 pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(10);
 /// An edge that has not asked for the publish log for this long is no longer waited for.
@@ -106,4 +108,4 @@ const _: () = assert!(PENDING_LIFETIME.as_secs() > RECEIPT_LIFETIME.as_secs());
 const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs());
 const _: () = assert!(WALK_IDS_MAX * 34 < HEAD_BYTES_MAX);
 const _: () = assert!(DELTAS_MAX * 48 < HEAD_BYTES_MAX);
-const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < HEARTBEAT_LOST.as_millis());
+const _: () = assert!(HEARTBEAT_QUIET.as_millis() * 5 / 2 < HEARTBEAT_LOST.as_millis());

@@ -3,9 +3,10 @@
 //!
 //! Whatever wants to drop asks for each group first. A group that would lose too much halts all
 //! dropping on this server, with a reason that `status` shows. A release by the operator lets
-//! exactly the groups that were halted go on, each once.
+//! exactly the groups that were halted drop as much as they wanted to, each once and no later than
+//! at the next time it wants to drop anything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use atoll_proto::PgId;
 use atoll_proto::limits::{DROP_CHUNKS_MAX, DROP_PERCENT_MAX};
@@ -38,10 +39,10 @@ pub(crate) struct Dropping {
 pub(crate) struct Breaker {
     /// `None` before a master has said anything.
     orders: Option<Orders>,
-    /// Groups that would have lost too much, and why.
-    halted: BTreeMap<PgId, String>,
-    /// Groups that may lose that much, once.
-    released: BTreeSet<PgId>,
+    /// Groups that would have lost too much: how much, and why.
+    halted: BTreeMap<PgId, (u64, String)>,
+    /// Groups that may lose so much, once.
+    released: BTreeMap<PgId, u64>,
 }
 
 impl Breaker {
@@ -51,7 +52,7 @@ impl Breaker {
         let released = before.is_some_and(|before| orders.release > before.release);
         if released {
             let halted = std::mem::take(&mut self.halted);
-            self.released.extend(halted.into_keys());
+            self.released.extend(halted.into_iter().map(|(pg, (chunks, _))| (pg, chunks)));
         }
         let thawed = before.is_none_or(|before| before.frozen) && !orders.frozen;
         released || thawed
@@ -62,9 +63,14 @@ impl Breaker {
         self.orders.is_none_or(|orders| orders.frozen)
     }
 
+    /// Whether nothing may be moved or deleted now: it is frozen or halted.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_frozen() || !self.halted.is_empty()
+    }
+
     /// Why dropping is halted, if it is.
     pub(crate) fn reason(&self) -> Option<String> {
-        let (pg, first) = self.halted.first_key_value()?;
+        let (pg, (_, first)) = self.halted.first_key_value()?;
         let more = match self.halted.len() - 1 {
             0 => String::new(),
             more => format!(" (and {more} more groups)"),
@@ -79,17 +85,16 @@ impl Breaker {
         }
         let much = drop.chunks > DROP_CHUNKS_MAX
             && drop.chunks.saturating_mul(100) > drop.of.saturating_mul(DROP_PERCENT_MAX);
-        if much && !self.released.contains(&drop.pg) {
+        let released = self.released.get(&drop.pg).copied().unwrap_or(0);
+        if much && drop.chunks > released {
             let Dropping { chunks, of, .. } = drop;
             let reason = format!("{chunks} of {of} chunks would be dropped: {cause}");
-            self.halted.insert(drop.pg, reason);
+            self.halted.insert(drop.pg, (chunks, reason));
         }
         if !self.halted.is_empty() {
             return Leave::Halted;
         }
-        if much {
-            self.released.remove(&drop.pg);
-        }
+        self.released.remove(&drop.pg);
         Leave::Granted
     }
 }
@@ -146,8 +151,25 @@ mod tests {
         assert_eq!(ask(&mut breaker, 7, 100, 200), Leave::Granted);
         assert_eq!(ask(&mut breaker, 7, 100, 200), Leave::Halted, "once");
         assert_eq!(ask(&mut breaker, 9, 500, 500), Leave::Halted, "all is halted again");
+        assert!(breaker.is_held() && !breaker.is_frozen());
         breaker.hear(Orders { release: 5, ..NOTHING });
+        assert!(!breaker.is_held());
         assert_eq!(ask(&mut breaker, 9, 500, 500), Leave::Granted);
+    }
+
+    #[test]
+    fn a_release_is_for_what_was_asked_then_and_not_for_more_or_later() {
+        let mut breaker = Breaker::default();
+        breaker.hear(NOTHING);
+        for pg in [1, 2] {
+            assert_eq!(ask(&mut breaker, pg, 100, 200), Leave::Halted);
+        }
+        breaker.hear(Orders { release: 4, ..NOTHING });
+        assert_eq!(ask(&mut breaker, 2, 1, 200), Leave::Granted);
+        assert_eq!(ask(&mut breaker, 1, 101, 200), Leave::Halted, "more than was released");
+        breaker.hear(Orders { release: 5, ..NOTHING });
+        assert_eq!(ask(&mut breaker, 1, 101, 200), Leave::Granted);
+        assert_eq!(ask(&mut breaker, 2, 100, 200), Leave::Halted, "it had its turn");
     }
 
     #[test]

@@ -57,6 +57,8 @@ struct Job {
     /// Somebody answered in this round.
     answered: bool,
     dead: bool,
+    /// It became lacking (again) while it was under way.
+    again: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,14 +111,24 @@ impl Queue {
     /// place, unless this one is earlier.
     pub(crate) fn push(&mut self, ids: impl IntoIterator<Item = ChunkId>, due: Millis) {
         for id in ids {
-            match self.jobs.get(&id).map(|job| (job.state, job.rounds)) {
+            let known = self.jobs.get_mut(&id).map(|job| {
+                job.again |= job.state == State::Busy;
+                (job.state, job.rounds)
+            });
+            match known {
                 Some((State::Waiting(at), 0)) if due < at => self.wait(id, due),
                 Some(_) => {}
-                None if self.jobs.len() >= self.chunks_max => self.overflowed = true,
+                None if self.is_full() || !self.make_room(id.pg()) => self.overflowed = true,
                 None => {
                     let state = State::Waiting(due);
-                    let job =
-                        Job { state, rounds: 0, asked: Vec::new(), answered: false, dead: false };
+                    let job = Job {
+                        state,
+                        rounds: 0,
+                        asked: Vec::new(),
+                        answered: false,
+                        dead: false,
+                        again: false,
+                    };
                     self.jobs.insert(id, job);
                     self.waiting.insert((due, id));
                 }
@@ -139,7 +151,26 @@ impl Queue {
             self.sources.get(at).is_some_and(|new| new.iter().any(|node| !old.contains(node)))
         };
         let gained: BTreeSet<PgId> = (0..PG_COUNT).map(PgId).filter(gained).collect();
+        // Some of their chunks may not have fitted while nobody had them.
+        self.overflowed |= !gained.is_empty();
         self.revive(now, |pg| gained.contains(&pg));
+        // Whose last source that was not asked has gone will not be taken any more.
+        let mut over = Vec::new();
+        for ((_, pg), ids) in &self.ready {
+            let sources = &self.sources[usize::from(pg.0)];
+            let all_asked = |id: &&ChunkId| {
+                let asked = self.jobs.get(*id).map_or(&[][..], |job| &job.asked);
+                !asked.is_empty() && sources.iter().all(|node| asked.contains(node))
+            };
+            over.extend(ids.iter().filter(all_asked).copied());
+        }
+        for id in over {
+            if let Some(ids) = self.ready.get_mut(&(self.urgency(id.pg()), id.pg())) {
+                ids.retain(|other| *other != id);
+            }
+            self.end_round(id, now);
+        }
+        self.ready.retain(|_, ids| !ids.is_empty());
     }
 
     /// Chunks that failed before, and dead letters, of these groups are tried at once, as if they
@@ -177,7 +208,9 @@ impl Queue {
     /// Chunks were looked at: whether each has to be fetched from others.
     pub(crate) fn looked(&mut self, ids: impl IntoIterator<Item = (ChunkId, bool)>) {
         for (id, wanted) in ids {
-            if wanted { self.make_ready(id) } else { self.remove(&id) }
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let again = std::mem::take(&mut job.again);
+            if wanted { self.make_ready(id) } else { self.done(id, again) }
         }
     }
 
@@ -244,8 +277,9 @@ impl Queue {
     ) {
         for (id, fate) in fates {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let again = std::mem::take(&mut job.again);
             match fate {
-                Fate::Done => self.remove(&id),
+                Fate::Done => self.done(id, again),
                 Fate::NotThere | Fate::Unanswered => {
                     job.answered |= fate == Fate::NotThere;
                     let pg = usize::from(id.pg().0);
@@ -276,16 +310,47 @@ impl Queue {
         wants
     }
 
-    /// All groups, those with the fewest other readers first.
+    /// All groups, those with the fewest other readers first; those with none, of which nothing can
+    /// be fetched, last.
     pub(crate) fn by_urgency(&self) -> Vec<PgId> {
         let mut groups: Vec<PgId> = (0..PG_COUNT).map(PgId).collect();
-        groups.sort_by_key(|pg| self.urgency(*pg));
+        groups.sort_by_key(|pg| match self.urgency(*pg) {
+            0 => usize::MAX,
+            some => some,
+        });
         groups
     }
 
-    /// Whether nothing more fits.
+    /// Whether nothing more fits, not even in place of what nobody has.
     pub(crate) fn is_full(&self) -> bool {
-        self.jobs.len() >= self.chunks_max
+        self.jobs.len() >= self.chunks_max && self.without_source().is_none()
+    }
+
+    /// The first chunks that may be fetched now, of a group that nobody has.
+    fn without_source(&self) -> Option<(usize, PgId)> {
+        let (key, _) = self.ready.first_key_value()?;
+        (key.0 == 0).then_some(*key)
+    }
+
+    /// Makes room for a chunk of a group, if need be in place of one that nobody has.
+    fn make_room(&mut self, pg: PgId) -> bool {
+        if self.jobs.len() < self.chunks_max {
+            return true;
+        }
+        let Some(key) = self.without_source().filter(|_| self.urgency(pg) > 0) else {
+            return false;
+        };
+        let (dropped, empty) = match self.ready.get_mut(&key) {
+            Some(ids) => (ids.pop_back(), ids.is_empty()),
+            None => (None, true),
+        };
+        if empty {
+            self.ready.remove(&key);
+        }
+        if let Some(id) = dropped {
+            self.remove(&id);
+        }
+        dropped.is_some()
     }
 
     /// Dead letters.
@@ -294,8 +359,7 @@ impl Queue {
     }
 
     /// Chunks in the queue.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.jobs.len()
     }
 
@@ -307,6 +371,17 @@ impl Queue {
     /// Whether some chunk that may be fetched now has only one other place to come from.
     pub(crate) fn is_urgent(&self) -> bool {
         self.ready.range((1, PgId(0))..(2, PgId(0))).next().is_some()
+    }
+
+    /// It is here, or not lacking any more; unless it became so while it was under way.
+    fn done(&mut self, id: ChunkId, again: bool) {
+        match self.jobs.get_mut(&id) {
+            Some(job) if again => {
+                job.asked.clear();
+                self.wait(id, 0);
+            }
+            _ => self.remove(&id),
+        }
     }
 
     fn urgency(&self, pg: PgId) -> usize {
@@ -533,6 +608,56 @@ mod tests {
     }
 
     #[test]
+    fn a_round_ends_when_the_last_source_goes_that_was_not_asked() {
+        let chunk = id(1, 1);
+        let mut queue = queue(|_| vec![1, 2]);
+        queue.push([chunk], 0);
+        let (first, _) = take(&mut queue, 0).unwrap();
+        settle(&mut queue, first, chunk, Fate::Unanswered, 0);
+        // The other one goes before its turn: the first is to be asked again all the same.
+        queue.set_sources(sources(|_| vec![first]), 0);
+        assert_eq!(take(&mut queue, 0), None);
+        let due = queue.next_due().unwrap();
+        assert_eq!(take(&mut queue, due), Some((first, vec![chunk])));
+    }
+
+    #[test]
+    fn what_becomes_lacking_while_it_is_under_way_is_not_forgotten() {
+        let chunk = id(1, 1);
+        let mut queue = queue(|_| vec![1]);
+        queue.push([chunk], 0);
+        assert!(take(&mut queue, 0).is_some());
+        queue.push([chunk], 0);
+        settle(&mut queue, 1, chunk, Fate::Done, 0);
+        assert_eq!(take(&mut queue, 0), Some((1, vec![chunk])));
+        settle(&mut queue, 1, chunk, Fate::Done, 0);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn what_nobody_has_makes_way_for_what_somebody_has() {
+        let of = |pg: u16| if pg == 1 { vec![] } else { vec![7] };
+        let mut queue = queue(of);
+        queue.chunks_max = 3;
+        queue.push((0..3).map(|number| id(1, number)), 0);
+        look(&mut queue, 0);
+        assert!(!queue.is_full(), "there is room for what can be fetched");
+        queue.push((0..5).map(|number| id(2, number)), 0);
+        look(&mut queue, 0);
+        assert!(queue.is_full() && queue.len() == 3);
+        let (source, ids) = take(&mut queue, 0).unwrap();
+        assert!(source == 7 && ids.len() == 3 && ids.iter().all(|id| id.pg() == PgId(2)));
+        for id in ids {
+            settle(&mut queue, 7, id, Fate::Done, 0);
+        }
+        assert!(queue.wants_more());
+        // Somebody is back who may have the others.
+        queue.set_sources(sources(|_| vec![7]), 0);
+        assert!(queue.wants_more());
+        assert_eq!(queue.by_urgency().len(), usize::from(PG_COUNT));
+    }
+
+    #[test]
     fn the_queue_is_bounded_and_asks_for_the_rest() {
         let mut queue = queue(|_| vec![2]);
         queue.chunks_max = 4;
@@ -551,7 +676,8 @@ mod tests {
             steps in prop::collection::vec((0..8u8, 0..20u16, 0..500u64), 1..200),
         ) {
             let mut queue = queue(|pg| if pg % 2 == 0 { vec![2, 3] } else { vec![3] });
-            let (mut now, mut open, mut busy) = (0, BTreeSet::new(), Vec::new());
+            let (mut now, mut open, mut busy) = (0, BTreeSet::new(), Vec::<Batch>::new());
+            let mut again = BTreeSet::new();
             for (step, number, passed) in steps {
                 now += passed;
                 let chunk = id(number % 3, number);
@@ -559,6 +685,9 @@ mod tests {
                     0..=2 => {
                         queue.push([chunk], now + passed);
                         open.insert(chunk);
+                        if busy.iter().any(|batch| batch.ids.contains(&chunk)) {
+                            again.insert(chunk);
+                        }
                     }
                     3 => {
                         for id in queue.take_fresh(now, 4) {
@@ -578,8 +707,10 @@ mod tests {
                     _ => if let Some(Batch { source, ids }) = busy.pop() {
                         let fates = [Fate::Done, Fate::NotThere, Fate::Unanswered, Fate::Again, Fate::Later];
                         let fate = fates[usize::from(number) % fates.len()];
-                        if fate == Fate::Done {
-                            ids.iter().for_each(|id| { open.remove(id); });
+                        for id in &ids {
+                            if !again.remove(id) && fate == Fate::Done {
+                                open.remove(id);
+                            }
                         }
                         queue.settle(source, ids.into_iter().map(|id| (id, fate)), now);
                     },

@@ -102,6 +102,11 @@ impl Reporter {
         }
     }
 
+    /// Whether there is nothing to tell but that nothing changed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.assured && self.untold.is_empty()
+    }
+
     fn epoch(&self) -> Option<Epoch> {
         self.last.as_ref().map(|look| look.epoch)
     }
@@ -134,7 +139,7 @@ mod tests {
         let first = compose(&mut reporter);
         reporter.answered(&first, Some(true));
         let second = compose(&mut reporter);
-        assert!(second.groups.is_empty());
+        assert!(second.groups.is_empty() && reporter.is_quiet());
         let bytes = atoll_proto::encode(&second).len();
         assert!(bytes < 64, "{bytes} bytes");
     }
@@ -146,6 +151,7 @@ mod tests {
         let first = compose(&mut reporter);
         reporter.answered(&first, Some(true));
         reporter.saw(look(1, 6, &[9]));
+        assert!(!reporter.is_quiet());
         assert_eq!(groups(&compose(&mut reporter)), [9]);
         reporter.saw(look(1, 7, &[11]));
         let lost = compose(&mut reporter);

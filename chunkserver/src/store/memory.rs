@@ -138,7 +138,8 @@ impl ChunkStore for MemoryStore {
         let mut done = Batched::default();
         for chunk in batch {
             let old = inner.records.get(&chunk.id).copied();
-            if let Some(old) = old.filter(|old| old.body == Body::Present) {
+            let same = inner.bodies.get(&chunk.id) == Some(&chunk.bytes);
+            if let Some(old) = old.filter(|old| old.body == Body::Present && same) {
                 done.known += 1;
                 if let Some(again) = old.put_again(chunk.at_ms) {
                     self.set(&mut inner, &chunk.id, Some(again));

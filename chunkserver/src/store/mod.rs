@@ -163,8 +163,8 @@ pub enum StoreError {
 /// nothing.
 pub trait ChunkStore: Send + Sync + 'static {
     /// Stores chunks. When it returns without an error all of them are present on disk, synced,
-    /// whatever happens to the process or the power. Chunks that are present already are not
-    /// written again; if their time is more than an hour old, they get the new one. Good bytes
+    /// whatever happens to the process or the power. Chunks that are present already, as a look at
+    /// their bytes shows, are not written again; if their time is more than an hour old, they get the new one. Good bytes
     /// replace those of a chunk in any other state. Their bytes must have been verified by the
     /// caller.
     ///
@@ -245,6 +245,10 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Corrupt`] when the store itself notices, or the disk fails.
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError>;
+
+    /// The next read of this chunk is to be from the disk, as far as that can be had: what is in
+    /// memory says nothing about the disk.
+    fn forget_cached(&self, _id: &ChunkId) {}
 
     /// What is known of a chunk.
     ///

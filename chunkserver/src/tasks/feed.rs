@@ -168,7 +168,7 @@ async fn take(node: &Node, after: u64, answer: Answer) -> Result<(), String> {
     }
     let Answer { deltas, upto, gap } = answer;
     let marks = last_of_each(&deltas);
-    let frozen = node.upkeep.breaker().is_frozen();
+    let frozen = node.upkeep.breaker().is_held();
     let now_ms = clock::now_ms();
     let groups: Vec<PgId> = deltas.iter().map(|delta| delta.id.pg()).collect();
     if upto != after || !marks.is_empty() {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use atoll_net::admin::Readiness;
 use atoll_net::{Backoff, Shutdown};
+use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::NodeInfo;
-use atoll_proto::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST};
+use atoll_proto::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST, HEARTBEAT_QUIET};
 use atoll_proto::master::{MasterRequest, MasterResponse, TreeReport};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use super::feed;
 use crate::node::Node;
 use crate::reconcile::tree::Look;
-use crate::store::StoreError;
+use crate::store::{ChunkStore, StoreError};
 
 const BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(50), max: Duration::from_secs(2), factor: 2.0 };
@@ -127,7 +128,9 @@ async fn beat_while_known(node: &Node, readiness: &watch::Sender<Readiness>) {
             look(node, behind).await;
             looked = Instant::now();
         }
-        let again = tokio::time::timeout(HEARTBEAT_EVERY, node.look_again.notified()).await;
+        let quiet = heard.elapsed() < HEARTBEAT_EVERY && node.upkeep.reporter().is_quiet();
+        let pause = if quiet { HEARTBEAT_QUIET } else { HEARTBEAT_EVERY };
+        let again = tokio::time::timeout(pause, node.look_again.notified()).await;
         if again.is_ok() {
             look(node, false).await;
             looked = Instant::now();
@@ -139,7 +142,7 @@ async fn beat_while_known(node: &Node, readiness: &watch::Sender<Readiness>) {
 
 /// Whether the master knows this node.
 async fn beat(node: &Node) -> Result<bool, String> {
-    let stat = node.stat().await.map_err(|error| error.to_string())?;
+    let (stat, report) = look_around(node).await?;
     metrics::gauge!("atoll_chunk_chunks").set(stat.chunks as f64);
     metrics::gauge!("atoll_chunk_bytes").set(stat.bytes as f64);
     metrics::gauge!("atoll_chunk_free_bytes").set(stat.free_bytes as f64);
@@ -149,8 +152,6 @@ async fn beat(node: &Node) -> Result<bool, String> {
     metrics::gauge!("atoll_chunk_quarantined").set(stat.quarantined as f64);
     let ready = node.receipt_key().is_ok();
     let lacking = stat.lacking;
-    let report =
-        report(node).await.map_err(|error| format!("cannot sum up the chunks: {error}"))?;
     let tree = report.clone();
     let request = MasterRequest::Heartbeat { node: node.id, ready, stat: Some(stat), tree };
     let answer = node.masters.ask(&request, HEARTBEAT_DEADLINE).await;
@@ -184,21 +185,27 @@ async fn beat(node: &Node) -> Result<bool, String> {
     Ok(known)
 }
 
-/// What this node has, summed up; `None` before there is a placement table.
-async fn report(node: &Node) -> Result<Option<TreeReport>, String> {
-    let Some(view) = node.placement.view() else { return Ok(None) };
-    let (id, now) = (node.id, Instant::now());
-    let table = Arc::clone(&view);
-    let trees = Arc::clone(&node.upkeep.trees);
-    let look = node.at_the_disk("sum-up", move |store| trees.look(store, &table.table, id, now));
-    let look: Result<Option<Look>, StoreError> = look.await.map_err(|error| error.to_string())?;
+/// How this node does, and what it has, summed up; no sum before there is a placement table.
+async fn look_around(node: &Node) -> Result<(ChunkStat, Option<TreeReport>), String> {
+    let (view, id, now) = (node.placement.view(), node.id, Instant::now());
+    let (table, trees) = (view.clone(), Arc::clone(&node.upkeep.trees));
+    let look = move |store: &dyn ChunkStore| -> Result<Option<Look>, StoreError> {
+        match table {
+            Some(view) => trees.look(store, &view.table, id, now),
+            None => Ok(None),
+        }
+    };
+    let (stat, look) = node.stat_and(look).await.map_err(|error| error.to_string())?;
+    let look = look.map_err(|error| format!("cannot sum up the chunks: {error}"))?;
+    let Some(view) = view else { return Ok((stat, None)) };
     let mut reporter = node.upkeep.reporter();
-    if let Some(look) = look.map_err(|error| error.to_string())? {
+    if let Some(look) = look {
         reporter.saw(look);
     }
     let roots = node.upkeep.trees.roots();
     let moving = view.table.leaving.iter().map(|(pg, _)| *pg);
-    Ok(reporter.compose(&roots, |pg| view.table.of(pg).contains(&id), moving))
+    let report = reporter.compose(&roots, |pg| view.table.of(pg).contains(&id), moving);
+    Ok((stat, report))
 }
 
 /// Everything that should be here is here: what was set aside when the store began anew is not

@@ -38,6 +38,8 @@ const LOOKS_MAX: usize = 2;
 const LOOK_CHUNKS: usize = 256;
 /// How long a source may take for a batch.
 const FETCH_DEADLINE: Duration = limits::CHUNK_DEADLINE;
+/// How often it is seen whether the store lacks what is not in the queue.
+const LOAD_EVERY: Duration = Duration::from_secs(60);
 /// How long repair rests when the disk is full.
 const FULL_REST: Duration = Duration::from_secs(5);
 
@@ -84,28 +86,22 @@ impl Repairs {
         let mut views = self.node.view_changes();
         self.follow_view(&mut views);
         self.load().await;
+        let mut loaded = Instant::now();
         loop {
-            if self.node.upkeep.queue().wants_more() {
+            let wants_more = self.node.upkeep.queue().wants_more();
+            if wants_more || (loaded.elapsed() >= LOAD_EVERY && self.has_missed_some()) {
                 self.load().await;
+                loaded = Instant::now();
             }
             self.look_all(fetches);
             let rest = self.start_all(fetches);
             let due = self.node.upkeep.queue().next_due();
             let due = due.map(|due| due.saturating_sub(self.node.upkeep.elapsed()));
             let due = due.map(|ms| Duration::from_millis(ms.max(1)));
-            let wait = match (rest, due) {
-                (Some(rest), _) => Some(rest),
-                (None, due) => due,
-            };
-            let timer = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let wait = rest.or(due).unwrap_or(LOAD_EVERY).min(LOAD_EVERY);
             tokio::select! {
                 () = self.node.upkeep.queue_changed() => {}
-                () = timer => {}
+                () = tokio::time::sleep(wait) => {}
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
@@ -114,6 +110,13 @@ impl Repairs {
                 }
             }
         }
+    }
+
+    /// Whether the store lacks more than is in the queue: nothing should be, but what is lacking must
+    /// not be forgotten.
+    fn has_missed_some(&self) -> bool {
+        let queue = self.node.upkeep.queue();
+        !queue.is_full() && self.node.store.totals().lacking > queue.len() as u64
     }
 
     /// The readers that are up are others.

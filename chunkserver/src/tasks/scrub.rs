@@ -1,7 +1,7 @@
 //! Scrubbing: a tree proves the index, not the bytes; so every chunk is read and hashed again
 //! within the scrub period, group by group, the one verified longest ago first.
 //!
-//! It goes slowly and stops while clients ask much. An operator's order is carried out at full
+//! It goes slowly, at a trickle while clients ask much. An operator's order is carried out at full
 //! speed: everything that was last verified before the order. When each group was verified is on
 //! disk, and so is the order; a restart costs at most the group it was in.
 
@@ -27,10 +27,12 @@ const TRICKLE: u64 = 1 << 20;
 const STEP_RECORDS: usize = 256;
 /// A step reads no further chunk once it has read this many bytes.
 const STEP_BYTES: u64 = 8 << 20;
-/// How long it waits when clients ask much, or the disk fails.
+/// How long it waits when the disk fails.
 const REST: Duration = Duration::from_secs(2);
 /// How long it sleeps at most when nothing is due.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// How long after the others groups are tried again that could not be verified.
+const FAILED_AGAIN_MS: u64 = 60_000;
 
 /// What is known of the groups: when each was verified, in milliseconds since 1970.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ struct Scrubber {
     verified: Vec<u64>,
     order: Order,
     period_ms: u64,
+    /// Groups that could not be verified: the others come first.
+    failed: BTreeSet<PgId>,
 }
 
 /// The last order, on disk.
@@ -94,13 +98,26 @@ async fn run(node: &Arc<Node>) -> Result<std::convert::Infallible, String> {
             scrubber.save(node).await?;
         }
         scrubber.tell(node).await?;
-        match scrubber.next(clock::now_ms()) {
+        let next = scrubber.next(clock::now_ms());
+        if matches!(next, Next::Sleep(_)) {
+            // Those that failed get their turn again after it.
+            scrubber.failed.clear();
+        }
+        match next {
             Next::Group(pg, full_speed) => {
                 let began_ms = clock::now_ms();
-                if verify_group(node, pg, full_speed, &mut pace, period_ms).await? {
-                    scrubber.verified[usize::from(pg.0)] = began_ms;
-                    let set = move |store: &dyn ChunkStore| store.set_scrubbed(pg, began_ms);
-                    flat(node.at_the_disk("scrub", set).await)?;
+                let verified = verify_group(node, pg, full_speed, &mut pace, period_ms).await;
+                match verified {
+                    Ok(true) => {
+                        scrubber.verified[usize::from(pg.0)] = began_ms;
+                        let set = move |store: &dyn ChunkStore| store.set_scrubbed(pg, began_ms);
+                        flat(node.at_the_disk("scrub", set).await)?;
+                    }
+                    Ok(false) => {}
+                    Err(reason) => {
+                        tracing::warn!(group = pg.0, reason, "a group cannot be verified now");
+                        scrubber.failed.insert(pg);
+                    }
                 }
             }
             Next::OrderDone => {
@@ -136,7 +153,8 @@ impl Scrubber {
             });
         }
         let order = store.load(Meta::Scrub)?.and_then(|bytes| Order::decode(&bytes));
-        Ok(Self { verified, order: order.unwrap_or_default(), period_ms })
+        let (order, failed) = (order.unwrap_or_default(), BTreeSet::new());
+        Ok(Self { verified, order, period_ms, failed })
     }
 
     async fn save(&self, node: &Node) -> Result<(), String> {
@@ -174,13 +192,18 @@ impl Scrubber {
     }
 
     fn next(&self, now_ms: u64) -> Next {
-        let Some((pg, at_ms)) = (0u16..).zip(&self.verified).min_by_key(|(_, at_ms)| **at_ms)
-        else {
-            return Next::Sleep(now_ms.saturating_add(self.period_ms));
+        let groups = (0u16..).zip(&self.verified);
+        let groups = groups.filter(|(pg, _)| !self.failed.contains(&PgId(*pg)));
+        let Some((pg, at_ms)) = groups.min_by_key(|(_, at_ms)| **at_ms) else {
+            return Next::Sleep(now_ms.saturating_add(FAILED_AGAIN_MS));
         };
         if self.order.number > self.order.done {
             let before = *at_ms < self.order.heard_ms;
-            return if before { Next::Group(PgId(pg), true) } else { Next::OrderDone };
+            return match before {
+                true => Next::Group(PgId(pg), true),
+                false if self.failed.is_empty() => Next::OrderDone,
+                false => Next::Sleep(now_ms.saturating_add(FAILED_AGAIN_MS)),
+            };
         }
         // Half of the period is left to get through those that are due.
         let due_ms = at_ms.saturating_add(self.period_ms / 2);
@@ -210,21 +233,24 @@ async fn verify_group(
     period_ms: u64,
 ) -> Result<bool, String> {
     let mut after: Option<ChunkId> = None;
+    let mut orders = node.upkeep.orders.subscribe();
+    orders.mark_unchanged();
     loop {
         if !full_speed {
-            if node.traffic.is_heavy(Instant::now()) {
-                tokio::time::sleep(REST).await;
+            // It makes way for clients, and yet never stops.
+            let heavy = node.traffic.is_heavy(Instant::now());
+            let bytes = node.store.totals().bytes;
+            let rate = u128::from(bytes) * 2000 / u128::from(period_ms);
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX).max(TRICKLE);
+            pace.set(if heavy { TRICKLE } else { rate }, Instant::now());
+            let wait = pace.wait(Instant::now());
+            if wait > Duration::ZERO {
+                // A sender that is gone means that the node stops, which ends this anyway.
+                drop(tokio::time::timeout(wait.min(SLEEP_MAX), orders.changed()).await);
                 if is_ordered(node) {
                     return Ok(false);
                 }
                 continue;
-            }
-            let bytes = node.store.totals().bytes;
-            let rate = u128::from(bytes) * 2000 / u128::from(period_ms);
-            pace.set(u64::try_from(rate).unwrap_or(u64::MAX).max(TRICKLE), Instant::now());
-            let wait = pace.wait(Instant::now());
-            if wait > Duration::ZERO {
-                tokio::time::sleep(wait).await;
             }
         }
         let from = after;
@@ -232,7 +258,9 @@ async fn verify_group(
         let step = flat(step.await)?;
         metrics::counter!("atoll_chunk_scrubbed_total").increment(step.chunks);
         metrics::counter!("atoll_chunk_scrubbed_bytes_total").increment(step.bytes);
-        pace.spend(step.bytes, Instant::now());
+        if !full_speed {
+            pace.spend(step.bytes, Instant::now());
+        }
         node.upkeep.lack(step.corrupt, Duration::ZERO);
         match step.last {
             Some(last) => after = Some(last),
@@ -275,6 +303,7 @@ fn verify_some(
         if record.body != Body::Present {
             continue;
         }
+        store.forget_cached(&id);
         match ops::get::examine(store, &id) {
             Ok(bytes) => {
                 step.chunks += 1;

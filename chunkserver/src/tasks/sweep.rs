@@ -56,7 +56,7 @@ pub(crate) async fn sweep(node: Arc<Node>, shutdown: Shutdown) {
 async fn sweep_once(node: &Node) -> Result<(), String> {
     let (mut moved, mut purged) = (0, 0);
     for pg in (0..PG_COUNT).map(PgId) {
-        if is_frozen(node) {
+        if is_held(node) {
             return Ok(());
         }
         moved += if is_reader(node, pg)? {
@@ -67,7 +67,7 @@ async fn sweep_once(node: &Node) -> Result<(), String> {
     }
     let lifetime_ms = node.upkeep.settings.quarantine_lifetime_ms;
     loop {
-        if is_frozen(node) {
+        if is_held(node) {
             return Ok(());
         }
         let before_ms = clock::now_ms().saturating_sub(lifetime_ms);
@@ -86,8 +86,10 @@ async fn sweep_once(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-fn is_frozen(node: &Node) -> bool {
-    node.upkeep.breaker().is_frozen()
+/// Whether nothing may be moved or deleted now. What an alarm has halted stays as it is until
+/// somebody has looked at it, what is in quarantine too.
+fn is_held(node: &Node) -> bool {
+    node.upkeep.breaker().is_held()
 }
 
 /// Whether chunks of a group are read from this node, by the newest table there is.
@@ -107,7 +109,7 @@ async fn release(node: &Node, pg: PgId) -> Result<u64, String> {
     }
     // Held so that no walk marks what is let go, by an older table.
     let feed = node.upkeep.feed.lock().await;
-    if is_frozen(node) || is_reader(node, pg)? {
+    if is_held(node) || is_reader(node, pg)? {
         return Ok(0);
     }
     let now_ms = clock::now_ms();

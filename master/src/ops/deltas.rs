@@ -121,7 +121,10 @@ fn stretch(
         }
         last = delta.index;
         scanned += 1;
-        if table.of(delta.id.pg()).contains(&node) {
+        let pg = delta.id.pg();
+        // Old members are still asked what is live; they need not fetch what is new.
+        let collected_there = !delta.live && table.leaving(pg).contains(&node);
+        if collected_there || table.of(pg).contains(&node) {
             found.push(delta);
         }
         true

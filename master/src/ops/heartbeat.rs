@@ -58,13 +58,19 @@ async fn compare(
     if table.epoch != report.epoch {
         return Ok((None, Vec::new()));
     }
+    let short = report.groups.is_empty();
     let work = {
-        let table = table.clone();
+        let (state, table) = (state.clone(), table.clone());
         move || outcome(&state.view(), &trees, node, &table, &report)
     };
-    let outcome = atoll_net::task::spawn_blocking("compare", work)
-        .await
-        .map_err(|error| WireError::internal(error.to_string()))?;
+    // Where nothing changes, another thread would cost more than the work.
+    let at_hand = master.trees.is_at_hand(&*state, node, &table).map_err(store_failed)?;
+    let outcome = match short && at_hand {
+        true => work(),
+        false => atoll_net::task::spawn_blocking("compare", work)
+            .await
+            .map_err(|error| WireError::internal(error.to_string()))?,
+    };
     let Some(Outcome { index, whole, groups }) = outcome.map_err(store_failed)? else {
         return Ok((None, Vec::new()));
     };

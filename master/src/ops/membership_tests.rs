@@ -212,10 +212,18 @@ fn silence_changes_a_duty_only_while_it_is_what_the_leader_saw() {
 #[test]
 fn a_group_never_loses_all_it_had_at_once() {
     let mut cluster = Cluster::new();
-    for id in 1..=3 {
-        cluster.lose(id).unwrap();
-    }
+    cluster.lose(1).unwrap();
+    cluster.lose(2).unwrap();
     says(cluster.moves(&[], &[(PG, &[4, 5, 6])]), Code::Invalid, "lose all");
+    cluster.lose(3).unwrap();
+    {
+        // An operator gave up all of them: the group can be written again, and is read from them
+        // should one come back.
+        let mut cluster = Cluster::new();
+        (1..=3).for_each(|id| cluster.lose(id).unwrap());
+        cluster.moves(&[], &[(PG, &[4, 5, 6])]).unwrap();
+        cluster.assert_group(&[4, 5, 6], &[1, 2, 3]);
+    }
     cluster.moves(&[], &[(PG, &[1, 4, 5])]).unwrap();
     cluster.assert_group(&[1, 4, 5], &[2, 3]);
     // The last of them is lost too, before the others were filled: it stays to be read from.

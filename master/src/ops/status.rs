@@ -68,12 +68,15 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         chunkservers.iter().filter(|it| it.stat.refilling).map(|server| server.id).collect();
     let states = group_states::all(&view).map_err(store_failed)?;
     let (mut clean, mut degraded, mut lost, mut chunks_degraded) = (0, 0, 0, 0);
+    let held = upkeep::held(&view).map_err(store_failed)?;
     let liveness = master.liveness();
     for ((members, state), pg) in table.members.iter().zip(states).zip((0..).map(PgId)) {
         let down = members.iter().any(|member| !up.contains(member));
         if !members.is_empty() && !table.readers(pg).any(|reader| up.contains(&reader)) {
             lost += 1;
-        } else if down || members.iter().any(|member| liveness.may_lack(*member, pg)) {
+        } else if down
+            || members.iter().any(|member| liveness.may_lack(*member, pg, held.is_some()))
+        {
             degraded += 1;
         } else {
             clean += u32::from(!members.is_empty());
@@ -105,7 +108,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         sites: all.len() as u64,
         current: current.map(|alias| (alias.site, alias.deploy)).collect(),
         groups_moving: u32::try_from(table.leaving.len()).unwrap_or(u32::MAX),
-        frozen: upkeep::held(&view).map_err(store_failed)?,
+        frozen: held,
         chunks_unreferenced: unreferenced::count(&view).map_err(store_failed)?,
         scrub: upkeep::orders(&view).map_err(store_failed)?.scrub,
         placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, PgTable};
 use atoll_proto::error::WireResult;
 use atoll_proto::ids::PG_COUNT;
-use atoll_proto::{NodeId, PgId, limits};
+use atoll_proto::{Epoch, NodeId, PgId, limits};
 use tokio::time::Instant;
 
 use super::moves;
@@ -81,6 +81,8 @@ struct Memory {
     next_step: Instant,
     /// What was last logged.
     told: Vec<String>,
+    /// The table and servers of which it is known that nothing needs to be dealt out.
+    dealt: Option<(Epoch, Vec<Candidate>)>,
     /// Groups on the move, with their old members, and since when that is so.
     moving: HashMap<PgId, (Vec<NodeId>, Instant)>,
 }
@@ -105,7 +107,7 @@ impl Default for Memory {
     fn default() -> Self {
         let ideals = Ideals::default();
         let (told, moving) = (Vec::new(), HashMap::new());
-        Memory { seen: None, ideals, next_step: Instant::now(), told, moving }
+        Memory { seen: None, ideals, next_step: Instant::now(), told, dealt: None, moving }
     }
 }
 
@@ -202,7 +204,12 @@ async fn step(
     if may_deal_anew(&*master.consensus.state()).map_err(store_failed)? {
         let active = servers.iter().filter(|server| server.duty == Duty::Active);
         let candidates: Vec<Candidate> = active.map(|server| server.candidate.clone()).collect();
+        let known = Some((table.epoch, candidates.clone()));
+        if memory.dealt == known {
+            return Ok(LOOK_EVERY);
+        }
         let changes = deal(&table, &candidates, limits::REPLICAS);
+        memory.dealt = known.filter(|_| changes.is_empty());
         if !changes.is_empty() && !candidates.is_empty() {
             let groups = changes.len();
             let operation = Operation::SetTable { base: table.epoch, changes };

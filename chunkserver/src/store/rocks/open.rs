@@ -92,7 +92,10 @@ fn tidy(db: &Db, dir: &Path) -> Result<Segments, StoreError> {
     let segments = Segments::open(dir, next, last).map_err(failed)?;
     let mut batch = db.batch();
     for (spot, len) in &holes {
-        segments.punch(*spot, *len).map_err(failed)?;
+        if let Err(error) = segments.punch(*spot, *len) {
+            tracing::warn!(%error, segment = spot.segment, "cannot give back the room of a chunk");
+            continue;
+        }
         batch.delete(Family::Holes, &schema::hole_key(*spot));
     }
     let dead = fills.iter().filter(|(_, fill)| fill.chunks == 0).map(|(segment, _)| *segment);

@@ -37,7 +37,12 @@ impl ChunkStore for RocksStore {
                 // writer is here, nothing makes a chunk present without a sync, and what a crash
                 // left in the log was synced when the store was opened.
                 let old = edit.row(&chunk.id)?;
-                let is_present = |row: &Row| row.record.body == Body::Present;
+                // What it is to be acknowledged for is looked at all the same: the disk may have
+                // lost it since, and here are good bytes.
+                let is_present = |row: &Row| {
+                    let present = row.record.body == Body::Present;
+                    present && has_bytes(open, &chunk.id, row, &chunk.bytes)
+                };
                 if let Some(row) = old.filter(is_present) {
                     done.known += 1;
                     if let Some(record) = row.record.put_again(chunk.at_ms) {
@@ -163,6 +168,19 @@ impl ChunkStore for RocksStore {
             let row = read_row(db, id)?.filter(|row| row.record.body == Body::Present);
             row.map(|row| read_bytes(db, segments, id, &row)).transpose()
         })
+    }
+
+    fn forget_cached(&self, id: &ChunkId) {
+        // When this fails, so will the read.
+        let forgotten = self.read(|Open { db, segments }| {
+            if let Some(row) = read_row(db, id)?
+                && let Some(spot) = row.spot()
+            {
+                segments.forget_cached(spot, row.record.len);
+            }
+            Ok(())
+        });
+        drop(forgotten);
     }
 
     fn record(&self, id: &ChunkId) -> Result<Option<Record>, StoreError> {
@@ -425,5 +443,20 @@ impl RocksStore {
             }
             Ok((purged, purged.chunks > 0))
         })
+    }
+}
+
+/// Whether the store gives exactly these bytes for a chunk.
+fn has_bytes(open: &Open, id: &ChunkId, row: &Row, bytes: &Bytes) -> bool {
+    match read_bytes(&open.db, &open.segments, id, row) {
+        Ok(found) if found == *bytes => true,
+        Ok(_) => {
+            tracing::error!(chunk = %id, "a chunk that is put again had wrong bytes");
+            false
+        }
+        Err(error) => {
+            tracing::error!(chunk = %id, %error, "a chunk that is put again cannot be read");
+            false
+        }
     }
 }

@@ -148,7 +148,11 @@ pub(super) fn failure(verb: &'static str, error: DbError) -> StoreError {
 
 /// A failure to read what belongs to the index.
 pub(super) fn index_failure(error: DbError) -> StoreError {
-    failure("read the index of the chunks", error)
+    match error {
+        // Nothing else has what an unreadable sector of it had.
+        DbError::Unreadable(reason) => StoreError::Damaged { reason },
+        error => failure("read the index of the chunks", error),
+    }
 }
 
 /// A failure of a file as callers see it.

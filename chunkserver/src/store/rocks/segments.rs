@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atoll_proto::ChunkId;
 use bytes::Bytes;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
 use super::frame::{BLOCK, Frame, blocks};
 use crate::store::len_of;
@@ -172,6 +172,18 @@ impl Segments {
         }
     }
 
+    /// Has the kernel forget the bytes of a chunk that it has in memory: the next read is from the
+    /// disk, as far as that can be had.
+    pub(super) fn forget_cached(&self, spot: Spot, len: u32) {
+        let Ok(file) = self.file(spot.segment) else { return };
+        let (from, count) = (i64::from(spot.block), i64::from(blocks(len)));
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let advised = posix_fadvise(&*file, from * BLOCK as i64, count * BLOCK as i64, advice);
+        if let Err(error) = advised {
+            tracing::debug!(%error, "a chunk may be verified from memory");
+        }
+    }
+
     /// Gives the room of a chunk back that nothing refers to any more. Says whether the file
     /// system can do that.
     ///
@@ -255,12 +267,10 @@ impl Tail {
             return Ok(());
         }
         let path = path(dir, self.segment);
-        let created = !path.exists();
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).open(path)?;
-        if created {
-            File::open(dir)?.sync_all()?;
-        }
+        // Even if it was there: an earlier try may have made it and failed to sync its entry.
+        File::open(dir)?.sync_all()?;
         // What is behind the end was never valid.
         file.set_len(offset(self.end))?;
         self.file = Some(file);

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use atoll_proto::limits::HEARTBEAT_EVERY;
+use atoll_proto::limits::HEARTBEAT_QUIET;
 use atoll_testbed::metrics::Scrape;
 use atoll_testbed::{Fault, Node, checks, wait};
 
@@ -57,7 +57,7 @@ fn quiet(bench: &Bench, scale: Scale, name: &str, table: &mut Table) -> Result<(
     let before = Counters::of(bench)?;
     sleep(period);
     let spent = Counters::of(bench)?.since(&before);
-    let beats = period.as_secs_f64() / HEARTBEAT_EVERY.as_secs_f64();
+    let beats = period.as_secs_f64() / HEARTBEAT_QUIET.as_secs_f64();
     let per_beat = spent.compared_bytes as f64 / servers / beats;
     let unit = "B per server and heartbeat".to_owned();
     table.row([format!("{name}, quiet: compared"), figure(per_beat), unit]);
@@ -95,13 +95,13 @@ fn until_mended(bench: &Bench, chunks: u64) -> Result<Result<Duration, String>> 
 /// Waits until comparing has come to rest.
 fn settle(bench: &Bench) -> Result<()> {
     let mut last = Counters::of(bench)?;
-    let pause = HEARTBEAT_EVERY * 5;
+    let pause = HEARTBEAT_QUIET * 3;
     wait::until("comparing to come to rest", SETTLED_WITHIN, || {
         sleep(pause);
         let now = Counters::of(bench)?;
         let spent = now.since(&last);
         last = now;
-        let at_rest = spent.mismatches == 0 && spent.compared_bytes < 64 * 5 * 3 * 2;
+        let at_rest = spent.mismatches == 0 && spent.compared_bytes < 64 * 4 * 3;
         Ok(at_rest.then_some(()))
     })
 }
