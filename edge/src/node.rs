@@ -21,8 +21,10 @@ use tokio::sync::watch;
 
 use crate::index::Index;
 
-/// How often readiness is judged.
+/// How often readiness is judged until the edge is ready.
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
+/// How often once it is: what ends it takes seconds.
+const JUDGE_READY_EVERY: Duration = Duration::from_millis(500);
 /// How long the last heartbeat, which takes the edge out of DNS, may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// How long the farewell may take.
@@ -73,6 +75,7 @@ pub(crate) async fn judge(
         } else {
             Readiness::not("the publish log was not heard of lately; are the masters reachable?")
         };
+        let pause = if now.ready { JUDGE_READY_EVERY } else { JUDGE_EVERY };
         readiness.send_if_modified(|before| {
             let changed = *before != now;
             if changed {
@@ -82,7 +85,7 @@ pub(crate) async fn judge(
             changed
         });
         tokio::select! {
-            () = tokio::time::sleep(JUDGE_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
             () = shutdown.wait() => break,
         }
     }
