@@ -123,7 +123,7 @@ fn next_frame(file: &File, from: u32, seen: &mut u64) -> io::Result<Option<(u32,
             if let Some(header_blocks) = Frame::header_blocks(first) {
                 let mut header = vec![0; header_blocks as usize * BLOCK];
                 let read = file.read_exact_at(&mut header, offset(block));
-                if let Some(entries) = read.ok().and_then(|()| Frame::read(&header)) {
+                if let Some(entries) = read.ok().and_then(|()| Frame::read(&header, block)) {
                     let ends = entries.iter().map(|it| it.block.saturating_add(blocks(it.len)));
                     let next = block + header_blocks;
                     return Ok(Some((ends.max().unwrap_or(next).max(next), entries)));
