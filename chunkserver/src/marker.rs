@@ -9,7 +9,7 @@
 //! absent      absent           new: set up
 //! new         any              setting up was interrupted: finish
 //! ready       this node's      a node with its chunks
-//! ready       damaged          the disk failed it: set aside, and filled again from the others
+//! ready       damaged          the disk failed it: set aside, taken back, filled from the others
 //! ready       absent           refused: the chunks are gone
 //! unreadable  this node's      the disk failed the marker: written again
 //! unreadable  damaged, absent  refused: nothing says whose it is
@@ -400,7 +400,9 @@ mod tests {
         let store = open(dir.path(), CLUSTER, NODE, None).unwrap();
         assert!(store.refilling(), "also after a start");
         assert!(dir.path().join("chunks.damaged-1").is_dir());
-        store.finish_refill().unwrap();
+        assert!(!store.finish_refill().unwrap(), "nobody looked what is in it");
+        assert!(store.salvage(0, 1).unwrap().complete);
+        assert!(store.finish_refill().unwrap());
         assert!(!store.refilling());
         assert!(!dir.path().join("chunks.damaged-1").exists());
     }

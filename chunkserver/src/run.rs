@@ -23,7 +23,7 @@ use crate::reconcile::Upkeep;
 use crate::reconcile::pause::Pauses;
 use crate::store::writer::Writer;
 use crate::store::{ChunkStore, StoreError};
-use crate::tasks::{feed, heartbeat, reconcile, repair, scrub, sweep};
+use crate::tasks::{feed, heartbeat, reconcile, repair, salvage, scrub, sweep};
 
 /// How long the tasks of upkeep may take to stop.
 const TASKS_STOP_WAIT: Duration = Duration::from_secs(2);
@@ -105,6 +105,7 @@ async fn serve(
     tasks.spawn("feed", feed::follow(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("reconcile", reconcile::keep_equal(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("repair-all", repair::repair(Arc::clone(&node), shutdown.clone()));
+    tasks.spawn("salvage", salvage::salvage(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("scrub", scrub::scrub(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("sweep", sweep::sweep(Arc::clone(&node), shutdown.clone()));
     let announce = announce(config, ready, addr, admin);
@@ -219,6 +220,8 @@ fn describe_upkeep() {
     describe_counter!("atoll_chunk_mismatches_total", "Roots that differed.");
     describe_counter!("atoll_chunk_repaired_total", "Chunks fetched because they were lacking.");
     describe_counter!("atoll_chunk_repaired_bytes_total", Unit::Bytes, "Their bytes.");
+    describe_counter!("atoll_chunk_salvaged_total", "Chunks taken back from damaged stores.");
+    describe_counter!("atoll_chunk_salvaged_bytes_total", Unit::Bytes, "Their bytes.");
     describe_counter!("atoll_chunk_scrubbed_total", "Chunks read and verified by the scrubber.");
     describe_counter!("atoll_chunk_scrubbed_bytes_total", Unit::Bytes, "Their bytes.");
     describe_counter!("atoll_chunk_pending_swept_total", "Chunks never referred to, taken out.");

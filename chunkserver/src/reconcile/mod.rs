@@ -18,7 +18,7 @@ pub(crate) mod tree;
 pub(crate) mod walk;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +67,11 @@ pub(crate) struct Upkeep {
     pub(crate) sweep_now: Notify,
     /// What the scrubber has done.
     pub(crate) scrubbed: Scrubbed,
+    /// What the last heartbeats said of a store that was begun anew: all that should be here is
+    /// here, and what was set aside may go.
+    pub(crate) refilled: AtomicBool,
+    /// Taking back what was set aside takes long or fails: repair waits for it no longer.
+    pub(crate) salvage_slow: AtomicBool,
     /// What the masters want; `None` before one has answered.
     pub(crate) orders: watch::Sender<Option<Orders>>,
     reporter: Mutex<Reporter>,
@@ -146,6 +151,8 @@ impl Upkeep {
             compared: watch::Sender::default(),
             sweep_now: Notify::new(),
             scrubbed: Scrubbed::default(),
+            refilled: AtomicBool::new(false),
+            salvage_slow: AtomicBool::new(false),
             orders: watch::Sender::default(),
             reporter: Mutex::default(),
             breaker: Mutex::default(),

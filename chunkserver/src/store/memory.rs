@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::tree::{BUCKETS, Digest, bucket_of};
-use atoll_proto::{ChunkId, PgId};
+use atoll_proto::{ChunkId, Epoch, PgId};
 use bytes::Bytes;
 
 use super::tally::{Bucket, BucketKey, ChangedGroups, bucket_key};
@@ -36,6 +36,11 @@ struct Inner {
     totals: Totals,
     capacity: u64,
     refilling: bool,
+    /// What was set aside and can be taken back.
+    aside: BTreeMap<ChunkId, Bytes>,
+    unsalvaged: bool,
+    /// Salvaging fails, as on a disk that cannot be read.
+    salvage_fails: bool,
     closed: bool,
 }
 
@@ -63,11 +68,34 @@ impl MemoryStore {
         }
     }
 
-    /// Loses everything but what belongs to the node, as a store does whose index is damaged.
+    /// Loses everything but what belongs to the node, as a store does whose index is damaged and
+    /// of which nothing can be taken back.
     pub fn lose_index(&self) {
+        self.begin_anew(|_| BTreeMap::new());
+    }
+
+    /// Sets all chunks aside, as a store does whose index is damaged.
+    pub fn set_aside(&self) {
+        self.begin_anew(|inner| std::mem::take(&mut inner.bodies).into_iter().collect());
+    }
+
+    /// Whether chunks that were set aside are still there.
+    pub fn has_aside(&self) -> bool {
+        !self.lock().aside.is_empty()
+    }
+
+    /// From now on salvaging fails, or does not.
+    pub fn fail_salvage(&self, fails: bool) {
+        self.lock().salvage_fails = fails;
+    }
+
+    fn begin_anew(&self, aside: impl FnOnce(&mut Inner) -> BTreeMap<ChunkId, Bytes>) {
         let mut inner = self.lock();
-        let (meta, capacity) = (std::mem::take(&mut inner.meta), inner.capacity);
-        *inner = Inner { meta, capacity, refilling: true, ..Inner::default() };
+        let (aside, meta) = (aside(&mut inner), std::mem::take(&mut inner.meta));
+        let (capacity, salvage_fails) = (inner.capacity, inner.salvage_fails);
+        let (refilling, unsalvaged) = (true, true);
+        let rest = Inner::default();
+        *inner = Inner { meta, capacity, refilling, aside, unsalvaged, salvage_fails, ..rest };
         self.changed.note_all();
     }
 
@@ -344,14 +372,41 @@ impl ChunkStore for MemoryStore {
         self.lock().refilling
     }
 
-    fn salvage(&self, _now_ms: u64, _bytes_max: u64) -> Result<Salvaged, StoreError> {
-        drop(self.open()?);
-        Ok(Salvaged { complete: true, ..Salvaged::default() })
+    fn unsalvaged(&self) -> bool {
+        self.lock().unsalvaged
     }
 
-    fn finish_refill(&self) -> Result<(), StoreError> {
-        self.open()?.refilling = false;
-        Ok(())
+    fn salvage(&self, now_ms: u64, bytes_max: u64) -> Result<Salvaged, StoreError> {
+        let mut done = Salvaged::default();
+        let mut seen = 0;
+        while seen < bytes_max {
+            let mut inner = self.open()?;
+            if inner.salvage_fails {
+                let reason = "told to fail".to_owned();
+                return Err(StoreError::Disk { verb: "salvage chunks", reason });
+            }
+            let Some((id, bytes)) = inner.aside.pop_first() else {
+                inner.unsalvaged = false;
+                done.complete = true;
+                break;
+            };
+            drop(inner);
+            seen += bytes.len() as u64;
+            if ChunkId::of(&bytes) == id {
+                let chunk = NewChunk { id, bytes, epoch: Epoch(0), at_ms: now_ms };
+                done.note(&self.put_batch(&[chunk])?);
+            }
+        }
+        Ok(done)
+    }
+
+    fn finish_refill(&self) -> Result<bool, StoreError> {
+        let mut inner = self.open()?;
+        if inner.unsalvaged {
+            return Ok(false);
+        }
+        inner.refilling = false;
+        Ok(true)
     }
 
     fn close(&self) {

@@ -365,19 +365,24 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// empty, is being filled anew.
     fn refilling(&self) -> bool;
 
+    /// Whether [`ChunkStore::salvage`] has yet to go through something that was set aside.
+    fn unsalvaged(&self) -> bool;
+
     /// Takes chunks back from stores that were set aside, as far as their bytes are good, going on
     /// where the last call stopped; reads about `bytes_max` bytes. What it takes back is present,
-    /// and live only if the master said so since. What it has been through is deleted.
+    /// and live only if the master said so since. What it has been through is deleted, as it goes
+    /// on: it needs room for a few chunks, and leaves less of the reserve free than puts do.
     ///
     /// # Errors
     /// When the disk fails or is full.
     fn salvage(&self, now_ms: u64, bytes_max: u64) -> Result<Salvaged, StoreError>;
 
-    /// Everything that was set aside is here again, or given up: deletes it.
+    /// What was set aside is not needed any more: deletes it, unless something is left to salvage.
+    /// May take long. Says whether the refill is over.
     ///
     /// # Errors
-    /// When the disk fails.
-    fn finish_refill(&self) -> Result<(), StoreError>;
+    /// When the disk fails; a part may be deleted then.
+    fn finish_refill(&self) -> Result<bool, StoreError>;
 
     /// Flushes and shuts the store. Every later call fails with [`StoreError::Closed`].
     fn close(&self);

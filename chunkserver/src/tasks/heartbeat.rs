@@ -5,12 +5,14 @@
 //! the node then serves reads, takes no puts of newer epochs, and says that it is not ready.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_net::admin::Readiness;
 use atoll_net::{Backoff, Shutdown};
+use atoll_proto::NodeId;
 use atoll_proto::chunk::ChunkStat;
-use atoll_proto::cluster::NodeInfo;
+use atoll_proto::cluster::{NodeInfo, PgTable};
 use atoll_proto::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST, HEARTBEAT_QUIET};
 use atoll_proto::master::{MasterRequest, MasterResponse, TreeReport};
 use tokio::sync::watch;
@@ -178,9 +180,8 @@ async fn beat(node: &Node) -> Result<bool, String> {
         node.upkeep.count_bytes(bytes);
         node.upkeep.heard(&report, in_sync, &differ, lacking);
         let full = in_sync == Some(true) && node.upkeep.reporter().is_of_refill();
-        if full && !orders.frozen {
-            finish_refill(node).await?;
-        }
+        // Deleting may take long: the task that salvages does it.
+        node.upkeep.refilled.store(full && may_finish_refill(node), Ordering::Release);
     }
     Ok(known)
 }
@@ -208,16 +209,19 @@ async fn look_around(node: &Node) -> Result<(ChunkStat, Option<TreeReport>), Str
     Ok((stat, report))
 }
 
-/// Everything that should be here is here: what was set aside when the store began anew is not
-/// needed any more.
-async fn finish_refill(node: &Node) -> Result<(), String> {
-    if !node.store.refilling() {
-        return Ok(());
+/// Whether being in sync says that what was set aside is not needed: it says so of groups that this
+/// node is a member of, and of nothing while clients still read from it what it is leaving.
+fn may_finish_refill(node: &Node) -> bool {
+    if node.placement.is_behind() || node.upkeep.breaker().is_frozen() {
+        return false;
     }
-    let finished = node.at_the_disk("finish-refill", |store| store.finish_refill()).await;
-    finished.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    tracing::info!("the store that was begun anew is full again");
-    Ok(())
+    node.placement.view().is_some_and(|view| !only_leaves(&view.table, node.id))
+}
+
+/// Whether a node is on its way out, or nobody has said yet where chunks belong.
+fn only_leaves(table: &PgTable, node: NodeId) -> bool {
+    let (member, leaving) = table.groups_of(node);
+    table.epoch.0 == 0 || (member == 0 && leaving > 0)
 }
 
 /// Fetches the view: in any case when the table is old, else if anything changed.
@@ -225,5 +229,27 @@ async fn look(node: &Node, behind: bool) {
     let known = node.placement.view().map(|view| view.index).filter(|_| !behind);
     if let Err(reason) = node.fetch_view(known).await {
         tracing::debug!(reason, "cannot fetch the cluster view");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_proto::{Epoch, PgId};
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_only_leaves_keeps_what_was_set_aside() {
+        let (me, other) = (NodeId(1), NodeId(2));
+        let mut table = PgTable::empty();
+        assert!(only_leaves(&table, me), "nobody has said anything yet");
+        table.epoch = Epoch(1);
+        assert!(!only_leaves(&table, me));
+        table.members[5] = vec![other];
+        table.leaving = vec![(PgId(5), vec![me])];
+        assert!(only_leaves(&table, me));
+        table.members[6] = vec![me];
+        assert!(!only_leaves(&table, me));
+        assert!(!only_leaves(&table, other));
     }
 }

@@ -5,5 +5,6 @@ pub(crate) mod feed;
 pub(crate) mod heartbeat;
 pub(crate) mod reconcile;
 pub(crate) mod repair;
+pub(crate) mod salvage;
 pub(crate) mod scrub;
 pub(crate) mod sweep;

@@ -1,11 +1,13 @@
 //! Repair: fetches what is lacking from those who have it, several batches side by side, so that
 //! a lost server is filled at the speed of its disk and not of single questions.
 //!
-//! What is in the server's own quarantine comes from there. Everything else is asked of members
+//! What is in the server's own quarantine comes from there. While [`super::salvage`] takes back what
+//! was set aside on the own disk, repair waits. Everything else is asked of members
 //! and of those who leave the group, verified, and stored like any put. Memory is bounded by the
 //! batches under way; repair makes way for clients unless a chunk has only one other place left.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +44,8 @@ const FETCH_DEADLINE: Duration = limits::CHUNK_DEADLINE;
 const LOAD_EVERY: Duration = Duration::from_secs(60);
 /// How long repair rests when the disk is full.
 const FULL_REST: Duration = Duration::from_secs(5);
+/// How often repair looks whether what is on the own disk was taken back, if nobody says so.
+const SALVAGE_LOOK: Duration = Duration::from_secs(1);
 
 /// What the batches under way share.
 struct Repairs {
@@ -85,20 +89,23 @@ impl Repairs {
     async fn dispatch(self: &Arc<Self>, fetches: &Tasks) {
         let mut views = self.node.view_changes();
         self.follow_view(&mut views);
-        self.load().await;
-        let mut loaded = Instant::now();
+        // When everything that is lacking was last read from the store.
+        let mut loaded: Option<Instant> = None;
         loop {
-            let wants_more = self.node.upkeep.queue().wants_more();
-            if wants_more || (loaded.elapsed() >= LOAD_EVERY && self.has_missed_some()) {
-                self.load().await;
-                loaded = Instant::now();
-            }
-            self.look_all(fetches);
-            let rest = self.start_all(fetches);
-            let due = self.node.upkeep.queue().next_due();
-            let due = due.map(|due| due.saturating_sub(self.node.upkeep.elapsed()));
-            let due = due.map(|ms| Duration::from_millis(ms.max(1)));
-            let wait = rest.or(due).unwrap_or(LOAD_EVERY).min(LOAD_EVERY);
+            let wait = if self.waits_for_salvage() {
+                loaded = None;
+                SALVAGE_LOOK
+            } else {
+                let wants_more = self.node.upkeep.queue().wants_more();
+                let due = loaded.is_none_or(|loaded| {
+                    loaded.elapsed() >= LOAD_EVERY && self.has_missed_some()
+                });
+                if wants_more || due {
+                    self.load().await;
+                    loaded = Some(Instant::now());
+                }
+                self.start(fetches).unwrap_or(LOAD_EVERY).min(LOAD_EVERY)
+            };
             tokio::select! {
                 () = self.node.upkeep.queue_changed() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -117,6 +124,25 @@ impl Repairs {
     fn has_missed_some(&self) -> bool {
         let queue = self.node.upkeep.queue();
         !queue.is_full() && self.node.store.totals().lacking > queue.len() as u64
+    }
+
+    /// What is on the own disk is not fetched over the network: while it is being taken back, repair
+    /// waits, unless that takes long.
+    fn waits_for_salvage(&self) -> bool {
+        let slow = self.node.upkeep.salvage_slow.load(Ordering::Acquire);
+        self.node.store.unsalvaged() && !slow
+    }
+
+    /// Starts what may be started. Returns how long to wait where that is known.
+    fn start(self: &Arc<Self>, fetches: &Tasks) -> Option<Duration> {
+        self.look_all(fetches);
+        if let Some(rest) = self.start_all(fetches) {
+            return Some(rest);
+        }
+        let due = self.node.upkeep.queue().next_due()?;
+        let ms = due.saturating_sub(self.node.upkeep.elapsed());
+        Some(Duration::from_millis(ms.max(1)))
+    }
     }
 
     /// The readers that are up are others.

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atoll_chunkserver::store::memory::MemoryStore;
 use atoll_chunkserver::store::{Body, ChunkStore, NewChunk, Record};
-use atoll_chunkserver::{Config, Pauses, RunError, run_on};
+use atoll_chunkserver::{Config, Pauses, RunError, run, run_on};
 use atoll_net::{
     CallError, CallOptions, ClusterCa, Endpoint, Role, ServeLimits, ShutdownTrigger, shutdown,
 };
@@ -90,6 +91,11 @@ impl Cluster {
         for id in 1..=servers {
             self.start_server(id);
         }
+        self.until_registered(servers).await;
+    }
+
+    /// Waits until so many servers were heard.
+    pub(crate) async fn until_registered(&self, servers: u64) {
         self.until("all are registered", |state| {
             state.nodes.len() as u64 == servers && state.in_sync.len() as u64 == servers
         })
@@ -112,7 +118,7 @@ impl Cluster {
             listen: any_port(),
             advertise: None,
             admin: any_port(),
-            data: self.dir.path().join(format!("data-{id}")),
+            data: self.data(id),
             identity,
             masters: vec![self.master_addr],
             zone: format!("z{id}"),
@@ -142,6 +148,18 @@ impl Cluster {
         let pauses = self.pauses.lock().unwrap().clone();
         let running = tokio::spawn(run_on(self.config(id), self.store(id), pauses, stopped));
         self.servers.lock().unwrap().insert(id, Server { stop, running });
+    }
+
+    /// Starts a server with its chunks on the disk, in [`Cluster::data`].
+    pub(crate) fn start_on_disk(&self, id: u64) {
+        let (stop, stopped) = shutdown::pair();
+        let running = tokio::spawn(run(self.config(id), stopped));
+        self.servers.lock().unwrap().insert(id, Server { stop, running });
+    }
+
+    /// Where a server has its data.
+    pub(crate) fn data(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("data-{id}"))
     }
 
     pub(crate) async fn stop_server(&self, id: u64) {

@@ -7,3 +7,4 @@ mod drop;
 mod fetch;
 mod learn;
 mod master;
+mod salvage;

@@ -95,23 +95,35 @@ impl Frame {
         (1..=HEADER_BLOCKS_MAX).contains(&blocks).then_some(blocks)
     }
 
-    /// The chunks that a whole header names, if it is one.
-    pub(super) fn read(header: &[u8]) -> Option<Vec<Entry>> {
+    /// The chunks that a whole header names, if it is one and begins at `block`. They lie one
+    /// behind the other from the header's end on, as they were written: bytes of a chunk that look
+    /// like a header are none elsewhere, and none that names blocks of its choice.
+    pub(super) fn read(header: &[u8], block: u32) -> Option<Vec<Entry>> {
         let (covered, checksum) = header.split_last_chunk::<CHECKSUM>()?;
         if ChunkId::of(covered) != ChunkId(*checksum) {
             return None;
         }
         let count = u32::from_be_bytes(*covered.get(12..)?.first_chunk()?);
+        let count = usize::try_from(count).ok()?;
         let (entries, _) = covered.get(FIXED..)?.as_chunks::<ENTRY>();
-        let entries = entries.get(..usize::try_from(count).ok()?)?;
-        let read = |bytes: &[u8; ENTRY]| {
+        let entries = entries.get(..count)?;
+        let blocks_of_header = header_blocks(count);
+        if header.len() != blocks_of_header * BLOCK {
+            return None;
+        }
+        let mut next = block.checked_add(u32::try_from(blocks_of_header).ok()?)?;
+        let mut read = Vec::with_capacity(count);
+        for bytes in entries {
             let (id, rest) = bytes.split_first_chunk::<32>()?;
-            let (block, len) = rest.split_first_chunk::<4>()?;
+            let (at, len) = rest.split_first_chunk::<4>()?;
             let len = u32::from_be_bytes(len.try_into().ok()?);
-            let block = u32::from_be_bytes(*block);
-            (len <= limits::CHUNK_BYTES_MAX).then_some(Entry { id: ChunkId(*id), block, len })
-        };
-        entries.iter().map(read).collect()
+            if u32::from_be_bytes(*at) != next || len > limits::CHUNK_BYTES_MAX {
+                return None;
+            }
+            read.push(Entry { id: ChunkId(*id), block: next, len });
+            next = next.checked_add(blocks(len))?;
+        }
+        Some(read)
     }
 }
 
@@ -135,7 +147,10 @@ mod tests {
             prop_assert_eq!(u64::from(frame.end - block), taken);
             let header_blocks = Frame::header_blocks(&frame.header[..BLOCK]).unwrap();
             prop_assert_eq!(header_blocks as usize * BLOCK, frame.header.len());
-            prop_assert_eq!(&Frame::read(&frame.header).unwrap(), &frame.entries);
+            prop_assert_eq!(&Frame::read(&frame.header, block).unwrap(), &frame.entries);
+            if !chunks.is_empty() {
+                prop_assert_eq!(Frame::read(&frame.header, block + 1), None);
+            }
             let mut next = block + header_blocks;
             for (entry, (id, len)) in frame.entries.iter().zip(&chunks) {
                 prop_assert_eq!(*entry, Entry { id: *id, block: next, len: *len });
@@ -145,14 +160,52 @@ mod tests {
             let mut bad = frame.header.clone();
             let at = flipped.index(bad.len());
             bad[at] ^= 1;
-            prop_assert_eq!(Frame::read(&bad), None);
+            prop_assert_eq!(Frame::read(&bad, block), None);
         }
 
         #[test]
         fn noise_is_no_frame(noise: Vec<u8>) {
-            prop_assert_eq!(Frame::read(&noise), None);
+            prop_assert_eq!(Frame::read(&noise, 0), None);
             prop_assert_eq!(Frame::header_blocks(&noise), None);
         }
+    }
+
+    /// A header with a right checksum that says what its author wants.
+    fn forge(header: &[u8], at: usize, value: u32) -> Vec<u8> {
+        let mut forged = header[..header.len() - CHECKSUM].to_vec();
+        forged[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        let checksum = ChunkId::of(&forged);
+        forged.extend_from_slice(checksum.as_bytes());
+        forged
+    }
+
+    #[test]
+    fn a_forged_header_does_not_reach_beyond_its_frame() {
+        let chunks = [(ChunkId([1; 32]), 9000), (ChunkId([2; 32]), 70_000)];
+        let frame = Frame::new(10, &chunks).unwrap();
+        assert_eq!(forge(&frame.header, FIXED + 36, 9000), frame.header);
+        assert_eq!(Frame::read(&frame.header, 10), Some(frame.entries));
+        let (block, len) = (FIXED + 32, FIXED + 36);
+        for (at, value) in [
+            (block, u32::MAX),
+            (block, 0),
+            (block, 12),
+            (block + ENTRY, u32::MAX),
+            (block + ENTRY, 15),
+            (len, u32::MAX),
+            (len, 12_289),
+            (12, u32::MAX),
+            (12, 100),
+        ] {
+            let forged = forge(&frame.header, at, value);
+            assert_eq!(Frame::read(&forged, 10), None, "{value} at {at}");
+        }
+        assert_eq!(Frame::read(&frame.header, u32::MAX), None);
+        let mut long = frame.header[..BLOCK - CHECKSUM].to_vec();
+        long.resize(2 * BLOCK - CHECKSUM, 0);
+        let checksum = ChunkId::of(&long);
+        long.extend_from_slice(checksum.as_bytes());
+        assert_eq!(Frame::read(&long, 10), None, "no header is longer than it has to be");
     }
 
     #[test]

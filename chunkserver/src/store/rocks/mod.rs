@@ -43,8 +43,8 @@ use std::time::{Duration, Instant};
 use self::db::DbError;
 use self::edit::{Edit, Freed};
 use self::open::Open;
-use self::read::{failure, read_totals};
-use self::salvage::Cursor;
+use self::read::{failure, file_failure, read_totals};
+use self::salvage::Progress;
 pub use self::schema::FORMAT;
 use self::schema::Family;
 use super::tally::ChangedGroups;
@@ -75,7 +75,9 @@ pub struct RocksStore {
     broken: AtomicBool,
     closed: AtomicBool,
     refilling: AtomicBool,
-    salvaging: Mutex<Option<Cursor>>,
+    /// What was set aside has not all been gone through.
+    unsalvaged: AtomicBool,
+    salvaging: Mutex<Progress>,
     syncs: AtomicU64,
 }
 
@@ -160,6 +162,9 @@ impl RocksStore {
 
     fn new(dir: &Path, reserve: Option<u64>, open: Open, broken: bool) -> Result<Self, StoreError> {
         let (totals, _) = read_totals(&open.db)?;
+        let aside = open::set_aside(dir);
+        let aside = aside.map_err(|error| file_failure("look for what was set aside", &error))?;
+        let refilling = !aside.is_empty();
         let store = Self {
             dir: dir.to_owned(),
             reserve,
@@ -171,10 +176,12 @@ impl RocksStore {
             changed: ChangedGroups::all(),
             broken: AtomicBool::new(broken),
             closed: AtomicBool::new(false),
-            refilling: AtomicBool::new(!open::set_aside(dir).is_empty()),
-            salvaging: Mutex::new(None),
+            refilling: AtomicBool::new(refilling),
+            unsalvaged: AtomicBool::new(refilling),
+            salvaging: Mutex::default(),
             syncs: AtomicU64::new(0),
         };
+        store.drop_ballast_aside();
         store.take_ballast();
         Ok(store)
     }
@@ -357,13 +364,17 @@ impl RocksStore {
         }
         // If this fails, the next write tries to mend, and comes here again.
         self.broken.store(true, Ordering::Release);
+        // In this order: what is being refilled and was salvaged may be deleted. And before
+        // anything is set aside: a new store that cannot be opened at once is one all the same.
+        self.unsalvaged.store(true, Ordering::Release);
+        self.refilling.store(true, Ordering::Release);
         let opened = open::begin_anew(&self.dir, &self.values(), self.totals());
         let open = opened.map_err(|error| self.explain(error))?;
         (*self.shown(), _) = read_totals(&open.db)?;
         slot.open = Some(open);
         slot.generation += 1;
         self.broken.store(false, Ordering::Release);
-        self.refilling.store(true, Ordering::Release);
+        self.drop_ballast_aside();
         self.changed.note_all();
         Ok(())
     }

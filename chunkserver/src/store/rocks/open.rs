@@ -124,7 +124,8 @@ pub(super) fn exists(dir: &Path) -> bool {
             entries.any(|entry| entry.is_ok_and(|it| tells(&it.file_name().to_string_lossy())))
         })
     };
-    has_files(dir) || (has_files(&draft(dir)) && !set_aside(dir).is_empty())
+    let any_aside = || set_aside(dir).is_ok_and(|stores| !stores.is_empty());
+    has_files(dir) || (has_files(&draft(dir)) && any_aside())
 }
 
 /// Finishes, or takes back, what a crash left of setting a store aside.
@@ -134,7 +135,7 @@ pub(super) fn finish_interrupted(dir: &Path) -> Result<(), StoreError> {
     if !draft.exists() {
         return Ok(());
     }
-    if dir.exists() || set_aside(dir).is_empty() {
+    if dir.exists() || set_aside(dir).map_err(failed)?.is_empty() {
         return fs::remove_dir_all(&draft).map_err(failed);
     }
     fs::rename(&draft, dir).map_err(failed)?;
@@ -165,7 +166,7 @@ pub(super) fn begin_anew(
     fs::rename(&draft, dir).map_err(failed)?;
     sync_parent(dir).map_err(failed)?;
     tracing::error!(dir = %dir.display(), aside = %aside.display(), "the chunk store is damaged: \
-        set aside; its chunks have to come from the other servers");
+        set aside; what it can be read of is taken back, the rest has to come from the other servers");
     Open::at(dir, false)
 }
 
@@ -182,14 +183,21 @@ fn write_values(db: &Db, values: &BTreeMap<Meta, Vec<u8>>, before: Totals) -> Re
 }
 
 /// The stores that were set aside.
-pub(super) fn set_aside(dir: &Path) -> Vec<PathBuf> {
+///
+/// # Errors
+/// When the directory cannot be read: then nobody knows whether there are any.
+pub(super) fn set_aside(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let prefix = format!("{name}.damaged-");
-    let Ok(entries) = fs::read_dir(parent(dir)) else { return Vec::new() };
     let named = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
     };
-    entries.flatten().map(|entry| entry.path()).filter(named).collect()
+    let mut stores = Vec::new();
+    for entry in fs::read_dir(parent(dir))? {
+        let path = entry?.path();
+        stores.extend(named(&path).then_some(path));
+    }
+    Ok(stores)
 }
 
 fn draft(dir: &Path) -> PathBuf {

@@ -15,6 +15,8 @@ use super::open::{self, Open};
 use super::read::{
     file_failure, index_failure, nonsense, read_buckets, read_bytes, read_due, read_row, records,
 };
+use super::room::Leave;
+use super::salvage::Progress;
 use super::schema::{self, Family, Row};
 use super::{EDIT_RECORDS, INDEX_BYTES, RocksStore};
 use crate::store::{
@@ -24,44 +26,7 @@ use crate::store::{
 
 impl ChunkStore for RocksStore {
     fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
-        if self.broken.load(Ordering::Acquire) {
-            self.check_free(0)?;
-        }
-        self.edit("store chunks", true, |open, edit| {
-            let mut done = Batched::default();
-            let mut again = false;
-            let mut seen = HashSet::new();
-            let mut new = Vec::new();
-            for chunk in batch {
-                // A present entry is on disk: it was read from synced state, because the only
-                // writer is here, nothing makes a chunk present without a sync, and what a crash
-                // left in the log was synced when the store was opened.
-                let old = edit.row(&chunk.id)?;
-                // What it is to be acknowledged for is looked at all the same: the disk may have
-                // lost it since, and here are good bytes.
-                let is_present = |row: &Row| {
-                    let present = row.record.body == Body::Present;
-                    present && has_bytes(open, &chunk.id, row, &chunk.bytes)
-                };
-                if let Some(row) = old.filter(is_present) {
-                    done.known += 1;
-                    if let Some(record) = row.record.put_again(chunk.at_ms) {
-                        edit.set(&chunk.id, old, Some(record));
-                        again = true;
-                    }
-                } else if seen.insert(chunk.id) {
-                    done.written += 1;
-                    done.bytes += chunk.bytes.len() as u64;
-                    new.push((chunk, old));
-                } else {
-                    done.known += 1;
-                }
-            }
-            if !new.is_empty() {
-                self.store(open, edit, &new)?;
-            }
-            Ok((done, again || done.written > 0))
-        })
+        self.put(batch, Leave::Reserve)
     }
 
     fn mark(
@@ -326,18 +291,40 @@ impl ChunkStore for RocksStore {
         self.refilling.load(Ordering::Acquire)
     }
 
-    fn salvage(&self, now_ms: u64, bytes_max: u64) -> Result<Salvaged, StoreError> {
-        let mut cursor = self.salvaging.lock().unwrap_or_else(PoisonError::into_inner);
-        self.salvage_some(&mut cursor, now_ms, bytes_max)
+    fn unsalvaged(&self) -> bool {
+        self.unsalvaged.load(Ordering::Acquire)
     }
 
-    fn finish_refill(&self) -> Result<(), StoreError> {
-        for dir in open::set_aside(&self.dir) {
-            let deleted = std::fs::remove_dir_all(&dir);
-            deleted.map_err(|error| file_failure("delete a store that was set aside", &error))?;
+    fn salvage(&self, now_ms: u64, bytes_max: u64) -> Result<Salvaged, StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
         }
-        self.refilling.store(false, Ordering::Release);
-        Ok(())
+        let mut progress = self.salvaging.lock().unwrap_or_else(PoisonError::into_inner);
+        self.salvage_some(&mut progress, now_ms, bytes_max)
+    }
+
+    fn finish_refill(&self) -> Result<bool, StoreError> {
+        let failed = |error| file_failure("delete a store that was set aside", &error);
+        let mut progress = self.salvaging.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.unsalvaged() || !self.is_salvaged(&progress)? {
+            return Ok(false);
+        }
+        for dir in open::set_aside(&self.dir).map_err(failed)? {
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(error));
+                }
+                _ => {}
+            }
+        }
+        // Held so that the store does not begin anew in between.
+        let _keeper = self.keeper();
+        let all = open::set_aside(&self.dir).map_err(failed)?.is_empty();
+        if all {
+            *progress = Progress::default();
+            self.refilling.store(false, Ordering::Release);
+        }
+        Ok(all)
     }
 
     fn close(&self) {
@@ -363,6 +350,48 @@ impl ChunkStore for RocksStore {
 }
 
 impl RocksStore {
+    /// Stores chunks that have been verified.
+    pub(super) fn put(&self, batch: &[NewChunk], leave: Leave) -> Result<Batched, StoreError> {
+        if self.broken.load(Ordering::Acquire) {
+            self.check_free(0)?;
+        }
+        self.edit("store chunks", true, |open, edit| {
+            let mut done = Batched::default();
+            let mut again = false;
+            let mut seen = HashSet::new();
+            let mut new = Vec::new();
+            for chunk in batch {
+                // A present entry is on disk: it was read from synced state, because the only
+                // writer is here, nothing makes a chunk present without a sync, and what a crash
+                // left in the log was synced when the store was opened.
+                let old = edit.row(&chunk.id)?;
+                // What it is to be acknowledged for is looked at all the same: the disk may have
+                // lost it since, and here are good bytes.
+                let is_present = |row: &Row| {
+                    let present = row.record.body == Body::Present;
+                    present && has_bytes(open, &chunk.id, row, &chunk.bytes)
+                };
+                if let Some(row) = old.filter(is_present) {
+                    done.known += 1;
+                    if let Some(record) = row.record.put_again(chunk.at_ms) {
+                        edit.set(&chunk.id, old, Some(record));
+                        again = true;
+                    }
+                } else if seen.insert(chunk.id) {
+                    done.written += 1;
+                    done.bytes += chunk.bytes.len() as u64;
+                    new.push((chunk, old));
+                } else {
+                    done.known += 1;
+                }
+            }
+            if !new.is_empty() {
+                self.store(open, edit, &new, leave)?;
+            }
+            Ok((done, again || done.written > 0))
+        })
+    }
+
     /// Reads a chunk once more and follows what is found: `if_good`, or that it is corrupt.
     fn examine(
         &self,
@@ -396,6 +425,7 @@ impl RocksStore {
         open: &Open,
         edit: &mut Edit<'_>,
         chunks: &[(&NewChunk, Option<Row>)],
+        leave: Leave,
     ) -> Result<(), StoreError> {
         let large = |bytes: &Bytes| bytes.len() >= self.segment_bytes_min;
         let for_segments: Vec<(ChunkId, Bytes)> = chunks
@@ -407,7 +437,7 @@ impl RocksStore {
         let small: u64 = small.map(|(chunk, _)| chunk.bytes.len() as u64).sum();
         let twice = small + chunks.len() as u64 * INDEX_BYTES;
         let lens = for_segments.iter().map(|(_, bytes)| len_of(bytes));
-        self.check_room(&open.db, twice, frame_blocks(lens) * BLOCK as u64)?;
+        self.check_room(&open.db, twice, frame_blocks(lens) * BLOCK as u64, leave)?;
         let mut spots = Vec::new();
         if !for_segments.is_empty() {
             let appended = open.segments.append(&for_segments);

@@ -22,28 +22,43 @@ const FREE_POLL_EVERY: Duration = Duration::from_millis(2);
 /// A file of this size, or of a hundredth of the disk if that is less, is there to be deleted when
 /// something has to be written to delete chunks.
 const BALLAST_BYTES: u64 = 16 << 20;
-const BALLAST: &str = "BALLAST";
+pub(super) const BALLAST: &str = "BALLAST";
 /// Deleting chunks writes less than this.
 const DELETING_BYTES: u64 = 1 << 20;
+
+/// What a write of chunks leaves free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// What puts must leave.
+    Reserve,
+    /// Half of that: the write frees as much as it takes, and must get on beside puts.
+    HalfReserve,
+}
 
 impl RocksStore {
     /// Refuses a write for which there is no room: for `twice` bytes in the log now and in the
     /// database's files later, and for `once` bytes in segments.
-    pub(super) fn check_room(&self, db: &Db, twice: u64, once: u64) -> Result<(), StoreError> {
+    pub(super) fn check_room(
+        &self,
+        db: &Db,
+        twice: u64,
+        once: u64,
+        leave: Leave,
+    ) -> Result<(), StoreError> {
         let wanted = twice.saturating_mul(2).saturating_add(once);
         let unflushed =
             db.unflushed().map_err(|error| failure("see what is not flushed", error))?;
         let all = wanted.saturating_add(unflushed);
-        let Err(full) = self.check_free(all) else {
+        let Err(full) = self.check_left(all, leave) else {
             return Ok(());
         };
         if unflushed < FLUSH_BYTES_MIN {
             return Err(full);
         }
-        self.check_free(wanted)?;
+        self.check_left(wanted, leave)?;
         // What is flushed gives back its room in the log.
         match db.flush() {
-            Ok(true) => self.await_free(wanted),
+            Ok(true) => self.await_free(wanted, leave),
             Ok(false) => {
                 self.broken.store(true, Ordering::Release);
                 let reason = "the flush does not end".to_owned();
@@ -53,11 +68,11 @@ impl RocksStore {
         }
     }
 
-    /// As [`Self::check_free`], while the log that a flush made superfluous is being deleted.
-    fn await_free(&self, wanted: u64) -> Result<(), StoreError> {
+    /// As [`Self::check_left`], while the log that a flush made superfluous is being deleted.
+    fn await_free(&self, wanted: u64, leave: Leave) -> Result<(), StoreError> {
         let started = Instant::now();
         loop {
-            let free = self.check_free(wanted);
+            let free = self.check_left(wanted, leave);
             if free.is_ok() || started.elapsed() > LOG_DELETED_AFTER {
                 return free;
             }
@@ -67,7 +82,14 @@ impl RocksStore {
 
     /// Whether so much is free beside the reserve.
     pub(super) fn check_free(&self, wanted: u64) -> Result<(), StoreError> {
-        let Space { free, reserve, .. } = self.measure()?;
+        self.check_left(wanted, Leave::Reserve)
+    }
+
+    fn check_left(&self, wanted: u64, leave: Leave) -> Result<(), StoreError> {
+        let Space { free, mut reserve, .. } = self.measure()?;
+        if leave == Leave::HalfReserve {
+            reserve /= 2;
+        }
         if free < reserve.saturating_add(wanted) {
             return Err(StoreError::Full { free, reserve });
         }

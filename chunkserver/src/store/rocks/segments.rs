@@ -194,16 +194,7 @@ impl Segments {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             file => file?,
         };
-        let count = i64::from(blocks(len)) * BLOCK as i64;
-        if count == 0 {
-            return Ok(true);
-        }
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&file, hole, i64::from(spot.block) * BLOCK as i64, count) {
-            Ok(()) => Ok(true),
-            Err(nix::Error::EOPNOTSUPP) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        punch(&file, spot.block, blocks(len))
     }
 
     /// Whether chunks may still be appended to this file.
@@ -310,6 +301,20 @@ impl ReadError {
 /// The path of a segment file.
 pub(super) fn path(dir: &Path, segment: u32) -> PathBuf {
     dir.join(format!("{segment:08x}.segment"))
+}
+
+/// Gives blocks of a file back to the file system. Says whether that can do it.
+pub(super) fn punch(file: &File, block: u32, count: u32) -> io::Result<bool> {
+    if count == 0 {
+        return Ok(true);
+    }
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let unit = BLOCK as i64;
+    match fallocate(file, hole, i64::from(block) * unit, i64::from(count) * unit) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Where a block begins in its file.

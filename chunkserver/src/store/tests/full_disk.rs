@@ -101,6 +101,28 @@ fn a_full_disk_refuses_puts_and_recovers() {
 }
 
 #[test]
+fn a_disk_more_than_half_full_takes_back_what_was_set_aside() {
+    const RESERVE: u64 = 12 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let Some((disk, _ballast, store)) = on_a_small_disk(dir.path(), RESERVE) else { return };
+    let (stored, _) = fill(&store);
+    assert!(stored.len() > 80, "only {} fit", stored.len());
+    drop(store);
+    let path = dir.path().join("store");
+    std::fs::remove_file(path.join("CURRENT")).unwrap();
+    let store = RocksStore::replace(&path, Some(RESERVE), &[]).unwrap();
+    let bytes: usize = stored.iter().map(|chunk| chunk.bytes.len()).sum();
+    assert!(store.space().unwrap().free < bytes as u64 * 3 / 4, "it must not fit twice");
+    while !store.salvage(NOW, 1 << 20).unwrap().complete {}
+    check_all(&store, &stored);
+    assert!(store.finish_refill().unwrap());
+    check_all(&store, &stored);
+    assert_consistent(&store);
+    drop(store);
+    drop(disk);
+}
+
+#[test]
 fn a_disk_that_something_else_fills_loses_nothing_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let Some((disk, ballast, store)) = on_a_small_disk(dir.path(), 0) else { return };

@@ -5,6 +5,7 @@
 mod damage;
 mod full_disk;
 mod model;
+mod salvage;
 mod segments;
 
 use std::collections::BTreeMap;
