@@ -166,7 +166,7 @@ pub(super) fn begin_anew(
     fs::rename(&draft, dir).map_err(failed)?;
     sync_parent(dir).map_err(failed)?;
     tracing::error!(dir = %dir.display(), aside = %aside.display(), "the chunk store is damaged: \
-        set aside; what it can be read of is taken back, the rest has to come from the other servers");
+        set aside; what can be read is taken back, the rest has to come from others");
     Open::at(dir, false)
 }
 

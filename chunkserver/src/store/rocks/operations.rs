@@ -306,10 +306,15 @@ impl ChunkStore for RocksStore {
     fn finish_refill(&self) -> Result<bool, StoreError> {
         let failed = |error| file_failure("delete a store that was set aside", &error);
         let mut progress = self.salvaging.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.unsalvaged() || !self.is_salvaged(&progress)? {
-            return Ok(false);
-        }
-        for dir in open::set_aside(&self.dir).map_err(failed)? {
+        let asides = {
+            // Held so that what is set aside from now on is not among them.
+            let _keeper = self.keeper();
+            if self.unsalvaged() || !self.is_salvaged(&progress)? {
+                return Ok(false);
+            }
+            open::set_aside(&self.dir).map_err(failed)?
+        };
+        for dir in asides {
             match std::fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(failed(error));
