@@ -97,9 +97,8 @@ impl Repairs {
                 SALVAGE_LOOK
             } else {
                 let wants_more = self.node.upkeep.queue().wants_more();
-                let due = loaded.is_none_or(|loaded| {
-                    loaded.elapsed() >= LOAD_EVERY && self.has_missed_some()
-                });
+                let due = loaded
+                    .is_none_or(|loaded| loaded.elapsed() >= LOAD_EVERY && self.has_missed_some());
                 if wants_more || due {
                     self.load().await;
                     loaded = Some(Instant::now());
@@ -142,7 +141,6 @@ impl Repairs {
         let due = self.node.upkeep.queue().next_due()?;
         let ms = due.saturating_sub(self.node.upkeep.elapsed());
         Some(Duration::from_millis(ms.max(1)))
-    }
     }
 
     /// The readers that are up are others.
