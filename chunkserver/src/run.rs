@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_net::admin::Readiness;
-use atoll_net::task::{AbortOnDrop, Tasks};
+use atoll_net::task::{AbortOnDrop, Boxed, Tasks};
 use atoll_net::{Endpoint, Identity, Role, ServeLimits, Shutdown, admin, task, telemetry};
 use atoll_proto::cluster::{NodeInfo, NodeKind};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -36,7 +36,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the data is not this node's, an address is taken, or the disk cannot be used.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+pub fn run(config: Config, shutdown: Shutdown) -> Boxed<'static, Result<(), RunError>> {
+    Box::pin(run_here(config, shutdown))
+}
+
+async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     telemetry::init("chunkserver", "info");
     describe();
     config.check().map_err(|reason| RunError::Config { path: "chunkserver".into(), reason })?;
@@ -51,7 +55,16 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_on(
+pub fn run_on(
+    config: Config,
+    store: Arc<dyn ChunkStore>,
+    pauses: Option<Arc<dyn Pauses>>,
+    shutdown: Shutdown,
+) -> Boxed<'static, Result<(), RunError>> {
+    Box::pin(run_here_on(config, store, pauses, shutdown))
+}
+
+async fn run_here_on(
     config: Config,
     store: Arc<dyn ChunkStore>,
     pauses: Option<Arc<dyn Pauses>>,

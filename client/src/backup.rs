@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use atoll_net::task::Boxed;
 use atoll_proto::Code;
 use atoll_proto::backup::{BackupAnswer, BackupAsk, BackupHeader, Checksum};
 use atoll_proto::limits;
@@ -33,7 +34,15 @@ pub trait BackupProgress: Send + Sync {
 /// # Errors
 /// `Refused` without an administrator's token; `Io` when the file cannot be written; `Malformed`
 /// when what arrived is not what the master announced.
-pub async fn backup(
+pub fn backup<'a>(
+    cluster: &'a Cluster,
+    path: &'a Path,
+    progress: &'a dyn BackupProgress,
+) -> Boxed<'a, Result<BackupHeader, ClientError>> {
+    Box::pin(write_backup(cluster, path, progress))
+}
+
+async fn write_backup(
     cluster: &Cluster,
     path: &Path,
     progress: &dyn BackupProgress,

@@ -11,6 +11,7 @@ use atoll_net::call::{CallError, CallOptions};
 use atoll_net::endpoint::Endpoint;
 use atoll_net::identity::{Identity, Role};
 use atoll_net::retry::Backoff;
+use atoll_net::task::Boxed;
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::master::{Change, Changed, MasterRequest, MasterResponse};
 use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
@@ -175,7 +176,15 @@ impl Cluster {
     }
 
     /// The same, for answers with a body.
-    pub(crate) async fn master_with_body(
+    pub(crate) fn master_with_body<'a>(
+        &'a self,
+        request: &'a MasterRequest,
+        deadline: Duration,
+    ) -> Boxed<'a, Result<(MasterResponse, Bytes), ClientError>> {
+        Box::pin(self.ask_masters(request, deadline))
+    }
+
+    async fn ask_masters(
         &self,
         request: &MasterRequest,
         deadline: Duration,
@@ -259,7 +268,11 @@ impl Cluster {
     ///
     /// # Errors
     /// `Refused` with the reason; `Deadline` or `Unreachable` when the outcome stayed unknown.
-    pub async fn change(&self, change: Change) -> Result<(u64, Changed), ClientError> {
+    pub fn change(&self, change: Change) -> Boxed<'_, Result<(u64, Changed), ClientError>> {
+        Box::pin(self.change_once(change))
+    }
+
+    async fn change_once(&self, change: Change) -> Result<(u64, Changed), ClientError> {
         let _room = self.inner.change_room.acquire().await;
         let mut change = change;
         for again in [true, false] {

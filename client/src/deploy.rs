@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use atoll_net::task::Boxed;
 use atoll_proto::content::Extent;
 use atoll_proto::manifest::Entry;
 use atoll_proto::master::{AdmitPage, MasterRequest, MasterResponse, ObjectKind};
@@ -174,7 +175,16 @@ struct Hashed {
 ///
 /// # Errors
 /// See [`DeployError`]; after every one of them the alias points where it did.
-pub async fn deploy(
+pub fn deploy(
+    cluster: &Cluster,
+    files: Vec<SourceFile>,
+    options: DeployOptions,
+    progress: Arc<dyn DeployProgress>,
+) -> Boxed<'_, Result<DeployReport, DeployError>> {
+    Box::pin(deploy_files(cluster, files, options, progress))
+}
+
+async fn deploy_files(
     cluster: &Cluster,
     files: Vec<SourceFile>,
     options: DeployOptions,

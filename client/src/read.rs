@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use atoll_net::call::CallError;
 use atoll_net::identity::Role;
+use atoll_net::task::Boxed;
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, Get, GetMany};
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::content::{Extent, ExtentList};
@@ -36,7 +37,11 @@ impl Cluster {
     ///
     /// # Errors
     /// `Lost` when no replica returns it in good order.
-    pub async fn read_chunk(&self, id: ChunkId) -> Result<Bytes, ClientError> {
+    pub fn read_chunk(&self, id: ChunkId) -> Boxed<'_, Result<Bytes, ClientError>> {
+        Box::pin(self.read_one(id))
+    }
+
+    async fn read_one(&self, id: ChunkId) -> Result<Bytes, ClientError> {
         let mut view = self.view().await?;
         let mut reason = String::new();
         for round in 0..ROUNDS {
@@ -126,7 +131,14 @@ impl Cluster {
     ///
     /// # Errors
     /// `Lost` for the first chunk that no replica returns.
-    pub async fn read_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, ClientError> {
+    pub fn read_chunks<'a>(
+        &'a self,
+        ids: &'a [ChunkId],
+    ) -> Boxed<'a, Result<Vec<Bytes>, ClientError>> {
+        Box::pin(self.read_many(ids))
+    }
+
+    async fn read_many(&self, ids: &[ChunkId]) -> Result<Vec<Bytes>, ClientError> {
         let view = self.view().await?;
         let zone = self.inner.zone.as_deref();
         let mut groups: HashMap<NodeId, Vec<Sought>> = HashMap::new();

@@ -1,4 +1,4 @@
-//! The view of the cluster, once a second: which shields there are, and what DNS answers.
+//! The view of the cluster, every two seconds: which shields there are, and what DNS answers.
 //!
 //! Started by [`crate::run`]. When the masters are away the last view stays in force.
 
@@ -18,7 +18,7 @@ use crate::fetch::shield::{Shield, Shields};
 use crate::index::Index;
 use crate::index::table::Table;
 
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(2);
 
 /// Follows the view until shutdown.
 pub(crate) async fn run(

@@ -32,7 +32,7 @@ use atoll_net::endpoint::Endpoint;
 use atoll_net::identity::Identity;
 use atoll_net::service::ServeLimits;
 use atoll_net::shutdown::Shutdown;
-use atoll_net::task::Tasks;
+use atoll_net::task::{Boxed, Tasks};
 use atoll_proto::NodeId;
 use atoll_proto::cluster::{EdgeInfo, NodeInfo, NodeKind};
 use tokio::sync::watch;
@@ -115,7 +115,11 @@ fn cause(error: &dyn std::error::Error) -> String {
 ///
 /// # Errors
 /// When it cannot start; once it serves, it goes on until shutdown.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+pub fn run(config: Config, shutdown: Shutdown) -> Boxed<'static, Result<(), RunError>> {
+    Box::pin(run_here(config, shutdown))
+}
+
+async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     drop(atoll_net::telemetry::init("edge", "info"));
     describe_metrics();
     let identity = Identity::load(&config.identity)?;

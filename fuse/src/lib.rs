@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use atoll_client::{ClientError, Cluster};
 use atoll_net::shutdown::Shutdown;
-use atoll_net::task;
+use atoll_net::task::{self, Boxed};
 use atoll_proto::{ByteName, InodeId};
 
 use fs::{ClusterStore, FileSystem, FsError, Options, Store};
@@ -144,14 +144,16 @@ pub enum MountError {
 ///
 /// # Errors
 /// See [`MountError`].
-pub async fn mount(
+pub fn mount<'a>(
     cluster: Cluster,
     options: MountOptions,
     shutdown: Shutdown,
-    on_ready: impl FnOnce(),
-) -> Result<(), MountError> {
-    let chunk_bytes = cluster.view().await?.chunk_bytes;
-    serve(ClusterStore::new(cluster), chunk_bytes, options, shutdown, on_ready).await
+    on_ready: Box<dyn FnOnce() + Send + 'a>,
+) -> Boxed<'a, Result<(), MountError>> {
+    Box::pin(async move {
+        let chunk_bytes = cluster.view().await?.chunk_bytes;
+        serve(ClusterStore::new(cluster), chunk_bytes, options, shutdown, on_ready).await
+    })
 }
 
 /// Unmounts a directory that `atoll mount` mounted. Changes are committed first: unmounting waits

@@ -144,8 +144,15 @@ impl Liveness {
         let Some(Heard { sync, .. }) = self.nodes.get_mut(&node) else { return };
         let Comparison { table, index, whole, groups } = comparison;
         if sync.epoch != table.epoch || sync.equal.is_empty() {
-            // What it keeps may be something else: begin anew.
-            *sync = Sync { epoch: table.epoch, whole: sync.whole, equal: vec![0; GROUPS] };
+            sync.epoch = table.epoch;
+            sync.equal.resize(GROUPS, 0);
+            // What was found of groups it stays a member of holds on; for those it left in a table
+            // between, see `forget_synced`.
+            for (pg, equal) in (0u16..).zip(&mut sync.equal) {
+                if !table.readers(PgId(pg)).any(|reader| reader == node) {
+                    *equal = 0;
+                }
+            }
         }
         match whole {
             Some(true) => {
@@ -248,7 +255,7 @@ impl Liveness {
     }
 
     /// Nodes are no members of a group any more: what was found of them does not count when they
-    /// come back to it.
+    /// come back to it. Called for every table there was, before the next one is proposed.
     pub(crate) fn forget_synced(&mut self, pg: PgId, nodes: &[NodeId]) {
         for node in nodes {
             let sync = self.nodes.get_mut(node).map(|heard| &mut heard.sync);
@@ -442,13 +449,17 @@ mod tests {
         assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
         compare(&mut liveness, &table, 9, Some(false), &[(PgId(3), false)]);
         assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
-        // Another table, or another start of the server: begin anew.
+        // Another table: what it stays a member of holds on.
         compare(&mut liveness, &table, 9, Some(true), &[]);
         table.epoch = Epoch(2);
+        table.members[4] = vec![NodeId(2)];
         compare(&mut liveness, &table, 9, None, &[]);
-        assert!(!liveness.synced(node, PgId(3), 0));
-        compare(&mut liveness, &table, 9, Some(true), &[]);
-        assert!(liveness.synced(node, PgId(3), 9));
+        assert!(liveness.synced(node, PgId(3), 9) && !liveness.synced(node, PgId(4), 0));
+        table.epoch = Epoch(3);
+        table.members[4] = vec![node];
+        compare(&mut liveness, &table, 9, None, &[]);
+        assert!(!liveness.synced(node, PgId(4), 0), "it came back, and was not compared since");
+        // Another start of the server: begin anew.
         liveness.registered(node, start);
         assert!(!liveness.synced(node, PgId(3), 0));
         assert_eq!(liveness.in_sync(node), None);

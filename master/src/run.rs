@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_net::admin::{self, Readiness};
-use atoll_net::task::Tasks;
+use atoll_net::task::{Boxed, Tasks};
 use atoll_net::{Endpoint, Identity, NetError, Role, ServeLimits, Shutdown};
 use tokio::sync::watch;
 
@@ -44,7 +44,11 @@ pub enum RunError {
 ///
 /// # Errors
 /// When it cannot start, or its disk fails while it runs.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+pub fn run(config: Config, shutdown: Shutdown) -> Boxed<'static, Result<(), RunError>> {
+    Box::pin(run_here(config, shutdown))
+}
+
+async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
     describe_metrics();
     let identity = Identity::load(&config.identity)?;

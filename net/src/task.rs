@@ -5,11 +5,17 @@
 //! is a rising line with a name.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
+
+/// A future on the heap, behind a table of functions. What is not generic and returns this is
+/// compiled once, in its own crate; the body of an `async fn` is compiled again, with all it calls,
+/// in each crate that awaits it.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Runs `future` on the runtime under `name`, inside the current span, counted in `atoll_tasks`.
 #[allow(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]

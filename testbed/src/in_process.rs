@@ -366,15 +366,15 @@ async fn run(node: LocalNode, shutdown: Shutdown) -> Result<()> {
     match node.role {
         LocalRole::Master => {
             let config = atoll_master::Config::load(&node.config)?;
-            Ok(Box::pin(atoll_master::run(config, shutdown)).await?)
+            Ok(atoll_master::run(config, shutdown).await?)
         }
         LocalRole::Chunkserver => {
             let config = atoll_chunkserver::Config::load(&node.config)?;
-            Ok(Box::pin(atoll_chunkserver::run(config, shutdown)).await?)
+            Ok(atoll_chunkserver::run(config, shutdown).await?)
         }
         LocalRole::Edge => {
             let config = atoll_edge::Config::load(&node.config)?;
-            Ok(Box::pin(atoll_edge::run(config, shutdown)).await?)
+            Ok(atoll_edge::run(config, shutdown).await?)
         }
     }
 }

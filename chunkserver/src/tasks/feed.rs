@@ -133,7 +133,6 @@ async fn step(
             return Ok(WANTED_SPACING);
         }
     };
-    *at_once = false;
     let answer = match asked.map_err(|error| error.to_string())? {
         MasterResponse::Deltas { deltas, upto, gap } => Answer { deltas, upto, gap },
         _ => return Err("the master answered with the wrong kind of message".to_owned()),
@@ -142,6 +141,8 @@ async fn step(
     let many = answer.deltas.len() >= limits::DELTAS_MAX;
     let any = !answer.deltas.is_empty();
     take(node, after, answer).await?;
+    // Not before: who wanted to know must not wait out a long poll because one question failed.
+    *at_once = false;
     Ok(if any && !many { SPACING } else { Duration::ZERO })
 }
 

@@ -34,8 +34,10 @@ const BACKOFF: Backoff =
 const FAILURES_MAX: u32 = 5;
 /// Nor does it wait longer than this.
 const REPAIR_WAIT_MAX: Duration = Duration::from_secs(300);
-/// How often the store is looked at: whether it has begun anew, or is full again.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the store is looked at: whether it has begun anew.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often one that has begun anew is looked at: whether it is full again.
+const LOOK_REFILLING: Duration = Duration::from_millis(500);
 /// How long until deleting is tried again after it failed.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -53,7 +55,8 @@ pub(crate) async fn salvage(node: Arc<Node>, shutdown: Shutdown) {
                 tracing::warn!(reason, "cannot delete the store that was set aside yet");
                 finish_from = Instant::now() + RETRY;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            let refilling = node.store.refilling();
+            tokio::time::sleep(if refilling { LOOK_REFILLING } else { LOOK_EVERY }).await;
         }
     };
     tokio::select! {

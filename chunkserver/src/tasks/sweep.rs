@@ -55,7 +55,7 @@ pub(crate) async fn sweep(node: Arc<Node>, shutdown: Shutdown) {
 
 async fn sweep_once(node: &Node) -> Result<(), String> {
     let (mut moved, mut purged) = (0, 0);
-    for pg in (0..PG_COUNT).map(PgId) {
+    for pg in flat(node.at_the_disk("sweep", known_groups).await)? {
         if is_held(node) {
             return Ok(());
         }
@@ -84,6 +84,18 @@ async fn sweep_once(node: &Node) -> Result<(), String> {
         tracing::info!(moved, purged, "moved to quarantine, and deleted from there");
     }
     Ok(())
+}
+
+/// Groups of which anything is known here: asking about each of them would wake a thread for every
+/// one that is empty. Blocks.
+fn known_groups(store: &dyn ChunkStore) -> Result<Vec<PgId>, StoreError> {
+    let mut known = Vec::new();
+    for pg in (0..PG_COUNT).map(PgId) {
+        if !store.list_group(pg, None, 1)?.is_empty() {
+            known.push(pg);
+        }
+    }
+    Ok(known)
 }
 
 /// Whether nothing may be moved or deleted now. What an alarm has halted stays as it is until

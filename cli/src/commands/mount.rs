@@ -61,17 +61,16 @@ async fn foreground(context: &Context, args: MountArgs) -> Result<(), Failure> {
     let shutdown = atoll_net::shutdown::on_signals();
     let cluster = context.cluster().await?;
     let options = atoll_fuse::MountOptions::from(&args.mount);
-    let on_ready = || {
+    let on_ready = Box::new(|| {
         let Some(path) = &args.ready_file else { return };
         if let Err(failure) = write_whole(path, "{}\n") {
             tracing::error!("{failure}");
         }
-    };
-    Box::pin(atoll_fuse::mount(cluster, options, shutdown, on_ready)).await.map_err(|error| {
-        match error {
-            atoll_fuse::MountError::Client(error) => Failure::Client(error),
-            other => Failure::Failed(other.to_string()),
-        }
+    });
+    let mounted = atoll_fuse::mount(cluster, options, shutdown, on_ready).await;
+    mounted.map_err(|error| match error {
+        atoll_fuse::MountError::Client(error) => Failure::Client(error),
+        other => Failure::Failed(other.to_string()),
     })
 }
 

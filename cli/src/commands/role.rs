@@ -74,19 +74,19 @@ fn said(error: impl Display) -> Failure {
 pub(crate) async fn master(context: &Context, args: MasterArgs) -> Result<(), Failure> {
     let (config, shutdown) = args.shared.begin(context, "master")?;
     let config = atoll_master::Config::load(&config).map_err(said)?;
-    Box::pin(atoll_master::run(config, shutdown)).await.map_err(said)
+    atoll_master::run(config, shutdown).await.map_err(said)
 }
 
 /// Runs a chunkserver.
 pub(crate) async fn chunkserver(context: &Context, args: ChunkserverArgs) -> Result<(), Failure> {
     let (config, shutdown) = args.shared.begin(context, "chunkserver")?;
     let config = atoll_chunkserver::Config::load(&config).map_err(said)?;
-    Box::pin(atoll_chunkserver::run(config, shutdown)).await.map_err(said)
+    atoll_chunkserver::run(config, shutdown).await.map_err(said)
 }
 
 /// Runs an edge.
 pub(crate) async fn edge(context: &Context, args: EdgeArgs) -> Result<(), Failure> {
     let (config, shutdown) = args.shared.begin(context, "edge")?;
     let config = atoll_edge::Config::load(&config).map_err(said)?;
-    Box::pin(atoll_edge::run(config, shutdown)).await.map_err(said)
+    atoll_edge::run(config, shutdown).await.map_err(said)
 }

@@ -121,6 +121,7 @@ impl Consensus {
             .map_err(|error| StoreError::io("start consensus", &error))?;
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
+        drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
         Ok(Consensus { id, raft, log, state, applied, proposer, gate })
     }
 
@@ -268,6 +269,25 @@ impl Consensus {
     pub(crate) async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop in order");
+        }
+    }
+}
+
+/// Stops Raft's clock while this master is the only voter and leads: there is nobody to send
+/// heartbeats to and no election to miss, and ten ticks a second are most of what an idle master
+/// would do. Ends with Raft.
+async fn rest_when_alone(id: u64, raft: Raft) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let alone = {
+            let metrics = metrics.borrow_and_update();
+            let mut voters = metrics.membership_config.membership().voter_ids();
+            let only = voters.next() == Some(id) && voters.next().is_none();
+            only && metrics.current_leader == Some(id)
+        };
+        raft.runtime_config().tick(!alone);
+        if metrics.changed().await.is_err() {
+            return;
         }
     }
 }

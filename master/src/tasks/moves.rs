@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use atoll_proto::cluster::PgTable;
 use atoll_proto::error::WireResult;
+use atoll_proto::ids::PG_COUNT;
 use atoll_proto::{NodeId, PgId};
 use tokio::time::Instant;
 
@@ -69,16 +70,16 @@ fn complete(master: &Master, table: &PgTable) -> WireResult<Vec<PgId>> {
     Ok(table.leaving.iter().map(|(pg, _)| *pg).filter(has_all).collect())
 }
 
-/// Who will be no member and no old member any more.
-pub(super) fn left(
-    table: &PgTable,
-    finished: &[(PgId, Vec<NodeId>)],
-    moved: &[(PgId, Vec<NodeId>)],
-) -> Vec<(PgId, Vec<NodeId>)> {
-    let old = finished.iter().map(|(pg, _)| (*pg, table.leaving(*pg).to_vec()));
-    let dropped = moved.iter().map(|(pg, members)| {
-        let dropped = table.of(*pg).iter().copied().filter(|id| !members.contains(id));
-        (*pg, dropped.collect())
-    });
-    old.chain(dropped).filter(|(_, nodes): &(_, Vec<NodeId>)| !nodes.is_empty()).collect()
+/// Who was a member or an old member by one table, and is neither by the next.
+pub(super) fn left(before: &PgTable, after: &PgTable) -> Vec<(PgId, Vec<NodeId>)> {
+    let gone = |pg: PgId| {
+        let stays = |node: &NodeId| after.readers(pg).any(|reader| reader == *node);
+        let gone = before.readers(pg).filter(|node| !stays(node)).collect();
+        (pg, gone)
+    };
+    (0..PG_COUNT)
+        .map(PgId)
+        .map(gone)
+        .filter(|(_, nodes): &(_, Vec<NodeId>)| !nodes.is_empty())
+        .collect()
 }

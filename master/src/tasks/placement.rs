@@ -85,6 +85,8 @@ struct Memory {
     dealt: Option<(Epoch, Vec<Candidate>)>,
     /// Groups on the move, with their old members, and since when that is so.
     moving: HashMap<PgId, (Vec<NodeId>, Instant)>,
+    /// The last table that was read.
+    table: Option<Arc<PgTable>>,
 }
 
 impl Memory {
@@ -107,7 +109,8 @@ impl Default for Memory {
     fn default() -> Self {
         let ideals = Ideals::default();
         let (told, moving) = (Vec::new(), HashMap::new());
-        Memory { seen: None, ideals, next_step: Instant::now(), told, dealt: None, moving }
+        let next_step = Instant::now();
+        Memory { seen: None, ideals, next_step, told, dealt: None, moving, table: None }
     }
 }
 
@@ -200,6 +203,7 @@ async fn step(
 ) -> WireResult<Duration> {
     master.consensus.read().await?;
     let table = master.table()?;
+    forget_who_left(master, memory, &table);
     metrics::gauge!("atoll_master_groups_moving").set(table.leaving.len() as f64);
     if may_deal_anew(&*master.consensus.state()).map_err(store_failed)? {
         let active = servers.iter().filter(|server| server.duty == Duty::Active);
@@ -231,7 +235,6 @@ async fn step(
     if finished.is_empty() && moved.is_empty() {
         return Ok(if table.leaving.is_empty() { LOOK_EVERY } else { STEP_EVERY });
     }
-    let left = moves::left(&table, &finished, &moved);
     tracing::info!(
         moved = moved.len(),
         finished = finished.len(),
@@ -241,11 +244,21 @@ async fn step(
     );
     let operation = Operation::MoveGroups { base: table.epoch, finished, moved };
     propose(master, memory, &operation).await?;
+    Ok(STEP_EVERY)
+}
+
+/// What was found of servers that are no members of a group any more does not count when they come
+/// back to it. Tables are proposed by this task only, each on top of the one that was read last, so
+/// none is passed over, even when the outcome of a proposal stayed unknown.
+fn forget_who_left(master: &Master, memory: &mut Memory, table: &Arc<PgTable>) {
+    let Some(before) = memory.table.replace(Arc::clone(table)) else { return };
+    if before.epoch == table.epoch {
+        return;
+    }
     let mut liveness = master.liveness();
-    for (pg, nodes) in left {
+    for (pg, nodes) in moves::left(&before, table) {
         liveness.forget_synced(pg, &nodes);
     }
-    Ok(STEP_EVERY)
 }
 
 async fn propose(master: &Master, memory: &mut Memory, operation: &Operation) -> WireResult<()> {

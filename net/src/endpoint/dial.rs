@@ -20,6 +20,7 @@ use super::pool::{Dialed, Lease};
 use super::{Counted, Endpoint, close, peer_of};
 use crate::call::{CallError, CallOptions};
 use crate::identity::{Peer, Role, SERVER_NAME};
+use crate::task::Boxed;
 use crate::telemetry::TraceContext;
 use crate::wire::{self, FrameError};
 
@@ -84,7 +85,19 @@ impl Endpoint {
         Ok((head, body))
     }
 
-    async fn attempts(&self, role: Role, call: &Outgoing) -> Result<(Bytes, Bytes), CallError> {
+    fn attempts<'a>(
+        &'a self,
+        role: Role,
+        call: &'a Outgoing,
+    ) -> Boxed<'a, Result<(Bytes, Bytes), CallError>> {
+        Box::pin(self.attempt_twice(role, call))
+    }
+
+    async fn attempt_twice(
+        &self,
+        role: Role,
+        call: &Outgoing,
+    ) -> Result<(Bytes, Bytes), CallError> {
         let unreachable = |reason: String| CallError::Unreachable { addr: call.addr, reason };
         loop {
             let lease = self
