@@ -118,7 +118,9 @@ impl Master {
                 .call(node.info.addr, Role::Chunkserver, &head, Vec::new(), options)
                 .await;
             match called {
-                Ok((ChunkResponse::Many { lens, .. }, _)) if lens == [None] => asked += 1,
+                Ok((ChunkResponse::Many { lens, complete: true }, _)) if lens == [None] => {
+                    asked += 1
+                }
                 _ => return Ok(false),
             }
         }

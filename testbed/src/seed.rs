@@ -21,5 +21,9 @@ pub fn rng(seed: u64) -> StdRng {
 pub fn command_to_repeat(seed: u64) -> String {
     let current = std::thread::current();
     let test = current.name().unwrap_or("?");
-    format!("{VARIABLE}={seed} cargo nextest run --release --workspace -E 'test(={test})'")
+    // Building the tests does not build the binary that they start.
+    format!(
+        "cargo build --release --workspace --bins && \
+         {VARIABLE}={seed} cargo nextest run --release --workspace -E 'test(={test})'"
+    )
 }

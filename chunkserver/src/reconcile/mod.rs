@@ -255,10 +255,10 @@ impl Upkeep {
         }
     }
 
-    /// Bytes of comparison went over the network.
-    pub(crate) fn count_bytes(&self, bytes: usize) {
+    /// Bytes of comparison went over the network, in a `heartbeat` or a `walk`.
+    pub(crate) fn count_bytes(&self, by: &'static str, bytes: usize) {
         self.compared_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        metrics::counter!("atoll_chunk_compared_bytes_total").increment(bytes as u64);
+        metrics::counter!("atoll_chunk_compared_bytes_total", "by" => by).increment(bytes as u64);
     }
 
     /// Roots were compared, and so many differed.

@@ -18,7 +18,7 @@ use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
 use atoll_proto::cluster::{ClusterView, NodeState};
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::master::{MasterRequest, MasterResponse};
-use atoll_proto::tree::{Ask, Digest, Found, NodeTree, TOPS};
+use atoll_proto::tree::{Ask, Found, NodeTree, TOPS};
 use atoll_proto::{ChunkId, Epoch, NodeId, PgId};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ use super::known::{self, Cache, Known};
 use super::pause::Point;
 use super::walk::{Verdict, Walk};
 use crate::node::Node;
-use crate::store::{Mark, StoreError};
+use crate::store::{ChunkStore, Mark, StoreError};
 use crate::tasks::clock;
 
 /// How long one step may take.
@@ -340,11 +340,12 @@ impl Session<'_> {
     /// The tree over everything this node knows to be live.
     async fn tree(&self) -> Result<NodeTree, String> {
         let (view, id) = (Arc::clone(&self.view), self.node.id);
-        let roots: Vec<Digest> = self.node.upkeep.trees.roots();
-        let keeps = move |pg| view.table.of(pg).contains(&id);
-        flat(
-            self.node.at_the_disk("walk", move |store| known::node_tree(store, roots, keeps)).await,
-        )
+        let trees = Arc::clone(&self.node.upkeep.trees);
+        let look = move |store: &dyn ChunkStore| {
+            let keeps = |pg: PgId| view.table.of(pg).contains(&id);
+            known::node_tree(store, trees.fresh_roots(store, keeps)?, keeps)
+        };
+        flat(self.node.at_the_disk("walk", look).await)
     }
 
     /// One step; with the index of what was answered.
@@ -382,7 +383,8 @@ impl Session<'_> {
                 }
             }
         };
-        self.node.upkeep.count_bytes(sent + atoll_proto::encode(&found).len());
+        let bytes = sent + atoll_proto::encode(&found).len();
+        self.node.upkeep.count_bytes("walk", bytes);
         if found.len() != count {
             return Err(format!("{} answers to {count} questions", found.len()));
         }

@@ -19,6 +19,9 @@ use crate::store::{ChunkStore, StoreError};
 /// most a twentieth of a core, however much is written.
 const REST: u32 = 20;
 
+/// Of more groups than this the roots are not brought up to date out of turn.
+const FRESH_MAX: usize = 512;
+
 /// The trees of one node.
 #[derive(Debug)]
 pub(crate) struct Trees(Mutex<Inner>);
@@ -102,6 +105,25 @@ impl Trees {
     /// The roots as of the last look.
     pub(crate) fn roots(&self) -> Vec<Digest> {
         self.lock().roots.clone()
+    }
+
+    /// The roots as of now, unless very many changed since the last look: a walk from old ones
+    /// would go down to what was mended a moment ago. What changed is still news to the next look.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails; what was not read stays to be read.
+    pub(crate) fn fresh_roots(
+        &self,
+        store: &dyn ChunkStore,
+        keeps: impl Fn(PgId) -> bool,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let mut inner = self.lock();
+        inner.stale.extend(store.changed_groups());
+        if inner.stale.iter().filter(|pg| keeps(**pg)).count() <= FRESH_MAX {
+            inner.refresh(store, keeps)?;
+        }
+        Ok(inner.roots.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -193,5 +215,18 @@ mod tests {
         let later = now + Duration::from_secs(60);
         let look = trees.look(&memory, &all, NODE, later).unwrap().unwrap();
         assert_eq!(look.changed, [pg]);
+    }
+
+    #[test]
+    fn a_walk_starts_from_roots_of_now_and_the_next_look_still_tells() {
+        let (trees, memory) = (Trees::default(), MemoryStore::default());
+        let all = table(1, 0..PG_COUNT);
+        look(&trees, &memory, &all);
+        let before = trees.roots();
+        let pg = store(&memory, "three");
+        assert_eq!(trees.roots(), before);
+        let fresh = trees.fresh_roots(&memory, |_| true).unwrap();
+        assert_ne!(fresh[usize::from(pg.0)], before[usize::from(pg.0)]);
+        assert_eq!(look(&trees, &memory, &all).changed, [pg]);
     }
 }

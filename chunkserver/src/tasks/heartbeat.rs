@@ -177,7 +177,7 @@ async fn beat(node: &Node) -> Result<bool, String> {
     node.upkeep.order(orders);
     if let Some(report) = report.filter(|_| known) {
         let bytes = atoll_proto::encode(&report).len() + atoll_proto::encode(&differ).len();
-        node.upkeep.count_bytes(bytes);
+        node.upkeep.count_bytes("heartbeat", bytes);
         node.upkeep.heard(&report, in_sync, &differ, lacking);
         let full = in_sync == Some(true) && node.upkeep.reporter().is_of_refill();
         // Deleting may take long: the task that salvages does it.

@@ -45,7 +45,8 @@ pub(super) fn measure(atoll: &Path, scale: Scale, table: &mut Table) -> Result<(
     checks::replication(&bench.cluster, TIMEOUT).context("before the drain")?;
     let leaving = Node::chunkserver(2);
     let kept = stored_bytes(&bench, leaving)?;
-    let moved_before = moved_bytes(&bench)?;
+    let moved_before = counted(&bench, None, MOVED)?;
+    let taken_before = counted(&bench, Some(leaving), TAKEN)?;
     let load = Load::default();
     let (began, took, written) = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(&bench, files, &load));
@@ -62,14 +63,16 @@ pub(super) fn measure(atoll: &Path, scale: Scale, table: &mut Table) -> Result<(
     })?;
     checks::replication(&bench.cluster, TIMEOUT).context("after the drain")?;
     let clean = began.elapsed();
-    // Half of what was written meanwhile may have gone to the one that leaves, and moved too.
-    let moved = moved_bytes(&bench)? - moved_before;
-    let share = moved as f64 / kept as f64;
+    let moved = counted(&bench, None, MOVED)? - moved_before;
+    let taken = counted(&bench, Some(leaving), TAKEN)? - taken_before;
+    // What it took of the writes until its groups had moved on must move, too.
+    let share = moved as f64 / (kept + taken) as f64;
     let mut row = |what: &str, value: String, unit: &str| {
         table.row([format!("drain: {what}"), value, unit.to_owned()]);
     };
     row("bytes of the server that leaves", figure(kept as f64 / MIB as f64), "MiB");
-    row("bytes moved, of these", figure(100.0 * share), "%");
+    row("bytes it took of the writes meanwhile", figure(taken as f64 / MIB as f64), "MiB");
+    row("bytes moved, of both", figure(100.0 * share), "%");
     row("until it keeps nothing", figure(took.as_secs_f64()), "s");
     row("until all is clean", figure(clean.as_secs_f64()), "s");
     row("reads meanwhile", load.reads.load(Ordering::Relaxed).to_string(), "files of 8 MiB");
@@ -115,11 +118,18 @@ impl Load {
 }
 
 /// Bytes of chunks that servers have fetched from each other.
-fn moved_bytes(bench: &Bench) -> Result<u64> {
+const MOVED: &str = "atoll_chunk_repaired_bytes_total";
+/// Bytes of chunks that a server has written.
+const TAKEN: &str = "atoll_chunk_stored_bytes_total";
+
+/// A counter of one chunkserver, or the sum of all.
+fn counted(bench: &Bench, of: Option<Node>, counter: &str) -> Result<u64> {
     let mut all = 0;
-    for server in &bench.cluster.ready().chunkservers {
-        let scrape = Scrape::of(server.admin.context("an admin address")?)?;
-        all += scrape.sum("atoll_chunk_repaired_bytes_total") as u64;
+    for (id, server) in (1..).zip(&bench.cluster.ready().chunkservers) {
+        if of.is_none_or(|node| node == Node::chunkserver(id)) {
+            let scrape = Scrape::of(server.admin.context("an admin address")?)?;
+            all += scrape.sum(counter) as u64;
+        }
     }
     Ok(all)
 }

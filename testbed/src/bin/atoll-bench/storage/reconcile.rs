@@ -78,8 +78,11 @@ fn differ(bench: &Bench, seed: u64, name: &str, table: &mut Table) -> Result<()>
     let spent = Counters::of(bench)?.since(&before);
     let name = format!("{name}, {DIFFERENCES} lost");
     table.row([format!("{name}: until mended"), seconds(&again), "s after its start".into()]);
-    let kib = spent.compared_bytes as f64 / 1024.0;
-    table.row([format!("{name}: compared"), figure(kib), "KiB, all servers".into()]);
+    for (what, bytes) in [("compared", spent.compared_bytes), ("by walks, of these", spent.walked)]
+    {
+        let kib = bytes as f64 / 1024.0;
+        table.row([format!("{name}: {what}"), figure(kib), "KiB, all servers".into()]);
+    }
     table.row([format!("{name}: mended"), spent.repaired.to_string(), "chunks".into()]);
     Ok(())
 }
@@ -119,6 +122,7 @@ fn put_small(bench: &Bench, number: usize, chunks: usize) -> Result<()> {
 /// What comparing has cost so far.
 struct Counters {
     compared_bytes: u64,
+    walked: u64,
     mismatches: u64,
     repaired: u64,
 }
@@ -129,13 +133,15 @@ impl Counters {
     }
 
     fn of_all_but(bench: &Bench, away: Option<Node>) -> Result<Self> {
-        let mut all = Self { compared_bytes: 0, mismatches: 0, repaired: 0 };
+        let mut all = Self { compared_bytes: 0, walked: 0, mismatches: 0, repaired: 0 };
         for (at, server) in bench.cluster.ready().chunkservers.iter().enumerate() {
             if away == Some(Node::chunkserver(at as u64 + 1)) {
                 continue;
             }
             let scrape = Scrape::of(server.admin.context("an admin address")?)?;
             all.compared_bytes += scrape.sum("atoll_chunk_compared_bytes_total") as u64;
+            let walked = scrape.sum_where("atoll_chunk_compared_bytes_total", "by=\"walk\"");
+            all.walked += walked as u64;
             all.mismatches += scrape.sum("atoll_chunk_mismatches_total") as u64;
             all.repaired += scrape.sum("atoll_chunk_repaired_total") as u64;
         }
@@ -145,6 +151,7 @@ impl Counters {
     fn since(&self, before: &Self) -> Self {
         Self {
             compared_bytes: self.compared_bytes.saturating_sub(before.compared_bytes),
+            walked: self.walked.saturating_sub(before.walked),
             mismatches: self.mismatches.saturating_sub(before.mismatches),
             repaired: self.repaired.saturating_sub(before.repaired),
         }
