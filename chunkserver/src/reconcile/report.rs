@@ -24,6 +24,10 @@ pub(crate) struct Reporter {
     assured: bool,
     /// The next group to be told in turn.
     turn: u16,
+    /// How many groups have not been told in turn since the last look.
+    left: usize,
+    /// How many of them the last report tells.
+    in_turn: usize,
 }
 
 impl Reporter {
@@ -35,6 +39,7 @@ impl Reporter {
         }
         self.untold.extend(&look.changed);
         self.last = Some(Look { changed: Vec::new(), ..look });
+        self.left = usize::from(PG_COUNT);
     }
 
     /// The master changed these groups: it wants to hear of them, even if they look as before.
@@ -45,6 +50,7 @@ impl Reporter {
     /// The master may have forgotten what it was told.
     pub(crate) fn begin_anew(&mut self) {
         self.assured = false;
+        self.left = usize::from(PG_COUNT);
     }
 
     /// Whether the last look was at a store that had begun anew: only then an answer about it says
@@ -62,6 +68,7 @@ impl Reporter {
     ) -> Option<TreeReport> {
         let look = self.last.as_ref()?;
         self.untold.retain(|pg| keeps(*pg));
+        self.in_turn = 0;
         let mut told: BTreeSet<PgId> =
             self.untold.iter().copied().take(limits::REPORT_GROUPS_MAX).collect();
         if !self.assured {
@@ -71,12 +78,14 @@ impl Reporter {
             let moving: Vec<PgId> = moving.collect();
             told.extend(moving);
             let in_turn = (0..PG_COUNT).map(|step| PgId((self.turn + step) % PG_COUNT));
-            let room = limits::REPORT_GROUPS_MAX - told.len();
+            // What was told and answered is not told again before the next look.
+            let room = (limits::REPORT_GROUPS_MAX - told.len()).min(self.left);
             let more: Vec<PgId> =
                 in_turn.filter(|pg| keeps(*pg) && !told.contains(pg)).take(room).collect();
             if let Some(last) = more.last() {
                 self.turn = (last.0 + 1) % PG_COUNT;
             }
+            self.in_turn = more.len();
             told.extend(more);
         }
         let root = |pg: PgId| roots.get(usize::from(pg.0)).copied().unwrap_or_default();
@@ -92,12 +101,14 @@ impl Reporter {
         for (pg, _) in &report.groups {
             self.untold.remove(pg);
         }
+        self.left = self.left.saturating_sub(std::mem::take(&mut self.in_turn));
         match in_sync {
             Some(true) => {
                 self.assured = true;
                 self.untold.clear();
             }
-            Some(false) => self.assured = false,
+            Some(false) if self.assured => self.begin_anew(),
+            Some(false) => {}
             None => {}
         }
     }
@@ -177,6 +188,11 @@ mod tests {
             reporter.answered(&report, if beat == 0 { None } else { Some(false) });
         }
         assert_eq!(told.len(), usize::from(PG_COUNT));
+        // Once is enough, until there is something new to see.
+        let last = compose(&mut reporter);
+        reporter.answered(&last, Some(false));
+        assert!(compose(&mut reporter).groups.is_empty());
+        reporter.saw(look(1, 6, &[]));
         let report = reporter.compose(&[], |pg| pg.0 < 3, std::iter::empty()).unwrap();
         assert_eq!(groups(&report), [0, 1, 2]);
         // Those that move are told whoever's turn it is.

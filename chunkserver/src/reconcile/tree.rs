@@ -97,8 +97,11 @@ impl Trees {
             Some((_, root)) if changed.is_empty() => root,
             Some(_) | None => NodeTree::new(&inner.roots, keeps).root(),
         };
-        inner.top = Some((table.epoch, root));
-        inner.rest_until = Some(now + now.elapsed().min(Duration::from_secs(1)) * REST);
+        // The first look reads everything, once. A rest after it would be long, and what is mended
+        // in the meantime would look as if it differed.
+        let first = inner.top.replace((table.epoch, root)).is_none();
+        let rest = now.elapsed().min(Duration::from_secs(1)) * REST;
+        inner.rest_until = (!first).then(|| now + rest);
         Ok(Some(Look { epoch: table.epoch, index, root, changed, refilling }))
     }
 
@@ -209,6 +212,8 @@ mod tests {
         let (trees, memory) = (Trees::default(), MemoryStore::default());
         let all = table(1, 0..PG_COUNT);
         let now = Instant::now();
+        assert!(trees.look(&memory, &all, NODE, now).unwrap().is_some());
+        // None after the first, which is much work only once.
         assert!(trees.look(&memory, &all, NODE, now).unwrap().is_some());
         let pg = store(&memory, "two");
         assert!(trees.look(&memory, &all, NODE, now).unwrap().is_none());
