@@ -177,14 +177,16 @@ impl Consensus {
         self.gate.pass().await
     }
 
-    /// Whether this master leads, as far as it knows.
+    /// Whether this master leads, as far as it knows. From the same source as what
+    /// [`Consensus::leadership_changed`] waits for: Raft tells its other metrics a moment later, and
+    /// who was woken would be told that nothing has changed.
     pub(crate) fn leads(&self) -> bool {
-        self.raft.metrics().borrow().current_leader == Some(self.id)
+        self.raft.server_metrics().borrow().current_leader == Some(self.id)
     }
 
     /// Refuses unless this master leads, as far as it knows.
     pub(crate) fn check_leads(&self) -> Result<(), WireError> {
-        let metrics = self.raft.metrics();
+        let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow();
         match metrics.current_leader {
             Some(leader) if leader == self.id => Ok(()),
@@ -199,7 +201,7 @@ impl Consensus {
 
     /// The highest term this master has seen.
     pub(crate) fn term(&self) -> u64 {
-        self.raft.metrics().borrow().current_term
+        self.raft.server_metrics().borrow().vote.leader_id().term
     }
 
     /// Roles and progress of the masters.

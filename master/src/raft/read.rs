@@ -75,7 +75,7 @@ async fn confirm(raft: &Raft, floor: (Option<u64>, Option<Vote>)) -> Result<(), 
         RaftError::Fatal(error) => WireError::unavailable(format!("the master stopped: {error}")),
     })?;
     if let (Some(index), Some(vote)) = floor
-        && raft.metrics().borrow().vote == vote
+        && raft.server_metrics().borrow().vote == vote
     {
         let applied = raft.wait(Some(limits::METADATA_DEADLINE));
         let applied = applied.applied_index_at_least(Some(index), "reads after a restart").await;
