@@ -108,8 +108,7 @@ impl Reporter {
                 self.untold.clear();
             }
             Some(false) if self.assured => self.begin_anew(),
-            Some(false) => {}
-            None => {}
+            Some(false) | None => {}
         }
     }
 

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::store::{ChunkStore, StoreError};
 
-/// A refresh is followed by this many times its own duration without one: so that trees cost at
-/// most a twentieth of a core, however much is written.
+/// A refresh is followed by this many times its own duration without one: so that heartbeats spend
+/// at most a twentieth of a core on trees, however much is written. The first one, and walks of few
+/// groups ([`Trees::fresh_roots`]), are not counted.
 const REST: u32 = 20;
 
 /// Of more groups than this the roots are not brought up to date out of turn.
