@@ -23,6 +23,16 @@ pub(crate) fn duration_ms(ms: u64) -> String {
     }
 }
 
+/// Seconds as days and hours.
+pub(crate) fn days(secs: u32) -> String {
+    match (u64::from(secs / 86_400), u64::from(secs % 86_400 / 3600)) {
+        (0, 0) => duration_ms(u64::from(secs) * 1000),
+        (0, hours) => count(hours, "hour"),
+        (days, 0) => count(days, "day"),
+        (days, hours) => format!("{} {}", count(days, "day"), count(hours, "hour")),
+    }
+}
+
 /// The first digits of an id, enough to name a deploy on the command line.
 pub(crate) fn short(id: &ChunkId) -> String {
     id.short()

@@ -305,12 +305,19 @@ impl Cluster {
             deploy,
             seq: Seq(0),
             at_ms: 0,
+            earlier: vec![],
+            expires_ms: None,
         }))
     }
 
     fn create_site(&self) {
         let name = "blog".parse().unwrap();
-        self.master.publish(PublishEvent::SiteSet(Site { name, domains: vec![], created_ms: 0 }));
+        self.master.publish(PublishEvent::SiteSet(Site {
+            name,
+            domains: vec![],
+            created_ms: 0,
+            settings: Default::default(),
+        }));
     }
 
     async fn stop(self) {

@@ -221,6 +221,8 @@ fn needs_change(change: &Change) -> Needs<'_> {
             let (verbs, site): (&'static [Verb], _) = match op {
                 SiteOp::Create { site, .. }
                 | SiteOp::SetDomains { site, .. }
+                | SiteOp::CreateWith { site, .. }
+                | SiteOp::Configure { site, .. }
                 | SiteOp::Remove { site } => (&[Verb::Admin], site),
                 SiteOp::Publish { site, .. }
                 | SiteOp::MoveAlias { site, .. }

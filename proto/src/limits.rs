@@ -48,6 +48,10 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 pub const READDIR_ENTRIES_MAX: usize = 4096;
 /// Most patterns in one invalidation.
 pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
+/// Most earlier deploys of an alias whose files stay reachable.
+pub const EARLIER_DEPLOYS_MAX: usize = 32;
+/// Longest path of a directory that a site follows, in bytes.
+pub const LIVE_PATH_BYTES_MAX: usize = 4096;
 /// Most entries of the publish log in one reply.
 pub const WATCH_ENTRIES_MAX: usize = 512;
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::site::{SiteChanges, SiteSettings};
 use crate::{AliasName, DeployId, Seq, SiteName, limits};
 
 /// A site as its owner configured it.
@@ -13,6 +14,8 @@ pub struct Site {
     pub domains: Vec<String>,
     /// When it was created, milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// What else its owner chose.
+    pub settings: SiteSettings,
 }
 
 /// Where an alias points.
@@ -28,6 +31,20 @@ pub struct Alias {
     pub seq: Seq,
     /// Since when, milliseconds since the Unix epoch.
     pub at_ms: u64,
+    /// Where it pointed before, latest first, without `deploy`, each deploy once; at most
+    /// `limits::EARLIER_DEPLOYS_MAX`.
+    pub earlier: Vec<Earlier>,
+    /// When it is removed, milliseconds since the Unix epoch; `None`: never.
+    pub expires_ms: Option<u64>,
+}
+
+/// A deploy that an alias pointed at before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// Which.
+    pub deploy: DeployId,
+    /// When another took its place, milliseconds since the Unix epoch.
+    pub replaced_ms: u64,
 }
 
 /// A deploy the cluster holds.
@@ -175,6 +192,22 @@ pub enum SiteOp {
         patterns: Vec<Pattern>,
         /// Revalidate instead of drop.
         soft: bool,
+    },
+    /// Create a site with settings; `Exists` when there is one.
+    CreateWith {
+        /// Its name.
+        site: SiteName,
+        /// Its own host names.
+        domains: Vec<String>,
+        /// What else its owner chose.
+        settings: SiteSettings,
+    },
+    /// Change what is named of a site's configuration, and leave the rest.
+    Configure {
+        /// Which site.
+        site: SiteName,
+        /// What to change.
+        changes: SiteChanges,
     },
 }
 

@@ -3,6 +3,7 @@
 use atoll_proto::SiteName;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{Alias, Site, SiteOp, check_domain};
+use atoll_proto::site::{Dialect, HtmlHandling, Policy, SiteChanges, SiteSettings};
 use atoll_proto::{AliasName, limits};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -23,8 +24,9 @@ pub(crate) enum SiteCommand {
     /// Create a site
     #[command(after_help = "EXAMPLES
   atoll site create blog
-  atoll site create shop --domain shop.example --domain www.shop.example")]
-    Create(SiteDomains),
+  atoll site create shop --domain shop.example --domain www.shop.example
+  atoll site create notes --live /sites/notes --policy available")]
+    Create(SiteConfig),
     /// List all sites
     #[command(after_help = "EXAMPLES
   atoll site ls
@@ -34,26 +36,99 @@ pub(crate) enum SiteCommand {
     #[command(after_help = "EXAMPLES
   atoll site show blog")]
     Show(SiteArg),
-    /// Replace the host names of a site
+    /// Change what is named of a site's configuration, and leave the rest
     #[command(after_help = "EXAMPLES
-  atoll site set blog --domain blog.example
-  atoll site set blog")]
-    Set(SiteDomains),
+  atoll site set blog --domain blog.example --domain www.blog.example
+  atoll site set blog --no-domains
+  atoll site set blog --policy bounded=300 --spa true")]
+    Set(SetConfig),
     /// Remove a site with its aliases and deploys
     #[command(after_help = "EXAMPLES
   atoll site rm blog")]
     Rm(SiteArg),
 }
 
-/// A site and its own host names.
+/// A site and what its owner chooses.
 #[derive(Debug, Args)]
-pub(crate) struct SiteDomains {
+pub(crate) struct SiteConfig {
     /// Name of the site: 1 to 63 of a-z, 0-9 and '-'
     #[arg(value_name = "SITE")]
     site: SiteName,
-    /// A host name of its own, beside <site>.<zone>; may be given several times
+    #[command(flatten)]
+    choices: Choices,
+}
+
+/// A site and what is to change.
+#[derive(Debug, Args)]
+pub(crate) struct SetConfig {
+    #[command(flatten)]
+    config: SiteConfig,
+    /// Take all host names of its own away
+    #[arg(long, conflicts_with = "domains")]
+    no_domains: bool,
+    /// Follow no directory any more
+    #[arg(long, conflicts_with = "live")]
+    no_live: bool,
+}
+
+/// What its owner chooses; what is not given stays as it is, or gets its default.
+#[derive(Debug, Args)]
+struct Choices {
+    /// A host name of its own, beside <site>.<zone>; may be given several times; all of them are
+    /// replaced
     #[arg(long = "domain", value_name = "HOST", value_parser = domain)]
     domains: Vec<String>,
+    /// What an edge does once it has lost touch with the masters: `strict` answers 503,
+    /// `bounded=SECS` serves on for so long, `available` serves on [default: strict]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
+    /// How `_redirects` and `_headers` are read: `netlify` or `pages` [default: netlify]
+    #[arg(long, value_name = "DIALECT")]
+    dialect: Option<Dialect>,
+    /// URLs of pages: `auto-trailing-slash`, `force-trailing-slash`, `drop-trailing-slash` or
+    /// `none` [default: auto-trailing-slash]
+    #[arg(long, value_name = "MODE")]
+    html_handling: Option<HtmlHandling>,
+    /// Whether navigations to paths that do not exist get /index.html [default: false]
+    #[arg(long, value_name = "BOOL")]
+    spa: Option<bool>,
+    /// Files of so many earlier deploys stay reachable; 0 for none [default: 10]
+    #[arg(long, value_name = "N")]
+    earlier_count: Option<u32>,
+    /// ... for so many days after another deploy took their place [default: 7]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(..=3650))]
+    earlier_days: Option<u32>,
+    /// The directory of the cluster's file system that the site follows
+    #[arg(long, value_name = "PATH")]
+    live: Option<String>,
+}
+
+impl Choices {
+    fn changes(self) -> SiteChanges {
+        SiteChanges {
+            domains: (!self.domains.is_empty()).then_some(self.domains),
+            policy: self.policy,
+            dialect: self.dialect,
+            html_handling: self.html_handling,
+            spa: self.spa,
+            earlier_count: self.earlier_count,
+            earlier_age_secs: self.earlier_days.map(|days| days * 24 * 3600),
+            live: self.live.map(Some),
+        }
+    }
+}
+
+impl SetConfig {
+    fn changes(self) -> SiteChanges {
+        let mut changes = self.config.choices.changes();
+        if self.no_domains {
+            changes.domains = Some(Vec::new());
+        }
+        if self.no_live {
+            changes.live = Some(None);
+        }
+        changes
+    }
 }
 
 fn domain(typed: &str) -> Result<String, String> {
@@ -68,6 +143,13 @@ struct SiteObject {
     site: SiteName,
     domains: Vec<String>,
     created_ms: u64,
+    policy: String,
+    dialect: String,
+    html_handling: String,
+    spa: bool,
+    earlier_count: u32,
+    earlier_age_secs: u32,
+    live: Option<String>,
     url: String,
     aliases: Vec<AliasObject>,
 }
@@ -90,12 +172,21 @@ struct SitesObject {
 pub(crate) async fn run(context: &Context, command: SiteCommand) -> Result<(), Failure> {
     let cluster = context.cluster().await?;
     match command {
-        SiteCommand::Create(SiteDomains { site, domains }) => {
-            cluster.site(SiteOp::Create { site: site.clone(), domains }).await?;
+        SiteCommand::Create(SiteConfig { site, choices }) => {
+            let changes = choices.changes();
+            let settings = changes.apply(&SiteSettings::default());
+            settings.check().map_err(Failure::Usage)?;
+            let domains = changes.domains.unwrap_or_default();
+            cluster.site(SiteOp::CreateWith { site: site.clone(), domains, settings }).await?;
             shown(context, &cluster, &site).await
         }
-        SiteCommand::Set(SiteDomains { site, domains }) => {
-            cluster.site(SiteOp::SetDomains { site: site.clone(), domains }).await?;
+        SiteCommand::Set(set) => {
+            let site = set.config.site.clone();
+            let changes = set.changes();
+            if changes.is_empty() {
+                return Err(Failure::Usage("name what to change: `atoll site set --help`".into()));
+            }
+            cluster.site(SiteOp::Configure { site: site.clone(), changes }).await?;
             shown(context, &cluster, &site).await
         }
         SiteCommand::Show(SiteArg { site }) => shown(context, &cluster, &site).await,
@@ -152,6 +243,19 @@ async fn shown(
     if !site.domains.is_empty() {
         out.line(format_args!("domains  {}", site.domains.join(" ")))?;
     }
+    if let Some(live) = &site.live {
+        out.line(format_args!("live     {live}"))?;
+    }
+    out.line(format_args!("policy   {}", site.policy))?;
+    out.line(format_args!("rules    {}, {}", site.dialect, site.html_handling))?;
+    if site.spa {
+        out.line("spa      yes")?;
+    }
+    out.line(format_args!(
+        "earlier  files of {} deploys, for {}",
+        site.earlier_count,
+        text::days(site.earlier_age_secs)
+    ))?;
     let rows: Vec<Vec<String>> = site
         .aliases
         .into_iter()
@@ -184,6 +288,13 @@ fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Ali
         site: site.name,
         domains: site.domains,
         created_ms: site.created_ms,
+        policy: site.settings.policy.to_string(),
+        dialect: site.settings.dialect.to_string(),
+        html_handling: site.settings.html_handling.to_string(),
+        spa: site.settings.spa,
+        earlier_count: site.settings.earlier.count,
+        earlier_age_secs: site.settings.earlier.age_secs,
+        live: site.settings.live,
         aliases,
     }
 }

@@ -46,7 +46,12 @@ impl Fixture {
         index.heard(std::time::Instant::now());
         let site = |name: &str| {
             let name: SiteName = name.parse().unwrap();
-            PublishEvent::SiteSet(Site { name, domains: Vec::new(), created_ms: 0 })
+            PublishEvent::SiteSet(Site {
+                name,
+                domains: Vec::new(),
+                created_ms: 0,
+                settings: Default::default(),
+            })
         };
         let alias = PublishEvent::AliasSet(Alias {
             site: "blog".parse().unwrap(),
@@ -54,6 +59,8 @@ impl Fixture {
             deploy: published.deploy,
             seq: Seq(3),
             at_ms: 0,
+            earlier: vec![],
+            expires_ms: None,
         });
         let events = [site("blog"), site("empty"), alias];
         let entries: Vec<PublishEntry> = (1..)

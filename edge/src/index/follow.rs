@@ -168,9 +168,15 @@ mod tests {
 
     fn publish(deploy: DeployId) -> Vec<PublishEntry> {
         let site: atoll_proto::SiteName = "blog".parse().unwrap();
-        let set = Site { name: site.clone(), domains: vec![], created_ms: 0 };
+        let set = Site {
+            name: site.clone(),
+            domains: vec![],
+            created_ms: 0,
+            settings: Default::default(),
+        };
         let alias = AliasName::production();
-        let alias = Alias { site, alias, deploy, seq: Seq(2), at_ms: 0 };
+        let alias =
+            Alias { site, alias, deploy, seq: Seq(2), at_ms: 0, earlier: vec![], expires_ms: None };
         vec![entry(1, PublishEvent::SiteSet(set)), entry(2, PublishEvent::AliasSet(alias))]
     }
 

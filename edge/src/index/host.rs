@@ -73,6 +73,7 @@ mod tests {
                 name: "shop".parse().unwrap(),
                 domains: vec!["shop.example".to_owned()],
                 created_ms: 0,
+                settings: Default::default(),
             }),
         });
         let suffixes = ["localhost".to_owned(), "atoll.test".to_owned()];

@@ -162,6 +162,7 @@ mod tests {
             name: name.parse().unwrap(),
             domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
             created_ms: 1,
+            settings: Default::default(),
         })
     }
 
@@ -172,6 +173,8 @@ mod tests {
             deploy: ChunkId::of(deploy.as_bytes()),
             seq: Seq(0),
             at_ms: 0,
+            earlier: vec![],
+            expires_ms: None,
         })
     }
 

@@ -101,6 +101,8 @@ impl Fake {
             deploy: *deploy,
             seq: Seq(1),
             at_ms: 0,
+            earlier: vec![],
+            expires_ms: None,
         };
         let deploy = |id: &DeployId| Deploy {
             id: *id,
@@ -113,7 +115,12 @@ impl Fake {
         };
         let mut world = self.world();
         let aliases = deploys.iter().take(1).map(alias).collect();
-        let made = Site { name: site.clone(), domains: vec![], created_ms: 0 };
+        let made = Site {
+            name: site.clone(),
+            domains: vec![],
+            created_ms: 0,
+            settings: Default::default(),
+        };
         world.sites.push((made, aliases));
         world.deploys.extend(deploys.iter().map(deploy));
     }

@@ -184,7 +184,9 @@ fn grows(change: &Change) -> bool {
             op,
             NamespaceOp::Unlink { .. } | NamespaceOp::Rmdir { .. } | NamespaceOp::SetAttr { .. }
         ),
-        Change::Site(op) => matches!(op, SiteOp::Create { .. } | SiteOp::Publish { .. }),
+        Change::Site(op) => {
+            matches!(op, SiteOp::Create { .. } | SiteOp::CreateWith { .. } | SiteOp::Publish { .. })
+        }
         Change::Admit { .. } | Change::TokenCreate { .. } => true,
         Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) => false,
     }

@@ -62,6 +62,7 @@ mod tests {
     use super::super::testing::TestStore;
     use super::*;
     use atoll_proto::Seq;
+    use atoll_proto::publish::Earlier;
     use proptest::prelude::*;
 
     proptest! {
@@ -80,6 +81,8 @@ mod tests {
                     deploy: atoll_proto::ChunkId(id),
                     seq: Seq(seq),
                     at_ms,
+                    earlier: vec![Earlier { deploy: atoll_proto::ChunkId(id), replaced_ms: at_ms }],
+                    expires_ms: Some(at_ms),
                 },
                 history: history.into_iter().map(atoll_proto::ChunkId).collect(),
             };

@@ -34,7 +34,7 @@ pub(crate) use transaction::Transaction;
 
 /// The format of keys and values, kept in the state and in the identity file. A build refuses a
 /// format it does not know and turns an older one into this one ([`upgrade`]).
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 /// The oldest format this build can turn into its own.
 pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
 

@@ -71,7 +71,7 @@ mod tests {
         ) {
             let store = TestStore::new();
             let domains: Vec<String> = domains.into_iter().collect();
-            let site = Site { name: name.parse().unwrap(), domains: domains.clone(), created_ms };
+            let site = Site { name: name.parse().unwrap(), domains: domains.clone(), created_ms, settings: Default::default() };
             let mut tx = Transaction::new(&store.rocks);
             put(&mut tx, &site).unwrap();
             tx.commit().unwrap();

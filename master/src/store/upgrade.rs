@@ -3,7 +3,10 @@
 //! Format 1 had no deltas, no digests and no times in the object table. What is missing follows
 //! from the table. It is worked out in small batches, and the new format is written down last: after
 //! a crash on the way everything is done again. Two masters that do this at different log indexes
-//! differ in the times alone, on which no change of the state depends.
+//! differ in the times alone, on which no change of the state depends. Format 2 had no settings of
+//! sites ([`sites`]).
+
+mod sites;
 
 use atoll_proto::master::ObjectKind;
 use atoll_proto::tree::{SetHash, bucket_of};
@@ -50,6 +53,17 @@ pub(crate) fn upgrade(rocks: &Rocks) -> Result<(), StoreError> {
         return Err(StoreError::io("use this state", &reason));
     }
     tracing::info!(from = record.format, to = FORMAT_VERSION, "upgrading the state");
+    if record.format < 2 {
+        derive_from_objects(rocks)?;
+    }
+    let mut tx = Transaction::new(rocks);
+    sites::upgrade(&mut tx)?;
+    meta::set_cluster(&mut tx, &meta::ClusterRecord { format: FORMAT_VERSION, ..record });
+    tx.commit_synced()
+}
+
+/// What format 1 lacks: all that follows from the object table.
+fn derive_from_objects(rocks: &Rocks) -> Result<(), StoreError> {
     let index = meta::applied(rocks)?.map_or(0, |log_id| log_id.index);
     let at_ms = meta::clock_ns(rocks)? / 1_000_000;
     let mut writer = Writer { rocks, batch: Batch::default(), writes: 0 };
@@ -80,8 +94,7 @@ pub(crate) fn upgrade(rocks: &Rocks) -> Result<(), StoreError> {
     counters::set(&mut tx, Counter::DeltaEntries, 0);
     counters::set(&mut tx, Counter::DeltaFloor, index);
     counters::set(&mut tx, Counter::DeltaLast, index);
-    meta::set_cluster(&mut tx, &meta::ClusterRecord { format: FORMAT_VERSION, ..record });
-    tx.commit_synced()
+    tx.commit()
 }
 
 /// An object of either format: an interrupted upgrade leaves both.

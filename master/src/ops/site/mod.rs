@@ -8,6 +8,7 @@ mod remove_deploy;
 mod sites;
 
 use atoll_proto::publish::{Alias, PublishEvent, Published, Site, SiteOp};
+use atoll_proto::site::SiteSettings;
 use atoll_proto::{AliasName, Code, DeployId, Seq, SiteName, WireError};
 
 use crate::operation::{Apply, Now, RootFacts};
@@ -24,7 +25,13 @@ pub(crate) fn apply(
     root: Option<RootFacts>,
 ) -> Apply<Published> {
     match op {
-        SiteOp::Create { site, domains } => sites::create(tx, now, site, domains),
+        SiteOp::Create { site, domains } => {
+            sites::create(tx, now, site, domains, SiteSettings::default())
+        }
+        SiteOp::CreateWith { site, domains, settings } => {
+            sites::create(tx, now, site, domains, settings)
+        }
+        SiteOp::Configure { site, changes } => sites::configure(tx, now, &site, &changes),
         SiteOp::SetDomains { site, domains } => sites::set_domains(tx, now, &site, domains),
         SiteOp::Remove { site } => sites::remove(tx, now, &site),
         SiteOp::Publish { site, alias, deploy, if_current, message, create } => {
@@ -92,6 +99,8 @@ fn set_alias(
         deploy,
         seq,
         at_ms: now.at_ms(),
+        earlier: Vec::new(),
+        expires_ms: None,
     };
     let seq = log(tx, now, |seq| PublishEvent::AliasSet(set(seq)))?;
     let surplus = history.len().saturating_sub(aliases::HISTORY_MAX);

@@ -2,6 +2,7 @@
 
 use atoll_proto::master::ObjectKind;
 use atoll_proto::publish::{Deploy, PublishEvent, Published, Site};
+use atoll_proto::site::SiteSettings;
 use atoll_proto::{AliasName, Code, DeployId, SiteName, WireError, limits};
 
 use super::{check_current, log, set_alias};
@@ -45,7 +46,9 @@ pub(super) fn publish(
             super::site(tx, &name)?;
         }
         check_current(&name, &alias, if_current, current)?;
-        let site = Site { name: name.clone(), domains: Vec::new(), created_ms: now.at_ms() };
+        let (domains, settings) = (Vec::new(), SiteSettings::default());
+        let created_ms = now.at_ms();
+        let site = Site { name: name.clone(), domains, created_ms, settings };
         sites::put(tx, &site)?;
         log(tx, now, |_| PublishEvent::SiteSet(site))?;
     }

@@ -1,6 +1,7 @@
 //! Create, configure and remove sites.
 
 use atoll_proto::publish::{PublishEvent, Published, Site, check_domain};
+use atoll_proto::site::{SiteChanges, SiteSettings};
 use atoll_proto::{Code, SiteName, WireError};
 
 use super::log;
@@ -15,12 +16,13 @@ pub(super) fn create(
     now: Now,
     name: SiteName,
     domains: Vec<String>,
+    settings: SiteSettings,
 ) -> Apply<Published> {
     if sites::get(tx, &name)?.is_some() {
         let message = format!("there is a site {name} already");
         return Err(WireError::new(Code::Exists, message).into());
     }
-    put(tx, now, Site { name, domains, created_ms: now.at_ms() })
+    put(tx, now, Site { name, domains, created_ms: now.at_ms(), settings })
 }
 
 pub(super) fn set_domains(
@@ -33,8 +35,21 @@ pub(super) fn set_domains(
     put(tx, now, Site { domains, ..site })
 }
 
+pub(super) fn configure(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    name: &SiteName,
+    changes: &SiteChanges,
+) -> Apply<Published> {
+    let site = super::site(tx, name)?;
+    let settings = changes.apply(&site.settings);
+    let domains = changes.domains.clone().unwrap_or_else(|| site.domains.clone());
+    put(tx, now, Site { domains, settings, ..site })
+}
+
 fn put(tx: &mut Transaction<'_>, now: Now, site: Site) -> Apply<Published> {
     check_domains(tx, &site)?;
+    site.settings.check().map_err(WireError::invalid)?;
     sites::put(tx, &site)?;
     let seq = log(tx, now, |_| PublishEvent::SiteSet(site))?;
     Ok(Published { seq, deploy: None, previous: None })
