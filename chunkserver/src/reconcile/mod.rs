@@ -78,6 +78,8 @@ pub(crate) struct Upkeep {
     breaker: Mutex<Breaker>,
     queue: Mutex<Queue>,
     queue_changed: Notify,
+    /// The last thing that was lacking has been mended.
+    mended: Notify,
     started: Instant,
     pauses: Option<Arc<dyn Pauses>>,
     compared_bytes: AtomicU64,
@@ -158,6 +160,7 @@ impl Upkeep {
             breaker: Mutex::default(),
             queue: Mutex::new(Queue::new(settings.repair_pause)),
             queue_changed: Notify::new(),
+            mended: Notify::new(),
             started: Instant::now(),
             pauses,
             compared_bytes: AtomicU64::new(0),
@@ -201,6 +204,16 @@ impl Upkeep {
     /// Waits until the queue changed.
     pub(crate) async fn queue_changed(&self) {
         self.queue_changed.notified().await;
+    }
+
+    /// Nothing is waiting for repair any more.
+    pub(crate) fn tell_mended(&self) {
+        self.mended.notify_one();
+    }
+
+    /// Waits until the last thing that was lacking has been mended.
+    pub(crate) async fn mended(&self) {
+        self.mended.notified().await;
     }
 
     /// Something happened after which this node may not know all that is live.

@@ -178,7 +178,9 @@ async fn take(node: &Node, after: u64, answer: Answer) -> Result<(), String> {
         let marked = node.at_the_disk("mark", follow).await.map_err(|error| error.to_string())?;
         let marked = marked.map_err(|error| error.to_string())?;
         metrics::counter!("atoll_chunk_deltas_total").increment(deltas.len() as u64);
-        node.upkeep.lack(marked.lacking, ARRIVAL_GRACE);
+        // What was missed while this node was away is not on its way.
+        let grace = if feed.caught_up { ARRIVAL_GRACE } else { Duration::ZERO };
+        node.upkeep.lack(marked.lacking, grace);
     }
     if gap {
         tracing::info!(after, upto, "the feed of changes does not reach back: comparing instead");

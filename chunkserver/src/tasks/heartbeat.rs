@@ -29,6 +29,8 @@ const REGISTER_DEADLINE: Duration = Duration::from_secs(5);
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(2);
 /// The last words of a node that stops.
 const FAREWELL_DEADLINE: Duration = Duration::from_millis(500);
+/// Repairs that end shortly after one another are told together.
+const MENDED_SPACING: Duration = Duration::from_millis(50);
 /// Other nodes may move without a new epoch.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -132,12 +134,16 @@ async fn beat_while_known(node: &Node, readiness: &watch::Sender<Readiness>) {
         }
         let quiet = heard.elapsed() < HEARTBEAT_EVERY && node.upkeep.reporter().is_quiet();
         let pause = if quiet { HEARTBEAT_QUIET } else { HEARTBEAT_EVERY };
-        let again = tokio::time::timeout(pause, node.look_again.notified()).await;
-        if again.is_ok() {
-            look(node, false).await;
-            looked = Instant::now();
-            // Failures come in crowds; one look answers all of them.
-            tokio::time::sleep(HEARTBEAT_EVERY / 4).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The master is not left to think for longer that something is lacking.
+            () = node.upkeep.mended() => tokio::time::sleep(MENDED_SPACING).await,
+            () = node.look_again.notified() => {
+                look(node, false).await;
+                looked = Instant::now();
+                // Failures come in crowds; one look answers all of them.
+                tokio::time::sleep(HEARTBEAT_EVERY / 4).await;
+            }
         }
     }
 }

@@ -250,7 +250,14 @@ impl Repairs {
             *count = count.saturating_sub(1);
         }
         drop(shared);
-        upkeep.queue().settle(source, fates, upkeep.elapsed());
+        let empty = {
+            let mut queue = upkeep.queue();
+            queue.settle(source, fates, upkeep.elapsed());
+            queue.len() == 0
+        };
+        if empty {
+            upkeep.tell_mended();
+        }
         upkeep.wake_repair();
     }
 
