@@ -19,6 +19,9 @@ use crate::index::Index;
 use crate::index::table::Table;
 
 const EVERY: Duration = Duration::from_secs(2);
+/// How soon the next view is asked for while the last is of no use: a cluster that starts for the
+/// first time has placed nothing yet, and none of its edges is ready.
+const SOON: Duration = Duration::from_millis(250);
 
 /// Follows the view until shutdown.
 pub(crate) async fn run(
@@ -50,7 +53,8 @@ pub(crate) async fn run(
             }
             // A new site has its name at once: who asks too early is told that there is none, and
             // remembers it for as long as the zone says.
-            let due = tokio::time::Instant::now() + EVERY;
+            let pause = if last.as_deref().is_some_and(is_useful) { EVERY } else { SOON };
+            let due = tokio::time::Instant::now() + pause;
             loop {
                 if let Some(view) = &last {
                     publish(&dns, dns_view(view, &index.table()));
@@ -66,6 +70,12 @@ pub(crate) async fn run(
         () = shutdown.wait() => {}
         () = work => {}
     }
+}
+
+/// Whether chunks can be asked for by a view, and visitors sent to an edge.
+fn is_useful(view: &ClusterView) -> bool {
+    let serves = |node: &NodeView| node.info.edge.as_ref().is_some_and(|edge| edge.serves);
+    view.table.epoch.0 > 0 && view.nodes.iter().any(|node| serves(node) && is_well(node))
 }
 
 fn is_well(node: &NodeView) -> bool {
@@ -178,6 +188,18 @@ mod tests {
         ]);
         let ids: Vec<u64> = healthy_shields(&view, NodeId(4)).iter().map(|s| s.id.0).collect();
         assert_eq!(ids, [2]);
+    }
+
+    #[test]
+    fn a_view_is_of_use_once_chunks_are_placed_and_an_edge_is_ready() {
+        let placed = |nodes| {
+            let mut view = view(nodes);
+            view.table.epoch = atoll_proto::Epoch(1);
+            view
+        };
+        assert!(is_useful(&placed(vec![node(1, true, false, true)])));
+        assert!(!is_useful(&view(vec![node(1, true, false, true)])), "nothing is placed");
+        assert!(!is_useful(&placed(vec![node(1, true, false, false), node(2, false, true, true)])));
     }
 
     #[test]
