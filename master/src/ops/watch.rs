@@ -5,7 +5,7 @@ use std::time::Duration;
 use atoll_net::Context;
 use atoll_proto::error::WireResult;
 use atoll_proto::master::MasterResponse;
-use atoll_proto::publish::PublishSnapshot;
+use atoll_proto::publish::{PublishSnapshot, Site, SiteDeploys};
 use atoll_proto::{Code, NodeId, Seq, WireError, limits};
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::change::store_failed;
 use crate::auth::Principal;
 use crate::server::Master;
 use crate::store::rocks::View;
-use crate::store::{aliases, nodes, publish_log, sites};
+use crate::store::{aliases, deploys, nodes, publish_log, sites};
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
@@ -104,5 +104,18 @@ fn snapshot(view: &View<'_>, seq: Seq) -> WireResult<MasterResponse> {
     let sites = sites::all(view).map_err(store_failed)?;
     let aliases = aliases::all(view, None).map_err(store_failed)?;
     let aliases = aliases.into_iter().map(|record| record.alias).collect();
-    Ok(MasterResponse::Snapshot(Box::new(PublishSnapshot { seq, sites, aliases })))
+    let deploys = named_deploys(view, &sites)?;
+    Ok(MasterResponse::Snapshot(Box::new(PublishSnapshot { seq, sites, aliases, deploys })))
+}
+
+/// The latest deploys of each site; fewer of each when there are many sites.
+fn named_deploys(view: &View<'_>, sites: &[Site]) -> WireResult<Vec<SiteDeploys>> {
+    let each = limits::SNAPSHOT_DEPLOYS_MAX / sites.len().max(1);
+    let each = each.min(limits::NAMED_DEPLOYS_MAX);
+    let of = |site: &Site| {
+        let latest = deploys::list(view, &site.name, None, each).map_err(store_failed)?;
+        let deploys = latest.into_iter().rev().map(|deploy| deploy.id).collect();
+        Ok(SiteDeploys { site: site.name.clone(), deploys })
+    };
+    sites.iter().map(of).collect()
 }
