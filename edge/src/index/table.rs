@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use atoll_proto::publish::{Alias, PublishEntry, PublishEvent, PublishSnapshot, Site};
-use atoll_proto::{AliasName, ClusterId, Seq, SiteName};
+use atoll_proto::publish::{Alias, PublishEntry, PublishEvent, PublishSnapshot, Site, SiteDeploys};
+use atoll_proto::{AliasName, ClusterId, DeployId, Seq, SiteName, limits};
 
 /// The state of all sites.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,67 @@ pub struct SiteState {
     pub site: Site,
     /// Its aliases.
     pub aliases: BTreeMap<AliasName, Alias>,
+    /// The deploys that have host names of their own, the latest last. At most
+    /// `limits::NAMED_DEPLOYS_MAX`.
+    pub deploys: Vec<DeployId>,
+}
+
+/// What the first digits of a deploy's id stand for within a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByDigits {
+    /// No deploy begins with them.
+    None,
+    /// The only one that does.
+    One(DeployId),
+    /// Several do.
+    Several,
+}
+
+impl SiteState {
+    /// The deploy whose id begins with these lower-case hex digits.
+    pub fn by_digits(&self, digits: &str) -> ByDigits {
+        let mut fitting = self.deploys.iter().filter(|id| begins_with(id, digits.as_bytes()));
+        match (fitting.next(), fitting.next()) {
+            (None, _) => ByDigits::None,
+            (Some(id), None) => ByDigits::One(*id),
+            (Some(_), Some(_)) => ByDigits::Several,
+        }
+    }
+
+    /// The deploys whose files still answer where the alias' current one has none, latest first.
+    /// The site's limits count as they are now, whatever they were when the alias moved.
+    pub fn earlier<'a>(
+        &'a self,
+        alias: &AliasName,
+        now_ms: u64,
+    ) -> impl Iterator<Item = DeployId> + 'a {
+        let bound = self.site.settings.earlier;
+        let count = usize::try_from(bound.count).unwrap_or(usize::MAX);
+        let oldest_ms = now_ms.saturating_sub(u64::from(bound.age_secs) * 1000);
+        let earlier = self.aliases.get(alias).map(|alias| alias.earlier.as_slice());
+        let earlier =
+            earlier.unwrap_or_default().iter().take(count.min(limits::EARLIER_DEPLOYS_MAX));
+        let young = earlier.filter(move |earlier| earlier.replaced_ms >= oldest_ms);
+        young.map(|earlier| earlier.deploy)
+    }
+
+    /// Notes a deploy that was published.
+    fn note(&mut self, deploy: DeployId) {
+        if !self.deploys.contains(&deploy) {
+            self.deploys.push(deploy);
+            let surplus = self.deploys.len().saturating_sub(limits::NAMED_DEPLOYS_MAX);
+            self.deploys.drain(..surplus);
+        }
+    }
+}
+
+/// Whether an id, written as hex, begins with these digits.
+fn begins_with(id: &DeployId, digits: &[u8]) -> bool {
+    let digit = |at: usize| {
+        let byte = id.as_bytes().get(at / 2)?;
+        char::from_digit(u32::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 }), 16)
+    };
+    digits.iter().enumerate().all(|(at, typed)| digit(at) == Some(char::from(*typed)))
 }
 
 impl Table {
@@ -50,6 +111,12 @@ impl Table {
         for alias in snapshot.aliases {
             table.set_alias(alias);
         }
+        // After the aliases, because what the masters say of deploys is all there is to say.
+        for SiteDeploys { site, deploys } in snapshot.deploys {
+            if let Some(state) = table.sites.get_mut(&site) {
+                Arc::make_mut(state).deploys = deploys;
+            }
+        }
         table
     }
 
@@ -60,6 +127,12 @@ impl Table {
             sites: self.sites.values().map(|state| state.site.clone()).collect(),
             aliases: (self.sites.values())
                 .flat_map(|state| state.aliases.values().cloned())
+                .collect(),
+            deploys: (self.sites.iter())
+                .map(|(site, state)| SiteDeploys {
+                    site: site.clone(),
+                    deploys: state.deploys.clone(),
+                })
                 .collect(),
         }
     }
@@ -76,6 +149,11 @@ impl Table {
             PublishEvent::AliasRemoved { site, alias } => {
                 if let Some(state) = self.sites.get_mut(site) {
                     Arc::make_mut(state).aliases.remove(alias);
+                }
+            }
+            PublishEvent::DeployRemoved { site, deploy } => {
+                if let Some(state) = self.sites.get_mut(site) {
+                    Arc::make_mut(state).deploys.retain(|known| known != deploy);
                 }
             }
             PublishEvent::Invalidate { .. } => {}
@@ -132,7 +210,8 @@ impl Table {
         match self.sites.get_mut(&site.name) {
             Some(state) => Arc::make_mut(state).site = site,
             None => {
-                let state = SiteState { site: site.clone(), aliases: BTreeMap::new() };
+                let (aliases, deploys) = (BTreeMap::new(), Vec::new());
+                let state = SiteState { site: site.clone(), aliases, deploys };
                 self.sites.insert(site.name, Arc::new(state));
             }
         }
@@ -145,7 +224,9 @@ impl Table {
 
     fn set_alias(&mut self, alias: Alias) {
         if let Some(state) = self.sites.get_mut(&alias.site) {
-            Arc::make_mut(state).aliases.insert(alias.alias.clone(), alias);
+            let state = Arc::make_mut(state);
+            state.note(alias.deploy);
+            state.aliases.insert(alias.alias.clone(), alias);
         }
     }
 }
