@@ -235,6 +235,8 @@ impl Table {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::ChunkId;
+    use atoll_proto::publish::Earlier;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -317,5 +319,105 @@ mod tests {
         after.apply(&PublishEntry { seq: Seq(5), at_ms: 0, event: alias("a", "production", "2") });
         assert_eq!(current(&before, "a", "production"), Some(ChunkId::of(b"1")));
         assert_eq!(current(&after, "a", "production"), Some(ChunkId::of(b"2")));
+    }
+
+    #[test]
+    fn digits_name_the_only_deploy_that_begins_with_them() {
+        let id = |first: [u8; 5]| {
+            let mut id = [0; 32];
+            id[..5].copy_from_slice(&first);
+            ChunkId(id)
+        };
+        let (one, two) = (id([0xab, 0xcd, 0xef, 0x01, 0x23]), id([0xab, 0xcd, 0xef, 0x01, 0x24]));
+        let mut now = table(vec![site("a", &[]), alias("a", "production", "1")]);
+        let state = Arc::make_mut(now.sites.get_mut(&"a".parse().unwrap()).unwrap());
+        state.deploys = vec![one, two];
+        assert_eq!(state.by_digits("abcdef01"), ByDigits::Several);
+        assert_eq!(state.by_digits("abcdef012"), ByDigits::Several);
+        assert_eq!(state.by_digits("abcdef0123"), ByDigits::One(one));
+        assert_eq!(state.by_digits(&two.to_string()), ByDigits::One(two));
+        assert_eq!(state.by_digits(&format!("{two}0")), ByDigits::None);
+        assert_eq!(state.by_digits("abcdef02"), ByDigits::None);
+    }
+
+    #[test]
+    fn the_latest_deploys_have_names() {
+        let name: SiteName = "a".parse().unwrap();
+        let mut now = table(vec![site("a", &[])]);
+        for number in 0..limits::NAMED_DEPLOYS_MAX + 3 {
+            let event = alias("a", "production", &number.to_string());
+            now.apply(&PublishEntry { seq: Seq(number as u64 + 2), at_ms: 0, event });
+        }
+        let known = &now.site(&name).unwrap().deploys;
+        assert_eq!(known.len(), limits::NAMED_DEPLOYS_MAX);
+        assert_eq!(known[0], ChunkId::of(b"3"));
+        assert_eq!(Table::of_snapshot(now.cluster(), now.to_snapshot()), now);
+    }
+
+    fn some_event() -> impl Strategy<Value = PublishEvent> {
+        let site_name = || prop_oneof![Just("a"), Just("b")];
+        let alias_name = || prop_oneof![Just("production"), Just("preview")];
+        let deploy = || (0u8..6).prop_map(|number| ChunkId::of(&[number]));
+        let earlier = proptest::collection::vec((deploy(), 0u64..9), 0..4);
+        let set = (site_name(), alias_name(), deploy(), earlier, proptest::option::of(0u64..9));
+        let set = set.prop_map(|(site, alias, deploy, earlier, expires_ms)| {
+            let earlier = earlier.into_iter();
+            PublishEvent::AliasSet(Alias {
+                site: site.parse().unwrap(),
+                alias: alias.parse().unwrap(),
+                deploy,
+                seq: Seq(0),
+                at_ms: 0,
+                earlier: earlier
+                    .map(|(deploy, replaced_ms)| Earlier { deploy, replaced_ms })
+                    .collect(),
+                expires_ms,
+            })
+        });
+        let removed = (site_name(), deploy()).prop_map(|(site, deploy)| {
+            PublishEvent::DeployRemoved { site: site.parse().unwrap(), deploy }
+        });
+        let alias_removed = (site_name(), alias_name()).prop_map(|(site, alias)| {
+            let (site, alias) = (site.parse().unwrap(), alias.parse().unwrap());
+            PublishEvent::AliasRemoved { site, alias }
+        });
+        prop_oneof![
+            2 => site_name().prop_map(|name| site(name, &[])),
+            6 => set,
+            2 => removed,
+            1 => alias_removed,
+            1 => site_name().prop_map(|name| PublishEvent::SiteRemoved(name.parse().unwrap())),
+        ]
+    }
+
+    proptest! {
+        /// However an edge comes to an entry: from the beginning, from a snapshot on the way, with
+        /// entries told twice.
+        #[test]
+        fn every_way_to_an_entry_gives_the_same_table(
+            events in proptest::collection::vec(some_event(), 1..40), at in 0usize..40, back in 0usize..40,
+        ) {
+            let entries: Vec<PublishEntry> = (1u64..)
+                .zip(events)
+                .map(|(seq, event)| PublishEntry { seq: Seq(seq * 2), at_ms: seq, event })
+                .collect();
+            let cluster = ClusterId([7; 16]);
+            let mut straight = Table::empty(cluster);
+            let mut resumed = Table::empty(cluster);
+            let at = at.min(entries.len());
+            for (number, entry) in entries.iter().enumerate() {
+                straight.apply(entry);
+                if number < at {
+                    resumed.apply(entry);
+                }
+            }
+            let mut resumed = Table::of_snapshot(cluster, resumed.to_snapshot());
+            for entry in &entries[at.saturating_sub(back)..] {
+                resumed.apply(entry);
+                resumed.apply(entry);
+            }
+            prop_assert_eq!(&resumed, &straight);
+            prop_assert_eq!(Table::of_snapshot(cluster, straight.to_snapshot()), straight);
+        }
     }
 }
