@@ -8,6 +8,8 @@ mod move_alias;
 mod publish;
 mod remove_deploy;
 mod sites;
+#[cfg(test)]
+mod tests;
 
 use atoll_proto::publish::{Alias, Earlier, PublishEvent, Published, Site, SiteOp};
 use atoll_proto::site::SiteSettings;
