@@ -85,7 +85,7 @@ impl SiteState {
 fn begins_with(id: &DeployId, digits: &[u8]) -> bool {
     let digit = |at: usize| {
         let byte = id.as_bytes().get(at / 2)?;
-        char::from_digit(u32::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 }), 16)
+        char::from_digit(u32::from(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }), 16)
     };
     digits.iter().enumerate().all(|(at, typed)| digit(at) == Some(char::from(*typed)))
 }
