@@ -8,6 +8,8 @@ use atoll_proto::{AliasName, SiteName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
+use crate::lifetime::Lifetime;
+use crate::report::Failure;
 
 /// Static sites served from your own machines: storage, edges, DNS and deploys in one binary.
 #[derive(Debug, Parser)]
@@ -93,6 +95,25 @@ pub(crate) struct AliasArgs {
     /// <alias>--<site>
     #[arg(long, value_name = "ALIAS", default_value = "production")]
     pub(crate) alias: AliasName,
+}
+
+/// How long the alias lives.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExpiresArgs {
+    /// Remove the alias after so long, such as 12h or 7d; its deploys stay. Not for production
+    #[arg(long, value_name = "TIME")]
+    pub(crate) expires: Option<Lifetime>,
+}
+
+impl ExpiresArgs {
+    /// Refuses what the master would refuse.
+    pub(crate) fn check(&self, alias: &AliasName) -> Result<(), Failure> {
+        if self.expires.is_none() || *alias != AliasName::production() {
+            return Ok(());
+        }
+        let message = "production cannot expire: name another alias with --alias";
+        Err(Failure::Usage(message.to_owned()))
+    }
 }
 
 /// How long a verb that publishes waits.
@@ -209,6 +230,7 @@ mod tests {
             "atoll nonsense",
             "atoll deploy",
             "atoll deploy dir --site Bad_Name",
+            "atoll deploy dir --site blog --alias pr-7 --expires soon",
             "atoll ls relative/path",
             "atoll deploys",
             "atoll invalidate blog",

@@ -13,6 +13,7 @@ mod content_type;
 mod dev;
 mod fetch;
 mod lifeline;
+mod lifetime;
 pub mod local;
 mod logs;
 mod node_files;

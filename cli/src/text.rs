@@ -53,6 +53,11 @@ pub(crate) fn utc(ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
 }
 
+/// When something ends, or that it never does.
+pub(crate) fn expiry(at_ms: Option<u64>) -> String {
+    at_ms.map_or("never".to_owned(), |at| utc(i64::try_from(at).unwrap_or(i64::MAX)))
+}
+
 /// Year, month and day of a number of days since 1970-01-01: `civil_from_days` of Howard
 /// Hinnant's "chrono-compatible low-level date algorithms".
 fn civil(days: i64) -> (i64, i64, i64) {

@@ -61,6 +61,8 @@ pub struct DeployOptions {
     pub if_current: Option<Option<DeployId>>,
     /// Create the site when there is none.
     pub create: bool,
+    /// Remove the alias after so long; whole seconds.
+    pub lifetime: Option<Duration>,
     /// Send every chunk and page, also those the cluster says it has: mends what it has lost.
     pub reupload: bool,
     /// Find out what would travel, and stop.
@@ -584,13 +586,15 @@ async fn publish(
     options: &DeployOptions,
     deploy: DeployId,
 ) -> Result<Published, DeployError> {
-    let op = SiteOp::Publish {
-        site: options.site.clone(),
-        alias: options.alias.clone(),
-        deploy,
-        if_current: options.if_current,
-        message: options.message.clone(),
-        create: options.create,
+    let (site, alias) = (options.site.clone(), options.alias.clone());
+    let (message, create, if_current) =
+        (options.message.clone(), options.create, options.if_current);
+    let op = match options.lifetime {
+        None => SiteOp::Publish { site, alias, deploy, if_current, message, create },
+        Some(lifetime) => {
+            let lifetime_secs = lifetime.as_secs();
+            SiteOp::PublishFor { site, alias, deploy, if_current, message, create, lifetime_secs }
+        }
     };
     cluster.site(op).await.map_err(|error| match error {
         ClientError::Refused(refusal) if refusal.code == Code::Conflict => {

@@ -361,6 +361,7 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_shield_errors_total", "Shields that did not answer.");
     describe_counter!("atoll_edge_fill_waiters_total", "Requests that joined a fetch under way.");
     describe_histogram!("atoll_edge_fill_seconds", "Time of a fetch from upstream, by outcome.");
+    describe_counter!("atoll_edge_earlier_files_total", "Answers out of earlier deploys.");
     describe_gauge!("atoll_edge_publish_seq", "Last entry of the publish log that is applied.");
     describe_counter!("atoll_edge_publish_entries_total", "Entries of the publish log applied.");
     describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");

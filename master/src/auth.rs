@@ -226,6 +226,8 @@ fn needs_change(change: &Change) -> Needs<'_> {
                 | SiteOp::Remove { site } => (&[Verb::Admin], site),
                 SiteOp::Publish { site, .. }
                 | SiteOp::MoveAlias { site, .. }
+                | SiteOp::PublishFor { site, .. }
+                | SiteOp::MoveAliasFor { site, .. }
                 | SiteOp::RemoveDeploy { site, .. }
                 | SiteOp::Invalidate { site, .. } => (&[Verb::Deploy], site),
             };

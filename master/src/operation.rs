@@ -95,6 +95,8 @@ pub(crate) enum Operation {
         /// The recount is complete: so many miscounts were known when it began.
         complete: Option<u64>,
     },
+    /// Remove the aliases whose time is over.
+    ExpireAliases,
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.

@@ -171,6 +171,7 @@ async fn serve(
     running.spawn("audit", audit::run(master.clone()));
     running.spawn("collect", tasks::collect::run(master.clone()));
     running.spawn("sessions", tasks::sessions::run(master.clone()));
+    running.spawn("aliases", tasks::aliases::run(master.clone()));
     running.spawn("upkeep", tasks::upkeep::run(master.clone(), config.data.clone()));
     let started = Start { config: config.clone(), fresh, admin };
     running.spawn("readiness", report_ready(master.clone(), started, readiness));

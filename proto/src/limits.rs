@@ -50,6 +50,14 @@ pub const READDIR_ENTRIES_MAX: usize = 4096;
 pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
 /// Most earlier deploys of an alias whose files stay reachable.
 pub const EARLIER_DEPLOYS_MAX: usize = 32;
+/// Digits of a deploy's id that its host name has at least.
+pub const DEPLOY_DIGITS_MIN: usize = 8;
+/// Most deploys of a site that have host names of their own: the latest.
+pub const NAMED_DEPLOYS_MAX: usize = 1000;
+/// Most deploys with host names in one snapshot for an edge, of all sites together.
+pub const SNAPSHOT_DEPLOYS_MAX: usize = 32_768;
+/// The latest that an alias may expire.
+pub const ALIAS_LIFETIME_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// Longest path of a directory that a site follows, in bytes.
 pub const LIVE_PATH_BYTES_MAX: usize = 4096;
 /// Most entries of the publish log in one reply.
@@ -110,6 +118,7 @@ const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);
 const _: () = assert!(REPLICAS_DURABLE <= REPLICAS);
 const _: () = assert!(PENDING_LIFETIME.as_secs() > RECEIPT_LIFETIME.as_secs());
 const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs());
+const _: () = assert!(SNAPSHOT_DEPLOYS_MAX * 32 * 4 <= HEAD_BYTES_MAX);
 const _: () = assert!(WALK_IDS_MAX * 34 < HEAD_BYTES_MAX);
 const _: () = assert!(DELTAS_MAX * 48 < HEAD_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_QUIET.as_millis() * 5 / 2 < HEARTBEAT_LOST.as_millis());

@@ -115,6 +115,14 @@ pub enum PublishEvent {
         /// Revalidate instead of drop.
         soft: bool,
     },
+    /// A deploy was removed: its own host name leads nowhere any more. That a deploy was added is
+    /// said by the `AliasSet` of its publication.
+    DeployRemoved {
+        /// Of which site.
+        site: SiteName,
+        /// Which.
+        deploy: DeployId,
+    },
 }
 
 /// The whole state an edge needs when it cannot resume from its last seq.
@@ -126,6 +134,17 @@ pub struct PublishSnapshot {
     pub sites: Vec<Site>,
     /// All aliases.
     pub aliases: Vec<Alias>,
+    /// The deploys that have host names of their own.
+    pub deploys: Vec<SiteDeploys>,
+}
+
+/// The deploys of a site that have host names of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteDeploys {
+    /// Of which site.
+    pub site: SiteName,
+    /// Which, the latest last; at most `limits::NAMED_DEPLOYS_MAX`.
+    pub deploys: Vec<DeployId>,
 }
 
 /// A change of sites, aliases or deploys that a user asks for. Variant numbers are stable on the
@@ -208,6 +227,36 @@ pub enum SiteOp {
         site: SiteName,
         /// What to change.
         changes: SiteChanges,
+    },
+    /// As `Publish`, and the alias is removed after a while. Never for `production`.
+    PublishFor {
+        /// Which site.
+        site: SiteName,
+        /// Which alias.
+        alias: AliasName,
+        /// The manifest's root page.
+        deploy: DeployId,
+        /// Compare-and-swap, as in `Publish`.
+        if_current: Option<Option<DeployId>>,
+        /// What the author wrote.
+        message: String,
+        /// Create the site when it does not exist.
+        create: bool,
+        /// After so many seconds, at most `limits::ALIAS_LIFETIME_MAX`.
+        lifetime_secs: u64,
+    },
+    /// As `MoveAlias`, and the alias is removed after a while. Never for `production`.
+    MoveAliasFor {
+        /// Which site.
+        site: SiteName,
+        /// Which alias.
+        alias: AliasName,
+        /// Where to, as in `MoveAlias`.
+        deploy: Option<DeployId>,
+        /// Compare-and-swap, as in `Publish`.
+        if_current: Option<Option<DeployId>>,
+        /// After so many seconds, at most `limits::ALIAS_LIFETIME_MAX`.
+        lifetime_secs: u64,
     },
 }
 

@@ -319,6 +319,7 @@ impl InProcess {
             alias: AliasName::production(),
             message: String::new(),
             if_current: None,
+            lifetime: None,
             create: true,
             dry_run: false,
             wait: Wait::All,

@@ -9,8 +9,10 @@ use atoll_proto::{AliasName, DeployId, SiteName};
 use clap::Args;
 use serde::Serialize;
 
-use super::published::{DeployName, DeployText, down_said, edges_said, unconfirmed, url};
-use crate::args::{AliasArgs, WaitArgs};
+use super::published::{
+    DeployName, DeployText, deploy_url, down_said, edges_said, unconfirmed, url,
+};
+use crate::args::{AliasArgs, ExpiresArgs, WaitArgs};
 use crate::connect::Context;
 use crate::progress::Progress;
 use crate::report::Failure;
@@ -26,7 +28,7 @@ const PARALLEL: usize = 8;
 #[command(after_help = "EXAMPLES
   atoll deploy ./public --site blog --create
   atoll deploy ./public --site blog --message 'new front page'
-  atoll deploy ./public --site blog --alias pr-7
+  atoll deploy ./public --site blog --alias pr-7 --expires 7d
   atoll deploy ./public --site blog --if-current 4f1d20aa --json
   atoll deploy ./public --site blog --dry-run
   atoll deploy ./public --site blog --reupload
@@ -42,6 +44,8 @@ pub(crate) struct DeployArgs {
     pub(crate) site: SiteName,
     #[command(flatten)]
     pub(crate) alias: AliasArgs,
+    #[command(flatten)]
+    pub(crate) expires: ExpiresArgs,
     /// What to say about it in the list of deploys
     #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) message: String,
@@ -101,6 +105,10 @@ struct DoneObject {
     deploy: DeployText,
     alias: AliasName,
     url: String,
+    /// The URL once more, of an alias that is not production.
+    preview_url: Option<String>,
+    /// Where this very deploy is served, whatever the alias points at later.
+    deploy_url: Option<String>,
     seq: u64,
     files: u64,
     bytes: u64,
@@ -127,6 +135,7 @@ struct ElapsedObject {
 
 /// Does it.
 pub(crate) async fn run(context: &Context, args: DeployArgs) -> Result<(), Failure> {
+    args.expires.check(&args.alias.alias)?;
     // First what needs no cluster: a tree that cannot be deployed is told at once.
     let started = std::time::Instant::now();
     let scanned = scan_tree(context, &args).await?;
@@ -135,9 +144,11 @@ pub(crate) async fn run(context: &Context, args: DeployArgs) -> Result<(), Failu
     let mut report = publish(context, &cluster, &args, scanned).await?;
     report.elapsed_ms.scan += scan_ms;
     report.elapsed_ms.total += scan_ms;
-    let url = url(&*cluster.view().await?, &args.site, &args.alias.alias);
+    let view = cluster.view().await?;
+    let url = url(&view, &args.site, &args.alias.alias);
     if context.out.json() {
-        context.out.object(&done(&args, &report, url))?;
+        let deploy_url = deploy_url(&view, &args.site, &report.deploy);
+        context.out.object(&done(&args, &report, url, deploy_url))?;
     } else {
         context.out.note(summary(&args, &report));
         if !args.dry_run {
@@ -180,6 +191,7 @@ pub(crate) async fn publish(
         message: args.message.clone(),
         if_current,
         create: args.create,
+        lifetime: args.expires.expires.map(|lifetime| lifetime.0),
         reupload: args.reupload,
         dry_run: args.dry_run,
         wait: args.wait.wait(),
@@ -212,13 +224,21 @@ fn stat_cache(dir: &Path) -> Option<PathBuf> {
     Some(cache.join(format!("stat-{}", &key[..32])))
 }
 
-fn done(args: &DeployArgs, report: &DeployReport, url: String) -> DoneObject {
+fn done(
+    args: &DeployArgs,
+    report: &DeployReport,
+    url: String,
+    deploy_url: Option<String>,
+) -> DoneObject {
     let elapsed = report.elapsed_ms;
+    let preview = args.alias.alias != AliasName::production();
     DoneObject {
         event: "done",
         site: args.site.clone(),
         deploy: DeployText(report.deploy),
         alias: args.alias.alias.clone(),
+        preview_url: preview.then(|| url.clone()),
+        deploy_url,
         url,
         seq: report.seq.0,
         files: report.files,
@@ -282,7 +302,7 @@ mod tests {
     fn the_final_object_has_exactly_the_fields_of_the_contract() {
         let args = args("atoll deploy d --site blog");
         let object =
-            serde_json::to_value(done(&args, &DeployReport::default(), "u".into())).unwrap();
+            serde_json::to_value(done(&args, &DeployReport::default(), "u".into(), None)).unwrap();
         let mut fields: Vec<&str> =
             object.as_object().unwrap().keys().map(String::as_str).collect();
         fields.sort_unstable();
@@ -292,6 +312,8 @@ mod tests {
             "deploy",
             "alias",
             "url",
+            "preview_url",
+            "deploy_url",
             "seq",
             "files",
             "bytes",

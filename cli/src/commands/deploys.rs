@@ -3,13 +3,14 @@
 use std::cmp::Ordering;
 
 use atoll_client::{Cluster, entries};
+use atoll_proto::cluster::ClusterView;
 use atoll_proto::manifest::Entry;
 use atoll_proto::publish::{Alias, Deploy, SiteOp};
 use atoll_proto::{AliasName, SiteName};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::published::{DeployName, DeployText, all_deploys, site_and_aliases};
+use super::published::{DeployName, DeployText, all_deploys, deploy_url, site_and_aliases, url};
 use crate::args::SiteArg;
 use crate::connect::Context;
 use crate::report::Failure;
@@ -86,6 +87,18 @@ struct DeployObject {
     bytes: u64,
     seq: u64,
     aliases: Vec<AliasName>,
+    /// Where it is served by itself.
+    url: Option<String>,
+    /// Where it is served as a preview.
+    previews: Vec<PreviewObject>,
+}
+
+/// An alias that is not production.
+#[derive(Serialize)]
+struct PreviewObject {
+    alias: AliasName,
+    url: String,
+    expires_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -138,12 +151,13 @@ async fn list(
     site: SiteName,
     limit: usize,
 ) -> Result<(), Failure> {
+    let view = cluster.view().await?;
     let (_, aliases) = site_and_aliases(cluster, &site).await?;
     let mut all = all_deploys(cluster, &site).await?;
     let left_out = all.len().saturating_sub(limit);
     all.truncate(limit);
     let deploys: Vec<DeployObject> =
-        all.into_iter().map(|deploy| object(deploy, &aliases)).collect();
+        all.into_iter().map(|deploy| object(&view, deploy, &aliases)).collect();
     if context.out.json() {
         return context.out.object(&DeploysObject { site, deploys });
     }
@@ -152,7 +166,7 @@ async fn list(
         return Ok(());
     }
     let rows: Vec<Vec<String>> = deploys.into_iter().map(row).collect();
-    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "message"];
+    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "url", "message"];
     context.out.line(table::render(&heading, &rows))?;
     if left_out > 0 {
         context.out.note(format_args!("and {left_out} earlier ones (--limit)"));
@@ -160,27 +174,44 @@ async fn list(
     Ok(())
 }
 
-fn object(deploy: Deploy, aliases: &[Alias]) -> DeployObject {
-    let here = aliases.iter().filter(|alias| alias.deploy == deploy.id);
+fn object(view: &ClusterView, deploy: Deploy, aliases: &[Alias]) -> DeployObject {
+    let here = || aliases.iter().filter(|alias| alias.deploy == deploy.id);
+    let previews = here().filter(|alias| alias.alias != AliasName::production());
+    let preview = |alias: &Alias| PreviewObject {
+        alias: alias.alias.clone(),
+        url: url(view, &deploy.site, &alias.alias),
+        expires_ms: alias.expires_ms,
+    };
     DeployObject {
+        url: deploy_url(view, &deploy.site, &deploy.id),
+        previews: previews.map(preview).collect(),
+        aliases: here().map(|alias| alias.alias.clone()).collect(),
         deploy: DeployText(deploy.id),
         created_ms: deploy.created_ms,
         message: deploy.message,
         files: deploy.files,
         bytes: deploy.bytes,
         seq: deploy.seq.0,
-        aliases: here.map(|alias| alias.alias.clone()).collect(),
     }
 }
 
 fn row(deploy: DeployObject) -> Vec<String> {
-    let aliases: Vec<&str> = deploy.aliases.iter().map(AliasName::as_str).collect();
+    let expires = |alias: &AliasName| {
+        let preview = deploy.previews.iter().find(|preview| preview.alias == *alias)?;
+        preview.expires_ms.map(|at| text::expiry(Some(at)))
+    };
+    let named = |alias: &AliasName| match expires(alias) {
+        Some(at) => format!("{alias} (until {at})"),
+        None => alias.to_string(),
+    };
+    let aliases: Vec<String> = deploy.aliases.iter().map(named).collect();
     vec![
         text::short(&deploy.deploy.0),
         text::utc(i64::try_from(deploy.created_ms).unwrap_or(0)),
         deploy.files.to_string(),
         text::bytes(deploy.bytes),
         aliases.join(" "),
+        deploy.url.unwrap_or_default(),
         text::name(deploy.message.as_bytes()),
     ]
 }
@@ -188,18 +219,19 @@ fn row(deploy: DeployObject) -> Vec<String> {
 async fn show(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<(), Failure> {
     let site = one.site.site;
     let id = one.deploy.find(cluster, &site).await?;
+    let view = cluster.view().await?;
     let (_, aliases) = site_and_aliases(cluster, &site).await?;
     let all = all_deploys(cluster, &site).await?;
     let Some(deploy) = all.into_iter().find(|deploy| deploy.id == id) else {
         return Err(Failure::Failed(format!("{site} has no deploy {id}")));
     };
     let files = entries(cluster, id).await?;
-    let deploy = object(deploy, &aliases);
+    let deploy = object(&view, deploy, &aliases);
     if context.out.json() {
         let entries = files.iter().map(entry_object).collect();
         return context.out.object(&ShowObject { site, deploy, entries });
     }
-    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "message"];
+    let heading = ["deploy", "published (UTC)", ">files", ">size", "aliases", "url", "message"];
     context.out.line(table::render(&heading, &[row(deploy)]))?;
     context.out.line("")?;
     for file in files {

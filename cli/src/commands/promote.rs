@@ -4,7 +4,7 @@ use atoll_proto::publish::SiteOp;
 use clap::Args;
 
 use super::published::{Concluded, DeployName, conclude};
-use crate::args::{AliasArgs, SiteArg, WaitArgs};
+use crate::args::{AliasArgs, ExpiresArgs, SiteArg, WaitArgs};
 use crate::connect::Context;
 use crate::report::Failure;
 use crate::text;
@@ -13,7 +13,8 @@ use crate::text;
 #[derive(Debug, Args)]
 #[command(after_help = "EXAMPLES
   atoll promote blog 4f1d20aa
-  atoll promote blog 4f1d20aa --alias staging")]
+  atoll promote blog 4f1d20aa --alias staging
+  atoll promote blog 4f1d20aa --alias review --expires 12h")]
 pub(crate) struct PromoteArgs {
     #[command(flatten)]
     site: SiteArg,
@@ -23,18 +24,30 @@ pub(crate) struct PromoteArgs {
     #[command(flatten)]
     alias: AliasArgs,
     #[command(flatten)]
+    expires: ExpiresArgs,
+    #[command(flatten)]
     wait: WaitArgs,
 }
 
 /// Does it.
 pub(crate) async fn run(context: &Context, args: PromoteArgs) -> Result<(), Failure> {
+    args.expires.check(&args.alias.alias)?;
     let started = std::time::Instant::now();
     let cluster = context.cluster().await?;
     let site = args.site.site;
     let deploy = Some(args.deploy.find(&cluster, &site).await?);
     let alias = args.alias.alias;
-    let op =
-        SiteOp::MoveAlias { site: site.clone(), alias: alias.clone(), deploy, if_current: None };
+    let if_current = None;
+    let op = match args.expires.expires {
+        None => {
+            let (site, alias) = (site.clone(), alias.clone());
+            SiteOp::MoveAlias { site, alias, deploy, if_current }
+        }
+        Some(lifetime) => {
+            let (site, alias, lifetime_secs) = (site.clone(), alias.clone(), lifetime.0.as_secs());
+            SiteOp::MoveAliasFor { site, alias, deploy, if_current, lifetime_secs }
+        }
+    };
     let published = cluster.site(op).await?;
     let change =
         Concluded { site: &site, alias: Some(&alias), published, wait: &args.wait, started };

@@ -145,8 +145,20 @@ pub(crate) fn url(view: &ClusterView, site: &SiteName, alias: &AliasName) -> Str
     } else {
         format!("{alias}--{site}")
     };
+    url_of(view, &label)
+}
+
+/// Where a deploy is served by itself; `None` when its name would be too long for a host name.
+pub(crate) fn deploy_url(view: &ClusterView, site: &SiteName, deploy: &DeployId) -> Option<String> {
+    let room = limits::SITE_NAME_BYTES_MAX.checked_sub(site.as_str().len() + "--".len())?;
+    let digits = deploy.short();
+    let digits = digits.get(..digits.len().min(room))?;
+    (digits.len() >= limits::DEPLOY_DIGITS_MIN).then(|| url_of(view, &format!("{digits}--{site}")))
+}
+
+fn url_of(view: &ClusterView, label: &str) -> String {
     match (&view.url_template, &view.zone) {
-        (Some(template), _) => template.replace("{site}", &label),
+        (Some(template), _) => template.replace("{site}", label),
         (None, Some(zone)) => format!("https://{label}.{zone}/"),
         (None, None) => format!("https://{label}/"),
     }
@@ -266,6 +278,11 @@ mod tests {
         assert_eq!(url(&local, &site, &preview), "https://pr-7--blog.localhost:8443/");
         let zone = view(Some("atoll.test"), None);
         assert_eq!(url(&zone, &site, &production), "https://blog.atoll.test/");
+        let deploy = ChunkId([0xab; 32]);
+        let at = |site: &str| deploy_url(&zone, &site.parse().unwrap(), &deploy);
+        assert_eq!(at("blog").unwrap(), "https://abababababab--blog.atoll.test/");
+        assert!(at(&"s".repeat(53)).unwrap().starts_with("https://abababab--sss"));
+        assert_eq!((at(&"s".repeat(54)), at(&"s".repeat(63))), (None, None));
     }
 
     #[test]

@@ -161,6 +161,10 @@ struct AliasObject {
     url: String,
     seq: u64,
     at_ms: u64,
+    /// When the alias is removed.
+    expires_ms: Option<u64>,
+    /// Where it pointed before, latest first: files of these stay reachable.
+    earlier: Vec<DeployText>,
 }
 
 #[derive(Serialize)]
@@ -261,7 +265,8 @@ async fn shown(
         .into_iter()
         .map(|alias| {
             let at = text::utc(i64::try_from(alias.at_ms).unwrap_or(0));
-            vec![alias.alias.to_string(), text::short(&alias.deploy.0), at, alias.url]
+            let expires = text::expiry(alias.expires_ms);
+            vec![alias.alias.to_string(), text::short(&alias.deploy.0), at, expires, alias.url]
         })
         .collect();
     if rows.is_empty() {
@@ -269,7 +274,7 @@ async fn shown(
         return Ok(());
     }
     out.line("")?;
-    out.line(table::render(&["alias", "deploy", "since (UTC)", "url"], &rows))
+    out.line(table::render(&["alias", "deploy", "since (UTC)", "expires (UTC)", "url"], &rows))
 }
 
 fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Alias>) -> SiteObject {
@@ -281,6 +286,8 @@ fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Ali
             deploy: DeployText(alias.deploy),
             seq: alias.seq.0,
             at_ms: alias.at_ms,
+            expires_ms: alias.expires_ms,
+            earlier: alias.earlier.iter().map(|earlier| DeployText(earlier.deploy)).collect(),
         })
         .collect();
     SiteObject {

@@ -9,7 +9,7 @@ use atoll_proto::AliasName;
 use super::layout::Layout;
 use super::plan::site_name;
 use super::ready::ReadyObject;
-use crate::args::{AliasArgs, WaitArgs, WaitFor};
+use crate::args::{AliasArgs, ExpiresArgs, WaitArgs, WaitFor};
 use crate::commands::deploy::{DeployArgs, publish, scan_tree, summary as deploy_summary};
 use crate::commands::published::url;
 use crate::connect::Context;
@@ -33,6 +33,7 @@ pub(crate) async fn deploy(
         alias: AliasArgs { alias: AliasName::production() },
         message: String::new(),
         if_current: None,
+        expires: ExpiresArgs { expires: None },
         wait: WaitArgs { wait: WaitFor::All, timeout: 60 },
         reupload: false,
         dry_run: false,

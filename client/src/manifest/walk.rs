@@ -56,8 +56,12 @@ pub async fn lookup<S: PageSource>(
     deploy: DeployId,
     path: &[u8],
 ) -> Result<Option<Entry>, ClientError> {
-    let Some(top) = root(source, deploy).await?.top else { return Ok(None) };
-    let mut id = top.id;
+    // Not `root`, which copies it: it may be large, and an edge comes by here for every request.
+    let mut id = match &*source.page(deploy).await? {
+        Page::RootV1(Root { top: Some(top), .. }) => top.id,
+        Page::RootV1(_) => return Ok(None),
+        Page::IndexV1(_) | Page::LeafV1(_) => return Err(wrong(deploy)),
+    };
     for _ in 0..limits::PAGE_DEPTH_MAX {
         let page = source.page(id).await?;
         match &*page {

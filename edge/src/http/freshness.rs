@@ -19,6 +19,12 @@ pub fn cache_control(path: &[u8]) -> &'static str {
     if is_fingerprinted(path) { IMMUTABLE } else { REVALIDATE }
 }
 
+/// The same for an answer that never changes, because its host names a deploy. What a rule of the
+/// site says stays.
+pub fn unchanging(said: &str) -> &str {
+    if said == REVALIDATE { IMMUTABLE } else { said }
+}
+
 /// Names such as `app.3f9a0c1d.js` (8 or more hex digits between dots) and `index-BX3k2_aq.css`
 /// (8 letters, digits or `_` after the last dash), with both a letter and a digit.
 fn is_fingerprinted(path: &[u8]) -> bool {
@@ -51,6 +57,13 @@ fn is_fingerprinted(path: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_never_changes_need_not_be_asked_for_again() {
+        assert_eq!(unchanging(cache_control(b"index.html")), IMMUTABLE);
+        assert_eq!(unchanging(IMMUTABLE), IMMUTABLE);
+        assert_eq!(unchanging("no-store"), "no-store");
+    }
 
     #[test]
     fn only_clear_fingerprints_are_immutable() {

@@ -5,11 +5,11 @@
 //! once), so a 404, a redirect, a HEAD or a 304 costs the origin nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atoll_client::ClientError;
-use atoll_proto::DeployId;
 use atoll_proto::manifest::Entry;
+use atoll_proto::{AliasName, DeployId, SiteName};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
@@ -20,11 +20,12 @@ use super::range::{self, Asked, ByteRange, Multipart};
 use super::{Request, Response, freshness};
 use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
-use crate::rules::{self, Action};
+use crate::rules::{self, Action, asset};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const ATOLL_DEPLOY: HeaderName = HeaderName::from_static("atoll-deploy");
+const X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
 /// Seconds after which a request that came at a bad time may be repeated.
 const RETRY_AFTER_SECS: u64 = 1;
 
@@ -39,6 +40,8 @@ pub struct Responder {
 /// What answers a request, once the path rules are done.
 enum Target {
     File(Entry),
+    /// Of an earlier deploy.
+    Earlier(DeployId, Entry),
     Redirect(String),
     NotFound(Option<Entry>),
 }
@@ -60,6 +63,9 @@ impl Responder {
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.is_preview(request) {
+            headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
+        }
         if !headers.contains_key(CACHE_STATUS) {
             set(headers, CACHE_STATUS, &format!("{}; hit", self.name));
         }
@@ -67,6 +73,11 @@ impl Responder {
             "status" => response.status.as_str().to_owned())
         .increment(1);
         response
+    }
+
+    /// Whether the request is for a host that no search engine should know.
+    fn is_preview(&self, request: &Request) -> bool {
+        host_of(&request.uri, &request.headers).is_ok_and(|host| self.index.is_preview(&host))
     }
 
     async fn answer(&self, request: &Request, now: SystemTime) -> Response {
@@ -82,15 +93,26 @@ impl Responder {
         if !self.index.may_serve() {
             return self.unavailable("This server is starting: it waits for the publish log.");
         }
-        let deploy = match self.index.site_of(&host) {
-            Found::Deploy { deploy, .. } => deploy,
+        let (site, mut deploy, alias) = match self.index.site_of(&host) {
+            Found::Deploy { site, deploy, alias } => (site, deploy, alias),
+            Found::Ambiguous => {
+                let text =
+                    "Several deploys of this site begin with these digits: use more of them.";
+                return page(StatusCode::NOT_FOUND, text);
+            }
             Found::Unpublished => {
                 return page(StatusCode::NOT_FOUND, "Nothing is published here yet.");
             }
             Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
         };
         let target = match path::parse(request.uri.path().as_bytes()) {
-            Ok(asked) => self.target(deploy, &asked, request.uri.query()).await,
+            Ok(asked) => match self.target(deploy, &asked, request.uri.query()).await {
+                Ok(Target::NotFound(page)) => {
+                    let earlier = self.earlier(&site, alias.as_ref(), &asked, now).await;
+                    earlier.map(|earlier| earlier.unwrap_or(Target::NotFound(page)))
+                }
+                target => target,
+            },
             Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
             Err(BadPath::Impossible) => {
                 let root = SitePath { path: Vec::new(), directory: true };
@@ -99,7 +121,15 @@ impl Responder {
         };
         let mut response = match target {
             Ok(Target::File(entry)) => self.file(request, &entry, now).await,
+            Ok(Target::Earlier(from, entry)) => {
+                deploy = from;
+                metrics::counter!("atoll_edge_earlier_files_total").increment(1);
+                self.file(request, &entry, now).await
+            }
             Ok(Target::Redirect(location)) => redirect(&location),
+            Ok(Target::NotFound(_)) if asset::is_loaded(request.uri.path().as_bytes()) => {
+                no_such_file()
+            }
             Ok(Target::NotFound(Some(entry))) => {
                 let head = request.method == Method::HEAD;
                 let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
@@ -115,8 +145,28 @@ impl Responder {
                 self.unavailable("The index of this site cannot be read right now.")
             }
         };
+        if alias.is_none() {
+            unchanging(&mut response);
+        }
         set(&mut response.headers, ATOLL_DEPLOY, &deploy.to_string());
         response
+    }
+
+    /// What a page that was loaded before the last publish may still ask for: the file of this
+    /// very path in an earlier deploy of the alias.
+    async fn earlier(
+        &self,
+        site: &SiteName,
+        alias: Option<&AliasName>,
+        asked: &SitePath,
+        now: SystemTime,
+    ) -> Result<Option<Target>, ClientError> {
+        let Some(alias) = alias.filter(|_| asset::may_be_earlier(asked)) else { return Ok(None) };
+        let now_ms = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        let found = self.index.lookup_earlier(site, alias, &asked.path, now_ms).await?;
+        let found = found.filter(|(_, entry)| !asset::is_page(&entry.content_type));
+        Ok(found.map(|(deploy, entry)| Target::Earlier(deploy, entry)))
     }
 
     /// The path rules, looked up in the manifest.
@@ -291,6 +341,28 @@ impl Responder {
 
 fn no_such_page() -> Response {
     page(StatusCode::NOT_FOUND, "There is no such page on this site.")
+}
+
+/// For who cannot use a page: a script that is HTML hides what is wrong.
+fn no_such_file() -> Response {
+    let mut response = page(StatusCode::NOT_FOUND, "");
+    let text = "There is no such file on this site.\n";
+    let headers = &mut response.headers;
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+    Response { body: Body::Whole(Bytes::from_static(text.as_bytes())), ..response }
+}
+
+/// A file under a host that names its deploy is the same for ever.
+fn unchanging(response: &mut Response) {
+    let file = [StatusCode::OK, StatusCode::PARTIAL_CONTENT, StatusCode::NOT_MODIFIED];
+    if !file.contains(&response.status) {
+        return;
+    }
+    let said = response.headers.get(header::CACHE_CONTROL).and_then(|said| said.to_str().ok());
+    if let Some(said) = said.map(|said| freshness::unchanging(said).to_owned()) {
+        set(&mut response.headers, header::CACHE_CONTROL, &said);
+    }
 }
 
 /// The host of a request, normalized.

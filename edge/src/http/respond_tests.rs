@@ -350,3 +350,6 @@ proptest! {
         prop_assert!(status.as_u16() < 500);
     }
 }
+
+#[path = "earlier_tests.rs"]
+mod earlier;

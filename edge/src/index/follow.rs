@@ -212,9 +212,10 @@ mod tests {
         upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let (index, _) = index(&upstream, dir.path());
         let site = "blog".parse().unwrap();
+        let alias = Some(AliasName::production());
         assert_eq!(
             index.site_of("blog.localhost"),
-            Found::Deploy { site, deploy: published.deploy }
+            Found::Deploy { site, deploy: published.deploy, alias }
         );
         assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
         assert!(!index.is_current(Duration::from_secs(10), Instant::now()));
@@ -228,7 +229,8 @@ mod tests {
         let deploy = ChunkId::of(b"nowhere");
         take_in(&index, &publish(deploy)).await;
         let site = "blog".parse().unwrap();
-        assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy });
+        let alias = Some(AliasName::production());
+        assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy, alias });
         assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
         assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
     }

@@ -1,9 +1,11 @@
-//! From the host of a request to the site and alias it names: pure.
+//! From the host of a request to the site and alias or deploy it names: pure.
 //!
 //! `<site>.<suffix>` is the site's `production` alias, `<alias>--<site>.<suffix>` another one; a
-//! site's own domains name its `production` too. Suffixes are `localhost` and the cluster's zone.
+//! site's own domains name its `production` too. `<digits>--<site>.<suffix>` is the deploy whose id
+//! begins with these 8 or more hex digits, unless there is an alias of that name ([`deploy_digits`]).
+//! Suffixes are `localhost` and the cluster's zone.
 
-use atoll_proto::{AliasName, SiteName};
+use atoll_proto::{AliasName, SiteName, limits};
 
 use super::table::Table;
 
@@ -14,6 +16,20 @@ pub struct HostName {
     pub site: SiteName,
     /// Its alias, which may not exist.
     pub alias: AliasName,
+}
+
+impl HostName {
+    /// Whether it is no name that a site is known by: search engines are to pass it over.
+    pub fn is_preview(&self) -> bool {
+        self.alias != AliasName::production()
+    }
+}
+
+/// The digits by which a name may mean a deploy where no alias has it.
+pub fn deploy_digits(name: &AliasName) -> Option<&str> {
+    let digits = name.as_str();
+    let fine = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (digits.len() >= limits::DEPLOY_DIGITS_MIN && digits.bytes().all(fine)).then_some(digits)
 }
 
 /// Takes the port and a final dot off a host and lowers its case. `None` for what is no host name.
@@ -96,6 +112,17 @@ mod tests {
             "example",
         ] {
             assert_eq!(found(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn eight_hex_digits_may_mean_a_deploy() {
+        let digits = |name: &str| deploy_digits(&name.parse().unwrap()).map(str::to_owned);
+        for name in ["01234567", "deadbeef", &"a".repeat(63)] {
+            assert_eq!(digits(name).as_deref(), Some(name));
+        }
+        for name in ["0123456", "production", "deadbee-f", "deadbeefg"] {
+            assert_eq!(digits(name), None, "{name}");
         }
     }
 

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
 use atoll_proto::manifest::Entry;
-use atoll_proto::{ClusterId, DeployId, SiteName};
+use atoll_proto::{AliasName, ClusterId, DeployId, SiteName};
 use tokio::sync::watch;
 
 use crate::fetch::Chunks;
 use pages::Pages;
-use table::Table;
+use table::{ByDigits, Table};
 
 /// What a host leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,12 @@ pub enum Found {
         site: SiteName,
         /// The manifest's root.
         deploy: DeployId,
+        /// The alias that points at it. `None`: the host names the deploy itself, so that nothing
+        /// it answers ever changes.
+        alias: Option<AliasName>,
     },
+    /// Several deploys of the site begin with the digits that the host names.
+    Ambiguous,
     /// The site exists, but nothing is published under this alias.
     Unpublished,
     /// No such site.
@@ -103,10 +108,46 @@ impl Index {
         let Some(state) = table.site(&named.site) else {
             return Found::Unknown;
         };
-        match state.aliases.get(&named.alias) {
-            Some(alias) => Found::Deploy { site: named.site, deploy: alias.deploy },
-            None => Found::Unpublished,
+        if let Some(alias) = state.aliases.get(&named.alias) {
+            let (site, alias_name) = (named.site, named.alias);
+            return Found::Deploy { site, deploy: alias.deploy, alias: Some(alias_name) };
         }
+        let digits = host::deploy_digits(&named.alias);
+        match digits.map_or(ByDigits::None, |digits| state.by_digits(digits)) {
+            ByDigits::One(deploy) => Found::Deploy { site: named.site, deploy, alias: None },
+            ByDigits::Several => Found::Ambiguous,
+            ByDigits::None => Found::Unpublished,
+        }
+    }
+
+    /// Whether a normalized host is another name of a site than those it is known by.
+    pub fn is_preview(&self, host: &str) -> bool {
+        let named = host::resolve(host, &self.suffixes, &self.table.load());
+        named.is_some_and(|named| named.is_preview())
+    }
+
+    /// The file at this path in an earlier deploy of an alias, and which: of the latest that has
+    /// it. Costs a page per level of each, which are at hand once they were used.
+    ///
+    /// # Errors
+    /// When a page of a manifest cannot be had now, so that nobody can tell.
+    pub async fn lookup_earlier(
+        &self,
+        site: &SiteName,
+        alias: &AliasName,
+        path: &[u8],
+        now_ms: u64,
+    ) -> Result<Option<(DeployId, Entry)>, ClientError> {
+        let earlier: Vec<DeployId> = match self.table.load().site(site) {
+            Some(state) => state.earlier(alias, now_ms).collect(),
+            None => Vec::new(),
+        };
+        for deploy in earlier {
+            if let Some(entry) = self.lookup(deploy, path).await? {
+                return Ok(Some((deploy, entry)));
+            }
+        }
+        Ok(None)
     }
 
     /// The file at this path of a deploy.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! "ATOLLIDX"  8 bytes
-//! version     1 byte     2
+//! version     1 byte     3
 //! body        postcard   cluster id, then a PublishSnapshot
 //! check       32 bytes   BLAKE3 of all that stands before
 //! ```
@@ -20,7 +20,7 @@ use atoll_proto::publish::PublishSnapshot;
 
 use super::table::Table;
 
-const MAGIC: &[u8; 9] = b"ATOLLIDX\x02";
+const MAGIC: &[u8; 9] = b"ATOLLIDX\x03";
 const CHECK_BYTES: usize = 32;
 const FILE: &str = "index.snapshot";
 const FILE_NEW: &str = "index.snapshot.new";
@@ -103,7 +103,8 @@ mod tests {
             created_ms: 1,
             settings: Default::default(),
         };
-        let snapshot = PublishSnapshot { seq: Seq(9), sites: vec![site], aliases: vec![] };
+        let snapshot =
+            PublishSnapshot { seq: Seq(9), sites: vec![site], aliases: vec![], deploys: vec![] };
         Table::of_snapshot(ClusterId([1; 16]), snapshot)
     }
 

@@ -4,6 +4,8 @@
 //! rules so far: the exact file, `index.html` of a directory, a redirect to a directory that is
 //! named without its slash, clean URLs (`/about` is `about.html`), and the nearest `404.html`.
 
+pub mod asset;
+
 use crate::http::path::SitePath;
 
 /// Directories that are searched for a `404.html`, counted from the site's root.

@@ -171,7 +171,10 @@ async fn check_site(
     context: &Context,
     op: &SiteOp,
 ) -> WireResult<Option<RootFacts>> {
-    let SiteOp::Publish { deploy, message, .. } = op else { return Ok(None) };
+    let (SiteOp::Publish { deploy, message, .. } | SiteOp::PublishFor { deploy, message, .. }) = op
+    else {
+        return Ok(None);
+    };
     site::check_message(message)?;
     admit::root_facts(master, context, *deploy).await.map(Some)
 }
@@ -184,9 +187,13 @@ fn grows(change: &Change) -> bool {
             op,
             NamespaceOp::Unlink { .. } | NamespaceOp::Rmdir { .. } | NamespaceOp::SetAttr { .. }
         ),
-        Change::Site(op) => {
-            matches!(op, SiteOp::Create { .. } | SiteOp::CreateWith { .. } | SiteOp::Publish { .. })
-        }
+        Change::Site(op) => matches!(
+            op,
+            SiteOp::Create { .. }
+                | SiteOp::CreateWith { .. }
+                | SiteOp::Publish { .. }
+                | SiteOp::PublishFor { .. }
+        ),
         Change::Admit { .. } | Change::TokenCreate { .. } => true,
         Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) => false,
     }

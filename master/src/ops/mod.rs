@@ -122,5 +122,9 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
             move_groups::apply(tx, now, base, finished, moved)
         }
         Operation::SetDuty { node, from, to } => node::set_duty(tx, now, node, from, to),
+        Operation::ExpireAliases => {
+            site::expire(tx, now)?;
+            Ok(Outcome::Done)
+        }
     }
 }

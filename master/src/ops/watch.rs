@@ -5,7 +5,7 @@ use std::time::Duration;
 use atoll_net::Context;
 use atoll_proto::error::WireResult;
 use atoll_proto::master::MasterResponse;
-use atoll_proto::publish::PublishSnapshot;
+use atoll_proto::publish::{PublishSnapshot, Site, SiteDeploys};
 use atoll_proto::{Code, NodeId, Seq, WireError, limits};
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::change::store_failed;
 use crate::auth::Principal;
 use crate::server::Master;
 use crate::store::rocks::View;
-use crate::store::{aliases, nodes, publish_log, sites};
+use crate::store::{aliases, deploys, nodes, publish_log, sites};
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
@@ -104,5 +104,59 @@ fn snapshot(view: &View<'_>, seq: Seq) -> WireResult<MasterResponse> {
     let sites = sites::all(view).map_err(store_failed)?;
     let aliases = aliases::all(view, None).map_err(store_failed)?;
     let aliases = aliases.into_iter().map(|record| record.alias).collect();
-    Ok(MasterResponse::Snapshot(Box::new(PublishSnapshot { seq, sites, aliases })))
+    let deploys = named_deploys(view, &sites)?;
+    Ok(MasterResponse::Snapshot(Box::new(PublishSnapshot { seq, sites, aliases, deploys })))
+}
+
+/// The latest deploys of each site; fewer of each when there are many sites.
+fn named_deploys(view: &View<'_>, sites: &[Site]) -> WireResult<Vec<SiteDeploys>> {
+    let each = limits::SNAPSHOT_DEPLOYS_MAX / sites.len().max(1);
+    let each = each.min(limits::NAMED_DEPLOYS_MAX);
+    let of = |site: &Site| {
+        let mut deploys = deploys::ids(view, &site.name, None, each).map_err(store_failed)?;
+        deploys.reverse();
+        Ok(SiteDeploys { site: site.name.clone(), deploys })
+    };
+    sites.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::ChunkId;
+    use atoll_proto::publish::Deploy;
+
+    use super::*;
+    use crate::store::Transaction;
+    use crate::store::testing::TestStore;
+
+    #[test]
+    fn a_snapshot_names_the_latest_deploys_of_each_site() {
+        let store = TestStore::new();
+        let site = |name: &str| Site {
+            name: name.parse().unwrap(),
+            domains: vec![],
+            created_ms: 0,
+            settings: Default::default(),
+        };
+        let id = |seq: u64| ChunkId::of(&seq.to_be_bytes());
+        let mut tx = Transaction::new(&store.rocks);
+        for seq in [5, 3, 9] {
+            let (site, message) = ("blog".parse().unwrap(), String::new());
+            let (id, seq) = (id(seq), Seq(seq));
+            let deploy = Deploy { id, site, created_ms: 0, message, files: 0, bytes: 0, seq };
+            deploys::put(&mut tx, &deploy).unwrap();
+        }
+        tx.commit().unwrap();
+        let view = store.rocks.view();
+        let found = named_deploys(&view, &[site("blog"), site("shop")]).unwrap();
+        let blog =
+            SiteDeploys { site: "blog".parse().unwrap(), deploys: vec![id(3), id(5), id(9)] };
+        let shop = SiteDeploys { site: "shop".parse().unwrap(), deploys: vec![] };
+        assert_eq!(found, [blog, shop]);
+        // Many sites share the room there is.
+        let many = vec![site("blog"); limits::SNAPSHOT_DEPLOYS_MAX / 2];
+        let found = named_deploys(&view, &many).unwrap();
+        assert!(found.iter().all(|of| of.deploys == [id(5), id(9)]));
+    }
 }

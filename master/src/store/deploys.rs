@@ -36,13 +36,13 @@ pub(crate) fn remove(tx: &mut Transaction<'_>, deploy: &Deploy) {
     tx.delete(key(&deploy.site, &deploy.id));
 }
 
-/// Up to `limit` deploys of a site, latest first, with a seq smaller than `before`.
-pub(crate) fn list(
+/// The ids of up to `limit` deploys of a site, latest first, with a seq smaller than `before`.
+pub(crate) fn ids(
     read: &impl Read,
     site: &SiteName,
     before: Option<Seq>,
     limit: usize,
-) -> Result<Vec<Deploy>, StoreError> {
+) -> Result<Vec<DeployId>, StoreError> {
     let (from, mut to) = Family::DeployBySeq.prefix(&[site.as_str().as_bytes(), &[0]]);
     if let Some(before) = before {
         to = seq_key(site, before);
@@ -54,6 +54,17 @@ pub(crate) fn list(
             Ok(ids.len() < limit)
         })?;
     }
+    Ok(ids)
+}
+
+/// Up to `limit` deploys of a site, latest first, with a seq smaller than `before`.
+pub(crate) fn list(
+    read: &impl Read,
+    site: &SiteName,
+    before: Option<Seq>,
+    limit: usize,
+) -> Result<Vec<Deploy>, StoreError> {
+    let ids = ids(read, site, before, limit)?;
     let mut found = Vec::with_capacity(ids.len());
     for id in ids {
         let missing = || StoreError::malformed(&key(site, &id), &"a listed deploy is missing");

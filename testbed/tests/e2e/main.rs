@@ -12,6 +12,7 @@ mod bad_input;
 mod dev;
 mod dns;
 mod durable;
+mod earlier;
 mod farewell;
 mod files;
 mod frozen;

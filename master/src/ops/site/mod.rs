@@ -1,13 +1,17 @@
 //! Changes of sites, aliases and deploys. Every one is an entry of the publish log, which the
 //! edges follow. Applied by the state machine; the leader's side is [`crate::ops::change`].
 
+mod earlier;
+mod expiry;
 mod invalidate;
 mod move_alias;
 mod publish;
 mod remove_deploy;
 mod sites;
+#[cfg(test)]
+mod tests;
 
-use atoll_proto::publish::{Alias, PublishEvent, Published, Site, SiteOp};
+use atoll_proto::publish::{Alias, Earlier, PublishEvent, Published, Site, SiteOp};
 use atoll_proto::site::SiteSettings;
 use atoll_proto::{AliasName, Code, DeployId, Seq, SiteName, WireError};
 
@@ -15,6 +19,7 @@ use crate::operation::{Apply, Now, RootFacts};
 use crate::store::aliases::{self, AliasRecord};
 use crate::store::{Read, Transaction, publish_log};
 
+pub(crate) use expiry::expire;
 pub(crate) use publish::check_message;
 
 /// Carries out a change. `root` is what the leader read in the root page of a publish.
@@ -36,10 +41,19 @@ pub(crate) fn apply(
         SiteOp::Remove { site } => sites::remove(tx, now, &site),
         SiteOp::Publish { site, alias, deploy, if_current, message, create } => {
             let request = publish::Publish { site, alias, deploy, if_current, message, create };
-            publish::publish(tx, now, request, root)
+            publish::publish(tx, now, request, root, None)
+        }
+        SiteOp::PublishFor { site, alias, deploy, if_current, message, create, lifetime_secs } => {
+            let expires_ms = expiry::expires_ms(now, &alias, lifetime_secs)?;
+            let request = publish::Publish { site, alias, deploy, if_current, message, create };
+            publish::publish(tx, now, request, root, Some(expires_ms))
         }
         SiteOp::MoveAlias { site, alias, deploy, if_current } => {
-            move_alias::move_alias(tx, now, &site, &alias, deploy, if_current)
+            move_alias::move_alias(tx, now, &site, &alias, deploy, if_current, None)
+        }
+        SiteOp::MoveAliasFor { site, alias, deploy, if_current, lifetime_secs } => {
+            let expires_ms = expiry::expires_ms(now, &alias, lifetime_secs)?;
+            move_alias::move_alias(tx, now, &site, &alias, deploy, if_current, Some(expires_ms))
         }
         SiteOp::RemoveDeploy { site, deploy } => remove_deploy::remove(tx, now, &site, deploy),
         SiteOp::Invalidate { site, patterns, soft } => {
@@ -84,23 +98,33 @@ fn check_current(
     }
 }
 
-/// Points an alias somewhere and tells the edges. `history` is what it remembers from now on.
+/// What an alias is from now on.
+struct Setting {
+    deploy: DeployId,
+    /// The deploys it can go back to.
+    history: Vec<DeployId>,
+    /// Whose files stay reachable.
+    earlier: Vec<Earlier>,
+    expires_ms: Option<u64>,
+}
+
+/// Points an alias somewhere and tells the edges.
 fn set_alias(
     tx: &mut Transaction<'_>,
     now: Now,
     site: &SiteName,
     alias: &AliasName,
-    deploy: DeployId,
-    mut history: Vec<DeployId>,
+    setting: Setting,
 ) -> Apply<Seq> {
+    let Setting { deploy, mut history, earlier, expires_ms } = setting;
     let set = |seq: Seq| Alias {
         site: site.clone(),
         alias: alias.clone(),
         deploy,
         seq,
         at_ms: now.at_ms(),
-        earlier: Vec::new(),
-        expires_ms: None,
+        earlier: earlier.clone(),
+        expires_ms,
     };
     let seq = log(tx, now, |seq| PublishEvent::AliasSet(set(seq)))?;
     let surplus = history.len().saturating_sub(aliases::HISTORY_MAX);

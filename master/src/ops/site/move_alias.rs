@@ -7,10 +7,11 @@
 use atoll_proto::publish::Published;
 use atoll_proto::{AliasName, DeployId, SiteName, WireError};
 
-use super::{check_current, set_alias, site};
+use super::{Setting, check_current, set_alias, site};
 use crate::operation::{Apply, Now};
 use crate::store::{Transaction, aliases, deploys};
 
+/// `expires_ms` is when the alias is removed from now on; `None` leaves what was said before.
 pub(super) fn move_alias(
     tx: &mut Transaction<'_>,
     now: Now,
@@ -18,11 +19,14 @@ pub(super) fn move_alias(
     alias: &AliasName,
     to: Option<DeployId>,
     if_current: Option<Option<DeployId>>,
+    expires_ms: Option<u64>,
 ) -> Apply<Published> {
-    site(tx, name)?;
+    let limits = site(tx, name)?.settings.earlier;
     let record = aliases::get(tx, name, alias)?;
     let current = record.as_ref().map(|record| record.alias.deploy);
     check_current(name, alias, if_current, current)?;
+    let expires_ms = expires_ms.or(record.as_ref().and_then(|record| record.alias.expires_ms));
+    let before = record.clone();
     let mut history = record.map(|record| record.history).unwrap_or_default();
     let deploy = match to {
         Some(deploy) => {
@@ -38,14 +42,16 @@ pub(super) fn move_alias(
             }
             deploy
         }
-        None => earlier(tx, name, alias, current, &mut history)?,
+        None => one_back(tx, name, alias, current, &mut history)?,
     };
-    let seq = set_alias(tx, now, name, alias, deploy, history)?;
+    let earlier = super::earlier::after_move(before.as_ref(), deploy, limits, now.at_ms());
+    let setting = Setting { deploy, history, earlier, expires_ms };
+    let seq = set_alias(tx, now, name, alias, setting)?;
     Ok(Published { seq, deploy: Some(deploy), previous: current })
 }
 
 /// The deploy before the current one that still exists.
-fn earlier(
+fn one_back(
     tx: &Transaction<'_>,
     name: &SiteName,
     alias: &AliasName,

@@ -5,7 +5,7 @@ use atoll_proto::publish::{Deploy, PublishEvent, Published, Site};
 use atoll_proto::site::SiteSettings;
 use atoll_proto::{AliasName, Code, DeployId, SiteName, WireError, limits};
 
-use super::{check_current, log, set_alias};
+use super::{Setting, check_current, earlier, log, set_alias};
 use crate::operation::{Apply, Failure, Now, RootFacts};
 use crate::store::{Transaction, aliases, deploys, objects, sites};
 
@@ -31,11 +31,14 @@ pub(crate) fn check_message(message: &str) -> Result<(), WireError> {
     )))
 }
 
+/// `expires_ms` is when the alias is removed from now on, whatever was said before: a publish
+/// says it anew each time.
 pub(super) fn publish(
     tx: &mut Transaction<'_>,
     now: Now,
     request: Publish,
     root: Option<RootFacts>,
+    expires_ms: Option<u64>,
 ) -> Apply<Published> {
     let Publish { site: name, alias, deploy, if_current, message, create } = request;
     check_message(&message)?;
@@ -55,11 +58,14 @@ pub(super) fn publish(
     check_current(&name, &alias, if_current, current)?;
     let root = check_root(tx, &deploy, root)?;
 
+    let limits = super::site(tx, &name)?.settings.earlier;
+    let earlier = earlier::after_move(record.as_ref(), deploy, limits, now.at_ms());
     let mut history = record.map(|record| record.history).unwrap_or_default();
     if let Some(current) = current.filter(|current| *current != deploy) {
         history.push(current);
     }
-    let seq = set_alias(tx, now, &name, &alias, deploy, history)?;
+    let setting = Setting { deploy, history, earlier, expires_ms };
+    let seq = set_alias(tx, now, &name, &alias, setting)?;
     let before = deploys::get(tx, &name, &deploy)?;
     if before.is_none() {
         objects::add_ref(tx, now, &deploy, 0, ObjectKind::Page)?;

@@ -1,10 +1,13 @@
 //! Forget a deploy that no alias points at.
+//!
+//! Aliases that pointed at it before stop answering with its files in the same entry: no list of
+//! earlier deploys ever names one whose bytes may be collected.
 
-use atoll_proto::publish::Published;
+use atoll_proto::publish::{PublishEvent, Published};
 use atoll_proto::{Code, DeployId, SiteName, WireError};
 
 use crate::operation::{Apply, Now};
-use crate::store::{Transaction, aliases, deploys, objects, publish_log};
+use crate::store::{Transaction, aliases, deploys, objects};
 
 pub(super) fn remove(
     tx: &mut Transaction<'_>,
@@ -18,8 +21,8 @@ pub(super) fn remove(
             format!("site {name} has no deploy {id}: `atoll deploys {name}` lists what it has");
         return Err(WireError::not_found(message).into());
     };
-    let pointing = |record: &aliases::AliasRecord| record.alias.deploy == id;
-    if let Some(record) = aliases::all(tx, Some(name))?.into_iter().find(pointing) {
+    let records = aliases::all(tx, Some(name))?;
+    if let Some(record) = records.iter().find(|record| record.alias.deploy == id) {
         let message = format!(
             "deploy {id} of site {name} cannot be removed: alias {} points at it; move the alias \
              first",
@@ -27,8 +30,16 @@ pub(super) fn remove(
         );
         return Err(WireError::new(Code::Conflict, message).into());
     }
+    for mut record in records {
+        if record.alias.earlier.iter().any(|earlier| earlier.deploy == id) {
+            record.alias.earlier.retain(|earlier| earlier.deploy != id);
+            aliases::put(tx, &record);
+            super::log(tx, now, |_| PublishEvent::AliasSet(record.alias))?;
+        }
+    }
     objects::drop_ref(tx, now, &id)?;
     deploys::remove(tx, &deploy);
-    // Nothing that edges serve has changed, so the publish log has nothing to say.
-    Ok(Published { seq: publish_log::last(tx)?, deploy: None, previous: None })
+    let removed = PublishEvent::DeployRemoved { site: name.clone(), deploy: id };
+    let seq = super::log(tx, now, |_| removed)?;
+    Ok(Published { seq, deploy: None, previous: None })
 }
