@@ -148,6 +148,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
         reasons.push("there are no chunkservers".to_owned());
     }
     reasons.extend(status.placement.iter().cloned());
+    reasons.extend(status.live.iter().cloned());
     // One that was replaced and is relied on for nothing is not needed.
     let needed = |server: &&ChunkserverStatus| {
         server.duty != Duty::Gone || server.groups > 0 || status.groups_moving > 0

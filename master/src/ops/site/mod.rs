@@ -5,6 +5,7 @@ mod invalidate;
 mod move_alias;
 mod publish;
 mod remove_deploy;
+mod seal;
 mod sites;
 
 use atoll_proto::publish::{Alias, PublishEvent, Published, Site, SiteOp};
@@ -16,6 +17,7 @@ use crate::store::aliases::{self, AliasRecord};
 use crate::store::{Read, Transaction, publish_log};
 
 pub(crate) use publish::check_message;
+pub(crate) use seal::seal;
 
 /// Carries out a change. `root` is what the leader read in the root page of a publish.
 pub(crate) fn apply(
