@@ -437,6 +437,7 @@ mod tests {
             chunks_unreferenced: 0,
             scrub: 0,
             placement: vec![],
+            live: vec![],
         }
     }
 
@@ -452,6 +453,7 @@ mod tests {
         };
         check(|s| s.masters[0].role = "candidate".into(), "no master leads");
         check(|s| s.placement = vec!["3 groups stay".into()], "3 groups stay");
+        check(|s| s.live = vec!["live site blog: not sealed".into()], "live site blog");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");
         check(|s| s.edges[0].ready = false, "edge-1 is not ready");
