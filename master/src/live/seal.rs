@@ -9,7 +9,7 @@ use atoll_proto::manifest::build::{BuiltManifest, BuiltPage, build};
 use atoll_proto::master::{AdmitPage, Change, Changed, MasterResponse, ObjectKind};
 use atoll_proto::publish::Published;
 use atoll_proto::receipt::Receipt;
-use atoll_proto::{AliasName, Code, DeployId, Seq, SessionId, SiteName, WireError};
+use atoll_proto::{AliasName, Code, DeployId, Seq, SessionId, SiteName, WireError, limits};
 use tokio::time::Instant;
 
 use super::known::{Known, Look};
@@ -28,7 +28,8 @@ const ADMIT_CHILDREN: usize = 8_000;
 /// The session in which one master's sealer changes things.
 #[derive(Debug, Default)]
 pub(super) struct Sealer {
-    session: Option<SessionId>,
+    /// With when it was last used.
+    session: Option<(SessionId, Instant)>,
     number: u64,
 }
 
@@ -166,17 +167,21 @@ impl Sealer {
         principal: &Principal,
         deadline: Instant,
     ) -> WireResult<Numbers> {
+        let now = Instant::now();
+        let fresh = |used: Instant| now - used < limits::SESSION_LIFETIME / 2;
         let session = match self.session {
-            Some(session) => session,
-            None => {
+            Some((session, used)) if fresh(used) => session,
+            _ => {
+                *self = Self::default();
                 let (name, owner) = ("live sites".to_owned(), principal.id.clone());
                 let operation = Operation::OpenSession { name, owner };
                 match master.consensus.propose(&operation, deadline).await? {
-                    Outcome::Session(session) => *self.session.insert(session),
+                    Outcome::Session(session) => session,
                     other => return Err(WireError::internal(format!("a session: {other:?}"))),
                 }
             }
         };
+        self.session = Some((session, now));
         // One request at a time: all earlier ones are answered, or nobody waits for them.
         self.number += 1;
         Ok(Numbers { session, number: self.number, acked_below: self.number })

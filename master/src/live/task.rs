@@ -155,7 +155,8 @@ impl Sites {
         if first || applied.sites_changed != seen.sites_changed {
             self.reload(master, now)?;
         }
-        if !first && applied.namespace_changed != seen.namespace_changed {
+        let news = !first && applied.namespace_changed != seen.namespace_changed;
+        if news && !self.followed.is_empty() {
             let changed = master.consensus.marks().between(seen.index, applied.index);
             self.changed(changed.as_deref(), now);
         }
