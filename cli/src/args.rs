@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Deploys(commands::deploys::DeploysArgs),
     Rollback(commands::rollback::RollbackArgs),
     Promote(commands::promote::PromoteArgs),
+    Publish(commands::publish::PublishArgs),
     Invalidate(commands::invalidate::InvalidateArgs),
     Upload(commands::upload::UploadArgs),
     Ls(commands::ls::LsArgs),

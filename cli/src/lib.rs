@@ -9,7 +9,6 @@ mod args;
 mod cluster_path;
 mod commands;
 mod connect;
-mod content_type;
 mod dev;
 mod fetch;
 mod lifeline;

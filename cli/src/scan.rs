@@ -6,24 +6,22 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use atoll_client::SourceFile;
-use atoll_proto::ByteName;
-use atoll_proto::name::check_site_path;
+use atoll_proto::name::{NEVER_SERVED, check_site_path};
+use atoll_proto::{ByteName, content_type};
 use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::report::Failure;
-use crate::{content_type, text};
+use crate::text;
 
 /// A file of patterns, in any directory of the tree.
 const IGNORE_FILE: &str = ".atollignore";
-/// Never part of a site.
-const NEVER: [&str; 4] = [".git", ".atoll", ".DS_Store", IGNORE_FILE];
 /// Problems shown; the rest is counted.
 const PROBLEMS_SHOWN: usize = 10;
 /// Problems kept in memory.
@@ -208,7 +206,7 @@ impl Walk {
         name: &OsStr,
         found: &mut Found,
     ) {
-        if NEVER.iter().any(|never| name == *never) {
+        if NEVER_SERVED.contains(&name.as_bytes()) {
             return;
         }
         let disk = directory.disk.join(name);
@@ -328,7 +326,7 @@ impl Found {
             return self.problem(&disk, error.desc().to_lowercase());
         }
         self.files.push(SourceFile {
-            content_type: content_type::of(Path::new(OsStr::from_bytes(&site))),
+            content_type: content_type::of(&site),
             site_path: ByteName(site),
             disk_path: disk,
             size: meta.len(),

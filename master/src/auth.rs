@@ -26,6 +26,12 @@ pub(crate) struct Principal {
 }
 
 impl Principal {
+    /// The master itself, for what it changes on its own.
+    pub(crate) fn own(name: &str) -> Self {
+        let (id, name) = (format!("master {name}"), name.to_owned());
+        Self { id, role: Role::Master, name, grant: None }
+    }
+
     /// Whether this is the node itself.
     pub(crate) fn is_node(&self, info: &NodeInfo) -> bool {
         self.role != Role::Client && self.name == info.name
@@ -87,6 +93,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Namespace(_)
         | MasterRequest::Known { .. }
         | MasterRequest::WaitApplied { .. }
+        | MasterRequest::Seal { .. }
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
@@ -190,6 +197,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Site { site } | MasterRequest::Deploys { site, .. } => {
             needs(LOOK, About::Site(site))
         }
+        MasterRequest::Seal { site } => needs(&[Verb::Deploy], About::Site(site)),
         MasterRequest::Watch { edge: None, .. } => needs(&[Verb::Read], About::Everything),
         MasterRequest::Objects { .. } => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),

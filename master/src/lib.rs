@@ -3,7 +3,7 @@
 //! `cli` starts it with [`run()`]. Requests come in through `server` and are answered in `ops`, one
 //! file each; changes become operations of the log (`operation`), are committed by `raft` and
 //! applied to `store`. It knows every chunk by name, length and count of references, but never
-//! touches file bytes; it reads manifest pages only, to admit them.
+//! touches file bytes; it reads manifest pages only, to admit them, and makes those of live sites.
 
 mod audit;
 mod auth;
@@ -13,10 +13,12 @@ mod disk;
 mod fetch;
 mod finishing;
 mod identity;
+mod live;
 mod liveness;
 mod operation;
 mod ops;
 mod placement;
+mod put;
 mod raft;
 mod restore;
 mod run;

@@ -9,7 +9,9 @@ use atoll_proto::master::{Changed, Grant, NodeOp, ObjectKind, UpkeepOp};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::receipt::ReceiptKey;
-use atoll_proto::{ChunkId, ClusterId, Epoch, NodeId, PgId, SessionId, WireError};
+use atoll_proto::{
+    ChunkId, ClusterId, DeployId, Epoch, NodeId, PgId, SessionId, SiteName, WireError,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::store::StoreError;
@@ -134,6 +136,8 @@ pub(crate) enum LoggedChange {
     Upkeep(UpkeepOp),
     /// Of chunkservers.
     Node(NodeOp),
+    /// The directory of a live site was sealed.
+    Seal(Seal),
 }
 
 /// An object to collect. It stays when it is not as the leader saw it.
@@ -187,6 +191,24 @@ pub(crate) struct RootFacts {
     pub(crate) files: u64,
     /// Their bytes.
     pub(crate) bytes: u64,
+}
+
+/// What a live site's directory was sealed as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seal {
+    /// Which site.
+    pub(crate) site: SiteName,
+    /// The directory it followed when that was read; void when it follows another one now.
+    pub(crate) live: String,
+    /// The manifest's root page.
+    pub(crate) deploy: DeployId,
+    /// What the root page says.
+    pub(crate) root: RootFacts,
+    /// Where the alias `production` pointed when the directory was read. When it points elsewhere
+    /// now, somebody moved it meanwhile, and it stays there unless `forced`.
+    pub(crate) current: Option<DeployId>,
+    /// A user asked for it.
+    pub(crate) forced: bool,
 }
 
 /// Pages to admit, read and decoded by the leader.

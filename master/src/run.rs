@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::audit;
 use crate::config::Config;
 use crate::identity::{self, DataError};
+use crate::live;
 use crate::ops;
 use crate::raft::state::write_durably;
 use crate::raft::{Consensus, Storage};
@@ -93,6 +94,11 @@ fn describe_metrics() {
         "Placement groups on their way to other members."
     );
     describe_gauge!("atoll_master_disk_used_percent", "How full the master's disk is.");
+    describe_counter!(
+        "atoll_master_live_reads_total",
+        "Inodes read from the database to seal live sites."
+    );
+    describe_counter!("atoll_master_live_pages_total", "Pages that seals of live sites made anew.");
     describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
     describe_histogram!(
         "atoll_master_commit_seconds",
@@ -168,6 +174,7 @@ async fn serve(
     let running = Tasks::new();
     running.spawn("leadership", tasks::leadership::run(master.clone()));
     running.spawn("placement", tasks::placement::run(master.clone()));
+    running.spawn("live", live::task::run(master.clone()));
     running.spawn("audit", audit::run(master.clone()));
     running.spawn("collect", tasks::collect::run(master.clone()));
     running.spawn("sessions", tasks::sessions::run(master.clone()));

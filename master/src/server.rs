@@ -19,12 +19,14 @@ use crate::audit::Audit;
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
 use crate::finishing::Finishing;
+use crate::live::Live;
 use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
     audit, backup, change, cluster, deltas, deploys, farewell, heartbeat, known, objects,
-    open_session, query, register, sites, status, tokens, wait_applied, walk, watch as follow,
+    open_session, query, register, seal, sites, status, tokens, wait_applied, walk,
+    watch as follow,
 };
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
@@ -77,6 +79,8 @@ pub(crate) struct Master {
     pub(crate) audit: Audit,
     /// The copy that a backup is read from.
     pub(crate) backups: Backups,
+    /// Live sites.
+    pub(crate) live: Live,
     liveness: Mutex<Liveness>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
@@ -101,6 +105,7 @@ impl Master {
             placement: Mutex::default(),
             audit: Audit::default(),
             backups: Backups::default(),
+            live: Live::default(),
             liveness: Mutex::new(Liveness::new(Instant::now())),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
@@ -223,6 +228,7 @@ impl Master {
                 walk::walk(self, principal, node, epoch, index, asks).await
             }
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
+            MasterRequest::Seal { site } => seal::seal(self, context, &site).await,
             MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
             MasterRequest::Backup(_) | MasterRequest::Raft { .. } => {
                 Err(WireError::internal("answered elsewhere"))
@@ -261,6 +267,7 @@ impl Service for MasterService {
             MasterRequest::Deltas { .. } => "deltas",
             MasterRequest::Walk { .. } => "walk",
             MasterRequest::Objects { .. } => "objects",
+            MasterRequest::Seal { .. } => "seal",
         }
     }
 

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod chunk;
 pub mod cluster;
 pub mod content;
+pub mod content_type;
 pub mod edge;
 pub mod error;
 pub mod frame;

@@ -60,6 +60,12 @@ pub const SNAPSHOT_DEPLOYS_MAX: usize = 32_768;
 pub const ALIAS_LIFETIME_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// Longest path of a directory that a site follows, in bytes.
 pub const LIVE_PATH_BYTES_MAX: usize = 4096;
+/// Most files of a live site, and most directories.
+pub const LIVE_FILES_MAX: usize = 500_000;
+/// A live site keeps this many of the deploys that its directory was sealed as.
+pub const LIVE_DEPLOYS_KEPT: usize = 500;
+/// How long sealing a live site may take.
+pub const SEAL_DEADLINE: Duration = Duration::from_secs(90);
 /// Most entries of the publish log in one reply.
 pub const WATCH_ENTRIES_MAX: usize = 512;
 

@@ -6,8 +6,10 @@
 //! applied to sorted trees, as in "prolly trees"). Pages are chunks: named by hash, stored and
 //! verified like any other.
 //!
-//! This module has the encoding and what can be decided from one page alone. Building a tree and
-//! walking it is the client's.
+//! This module has the encoding and what can be decided from one page alone, [`build`] makes the
+//! pages of a whole tree. Walking one is the client's.
+
+pub mod build;
 
 use serde::{Deserialize, Serialize};
 

@@ -151,6 +151,11 @@ pub enum MasterRequest {
         /// What the first answer said.
         number: Option<u64>,
     },
+    /// Seal a live site's directory now, and point `production` at it. Answered with `Changed`.
+    Seal {
+        /// Which site.
+        site: SiteName,
+    },
 }
 
 /// How the recount of all references goes, as the leader sees it.
@@ -568,6 +573,8 @@ pub struct Status {
     pub scrub: u64,
     /// What placement would do and cannot, with the reason, for people; usually nothing.
     pub placement: Vec<String>,
+    /// Live sites that cannot be sealed, with the reason, for people; usually nothing.
+    pub live: Vec<String>,
 }
 
 /// One master.

@@ -10,6 +10,9 @@ use crate::limits;
 /// directory of the namespace can have it there.
 pub const SITES_NAME: &[u8] = b".sites";
 
+/// Files and directories of these names are never part of a site.
+pub const NEVER_SERVED: [&[u8]; 4] = [b".git", b".atoll", b".DS_Store", b".atollignore"];
+
 /// A name that breaks the rules, and which rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name:?} {rule}")]

@@ -70,9 +70,10 @@ pub(super) fn manifest<'a>(chunks: impl IntoIterator<Item = &'a NewChunk>) -> Ve
 
 fn check_role(role: Role, relay: bool) -> WireResult<()> {
     let allowed = match role {
-        Role::Client => relay,
+        // A master stores the pages of live sites, like a client.
+        Role::Client | Role::Master => relay,
         Role::Chunkserver => !relay,
-        Role::Master | Role::Edge => false,
+        Role::Edge => false,
     };
     if allowed {
         return Ok(());

@@ -255,7 +255,7 @@ async fn a_chunk_that_belongs_elsewhere_is_refused() {
 }
 
 #[tokio::test]
-async fn only_clients_put_and_only_servers_relay() {
+async fn only_clients_and_masters_put_and_only_servers_relay() {
     let rig = Rig::alone().await;
     let (put, body) = put_of(&[b"hello"]);
     for (role, relay, allowed) in [
@@ -265,7 +265,7 @@ async fn only_clients_put_and_only_servers_relay() {
         (Role::Chunkserver, false, true),
         (Role::Edge, true, false),
         (Role::Edge, false, false),
-        (Role::Master, true, false),
+        (Role::Master, true, true),
         (Role::Master, false, false),
     ] {
         let request = ChunkRequest::Put(Put { relay, ..put.clone() });

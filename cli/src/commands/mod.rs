@@ -19,6 +19,7 @@ pub(crate) mod mount;
 pub(crate) mod mv;
 pub(crate) mod node;
 pub(crate) mod promote;
+pub(crate) mod publish;
 pub(crate) mod published;
 pub(crate) mod restore;
 pub(crate) mod rm;
@@ -44,6 +45,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Deploys(args) => deploys::run(context, args).await,
         Command::Rollback(args) => rollback::run(context, args).await,
         Command::Promote(args) => promote::run(context, args).await,
+        Command::Publish(args) => publish::run(context, args).await,
         Command::Invalidate(args) => invalidate::run(context, args).await,
         Command::Upload(args) => upload::run(context, args).await,
         Command::Ls(args) => ls::run(context, args).await,

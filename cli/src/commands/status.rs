@@ -148,6 +148,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
         reasons.push("there are no chunkservers".to_owned());
     }
     reasons.extend(status.placement.iter().cloned());
+    reasons.extend(status.live.iter().cloned());
     // One that was replaced and is relied on for nothing is not needed.
     let needed = |server: &&ChunkserverStatus| {
         server.duty != Duty::Gone || server.groups > 0 || status.groups_moving > 0
@@ -436,6 +437,7 @@ mod tests {
             chunks_unreferenced: 0,
             scrub: 0,
             placement: vec![],
+            live: vec![],
         }
     }
 
@@ -451,6 +453,7 @@ mod tests {
         };
         check(|s| s.masters[0].role = "candidate".into(), "no master leads");
         check(|s| s.placement = vec!["3 groups stay".into()], "3 groups stay");
+        check(|s| s.live = vec!["live site blog: not sealed".into()], "live site blog");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");
         check(|s| s.edges[0].ready = false, "edge-1 is not ready");

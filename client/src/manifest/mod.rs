@@ -1,7 +1,6 @@
-//! Manifests: building the page tree of a deploy, and walking one.
+//! Manifests: walking the page tree of a deploy. Building one is [`atoll_proto::manifest::build`].
 
-mod build;
 mod walk;
 
-pub use build::{BuiltManifest, BuiltPage, ManifestError, build};
+pub use atoll_proto::manifest::build::{BuiltManifest, BuiltPage, ManifestError, build};
 pub use walk::{ListItem, PageSource, entries, list, lookup};

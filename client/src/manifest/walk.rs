@@ -234,8 +234,25 @@ mod tests {
     use std::collections::{BTreeMap, HashMap};
     use std::sync::Mutex;
 
+    use atoll_proto::Content;
+    use atoll_proto::content::Extent;
+
     use super::*;
-    use crate::manifest::build::{build, tests::entry};
+    use crate::manifest::build;
+
+    fn entry(path: &str, content: &str) -> Entry {
+        let id = ChunkId::of(content.as_bytes());
+        Entry {
+            path: path.into(),
+            mode: 0o644,
+            mtime_ns: 0,
+            content: Content::from_extents(vec![Extent { id: Some(id), len: 7 }]),
+            content_type: "text/html; charset=utf-8".to_owned(),
+            header_rule: None,
+            variants: vec![],
+            base: None,
+        }
+    }
 
     struct Stored {
         pages: HashMap<ChunkId, Bytes>,

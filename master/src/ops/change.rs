@@ -11,12 +11,13 @@ use atoll_proto::master::{Change, Changed, MasterResponse};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::{Code, Content, SessionId, WireError};
+use tokio::time::Instant;
 
 use super::namespace::content;
 use super::{admit, numbered, site, tokens, upkeep};
 use crate::auth::Principal;
 use crate::cover;
-use crate::operation::{Covered, Failure, LoggedChange, Operation, Outcome, RootFacts};
+use crate::operation::{Covered, Failure, LoggedChange, Operation, Outcome, RootFacts, Seal};
 use crate::server::Master;
 use crate::store::sessions::{self, Session, StoredReply};
 
@@ -67,6 +68,27 @@ pub(crate) async fn change(
     match master.consensus.propose(&operation, context.deadline).await? {
         Outcome::Changed { index, reply } => Ok(MasterResponse::Changed { index, reply }),
         other => Err(WireError::internal(format!("a change gave {other:?}"))),
+    }
+}
+
+/// Proposes what a live site was sealed as, exactly once like every change.
+pub(crate) async fn seal(
+    master: &Master,
+    principal: &Principal,
+    numbers: Numbers,
+    seal: Seal,
+    deadline: Instant,
+) -> WireResult<Changed> {
+    let Numbers { session, number, acked_below } = numbers;
+    if let Some(stored) = check_session(master, principal, numbers).await? {
+        return stored.reply;
+    }
+    master.disk.check_room()?;
+    let change = LoggedChange::Seal(seal);
+    let operation = Operation::Numbered { session, number, acked_below, change };
+    match master.consensus.propose(&operation, deadline).await? {
+        Outcome::Changed { reply, .. } => Ok(reply),
+        other => Err(WireError::internal(format!("a seal gave {other:?}"))),
     }
 }
 

@@ -110,6 +110,7 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, change: LoggedChange) -> Apply<
         LoggedChange::TokenRemove { id } => tokens::remove(tx, id),
         LoggedChange::Upkeep(op) => upkeep::apply(tx, &op),
         LoggedChange::Node(op) => node::apply(tx, now, op),
+        LoggedChange::Seal(seal) => site::seal(tx, now, seal).map(Changed::Site),
     }
 }
 

@@ -111,6 +111,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         frozen: held,
         chunks_unreferenced: unreferenced::count(&view).map_err(store_failed)?,
         scrub: upkeep::orders(&view).map_err(store_failed)?.scrub,
+        live: master.live.notes(),
         placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
     Ok(MasterResponse::Status(Box::new(status)))

@@ -14,6 +14,7 @@ use atoll_proto::{
 };
 use openraft::{CommittedLeaderId, EntryPayload};
 
+use crate::live::marks::Marks;
 use crate::operation::{
     Admission, AdmittedPage, Child, Covered, LoggedChange, OpReply, Operation, Outcome, RootFacts,
 };
@@ -64,7 +65,7 @@ impl Machine {
         self.index += 1;
         self.at_ns += SECOND;
         let entry = entry(self.index, self.at_ns, operations);
-        crate::raft::apply(&self.store.rocks, entry).unwrap().replies
+        crate::raft::apply(&self.store.rocks, entry, &Marks::default()).unwrap().replies
     }
 
     pub(crate) fn change(&mut self, change: LoggedChange) -> Result<Changed, WireError> {
@@ -636,14 +637,14 @@ fn the_same_entries_make_the_same_state_and_twice_is_once() {
     ];
     let (one, two) = (TestStore::new(), TestStore::new());
     for entry in &entries {
-        crate::raft::apply(&one.rocks, entry.clone()).unwrap();
+        crate::raft::apply(&one.rocks, entry.clone(), &Marks::default()).unwrap();
     }
     let mut two = two;
     for entry in &entries {
         // Killed after the log was written, before or after it was applied: applied again.
-        let first = crate::raft::apply(&two.rocks, entry.clone()).unwrap();
+        let first = crate::raft::apply(&two.rocks, entry.clone(), &Marks::default()).unwrap();
         two = two.reopen();
-        let again = crate::raft::apply(&two.rocks, entry.clone()).unwrap();
+        let again = crate::raft::apply(&two.rocks, entry.clone(), &Marks::default()).unwrap();
         assert!(!first.replies.is_empty());
         assert!(again.replies.is_empty());
     }

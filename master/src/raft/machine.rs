@@ -16,6 +16,7 @@ use super::entry::{
 };
 use super::snapshot::SnapshotStream;
 use super::state::StateDb;
+use crate::live::marks::Marks;
 use crate::operation::Now;
 use crate::store::counters::{self, Counter};
 use crate::store::rocks::Rocks;
@@ -34,16 +35,23 @@ pub(crate) struct Applied {
     pub(crate) epoch: u64,
     /// Log index of the latest delta.
     pub(crate) delta_last: u64,
+    /// Log index of the last change of the namespace since this master started.
+    pub(crate) namespace_changed: u64,
+    /// Log index of the last change of a site since this master started.
+    pub(crate) sites_changed: u64,
 }
 
 impl Applied {
-    fn of(rocks: &Rocks) -> Result<Applied, StoreError> {
+    fn of(rocks: &Rocks, marks: &Marks) -> Result<Applied, StoreError> {
+        let (namespace_changed, sites_changed) = marks.latest();
         Ok(Applied {
             index: meta::applied(rocks)?.map_or(0, |log_id| log_id.index),
             publish_seq: publish_log::last(rocks)?.0,
             view_changed: counters::get(rocks, Counter::ViewChanged)?,
             epoch: counters::get(rocks, Counter::Epoch)?,
             delta_last: deltas::last(rocks)?,
+            namespace_changed,
+            sites_changed,
         })
     }
 }
@@ -53,13 +61,15 @@ impl Applied {
 pub(crate) struct StateMachine {
     state: Arc<StateDb>,
     applied: watch::Sender<Applied>,
+    marks: Arc<Marks>,
 }
 
 impl StateMachine {
     /// The machine over this state.
     pub(crate) fn new(state: Arc<StateDb>) -> Result<StateMachine, StoreError> {
-        let applied = watch::Sender::new(Applied::of(&state.rocks())?);
-        Ok(StateMachine { state, applied })
+        let marks = Arc::<Marks>::default();
+        let applied = watch::Sender::new(Applied::of(&state.rocks(), &marks)?);
+        Ok(StateMachine { state, applied, marks })
     }
 
     /// Follows how far the state is.
@@ -67,13 +77,18 @@ impl StateMachine {
         self.applied.subscribe()
     }
 
+    /// Which inodes the last entries changed.
+    pub(crate) fn marks(&self) -> Arc<Marks> {
+        self.marks.clone()
+    }
+
     fn apply_all(&self, entries: Vec<Entry>) -> Result<Vec<EntryReply>, StoreError> {
         let rocks = self.state.rocks();
         let replies = entries
             .into_iter()
-            .map(|entry| apply(&rocks, entry))
+            .map(|entry| apply(&rocks, entry, &self.marks))
             .collect::<Result<Vec<_>, StoreError>>()?;
-        self.applied.send_replace(Applied::of(&rocks)?);
+        self.applied.send_replace(Applied::of(&rocks, &self.marks)?);
         Ok(replies)
     }
 
@@ -89,7 +104,7 @@ impl StateMachine {
 }
 
 /// Applies one entry in one write. An entry that is already applied changes nothing.
-pub(crate) fn apply(rocks: &Rocks, entry: Entry) -> Result<EntryReply, StoreError> {
+pub(crate) fn apply(rocks: &Rocks, entry: Entry, marks: &Marks) -> Result<EntryReply, StoreError> {
     let mut replies = Vec::new();
     if meta::applied(rocks)?.is_some_and(|applied| applied.index >= entry.log_id.index) {
         return Ok(EntryReply { replies });
@@ -112,6 +127,8 @@ pub(crate) fn apply(rocks: &Rocks, entry: Entry) -> Result<EntryReply, StoreErro
         }
     }
     meta::set_applied(&mut tx, &entry.log_id);
+    // Before it becomes visible: who sees the entry finds its marks.
+    marks.note(entry.log_id.index, &tx)?;
     tx.commit()?;
     Ok(EntryReply { replies })
 }
@@ -151,7 +168,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let snapshot = snapshot.clone();
         let installed = self.blocking(move |machine| {
             machine.state.install(&snapshot, *stream)?;
-            machine.applied.send_replace(Applied::of(&machine.state.rocks())?);
+            machine.marks.lose(snapshot.last_log_id.map_or(0, |log_id| log_id.index));
+            let applied = Applied::of(&machine.state.rocks(), &machine.marks)?;
+            machine.applied.send_replace(applied);
             Ok(())
         });
         installed.await.map_err(write_snapshot)

@@ -28,6 +28,7 @@ use openraft::{BasicNode, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::live::marks::Marks;
 use crate::operation::{OpReply, Operation};
 use crate::store::StoreError;
 use crate::store::rocks::{Rocks, Tuning};
@@ -86,6 +87,7 @@ pub(crate) struct Consensus {
     log: LogStore,
     state: Arc<StateDb>,
     applied: watch::Receiver<Applied>,
+    marks: Arc<Marks>,
     proposer: Proposer,
     gate: ReadGate,
 }
@@ -113,7 +115,7 @@ impl Consensus {
     ) -> Result<Consensus, StoreError> {
         let Storage { log, state, machine } = storage;
         let floor = log.position()?;
-        let applied = machine.applied();
+        let (applied, marks) = (machine.applied(), machine.marks());
         let network = Network::new(endpoint, peers);
         let config = Arc::new(config()?);
         let raft = Raft::new(id, config, network, log.clone(), machine)
@@ -122,7 +124,7 @@ impl Consensus {
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
-        Ok(Consensus { id, raft, log, state, applied, proposer, gate })
+        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate })
     }
 
     /// Forms a new cluster of these masters. Harmless when it is formed already.
@@ -165,6 +167,11 @@ impl Consensus {
     /// How far the state is.
     pub(crate) fn applied(&self) -> watch::Receiver<Applied> {
         self.applied.clone()
+    }
+
+    /// Which inodes the last entries changed.
+    pub(crate) fn marks(&self) -> Arc<Marks> {
+        self.marks.clone()
     }
 
     /// Proposes an operation and waits until it is applied.

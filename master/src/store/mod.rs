@@ -16,6 +16,7 @@ pub(crate) mod group_states;
 pub(crate) mod groups;
 pub(crate) mod inodes;
 pub(crate) mod leaving;
+pub(crate) mod live;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -117,6 +118,9 @@ pub(crate) enum Family {
     /// [`leaving::Leaving`]: the members before, and since when. Changed by placement only, with
     /// the epoch; deleted when the move is finished.
     Leaving = 24,
+    /// What was sealed last of live sites. Key: site name. Value: deploy id. Changed when the site's
+    /// directory is sealed anew; deleted with the site, and when it follows another directory.
+    Live = 25,
 }
 
 impl Family {
@@ -322,7 +326,8 @@ mod tests {
             Family::Unreferenced as u8,
             Family::NodeDuty as u8,
             Family::Leaving as u8,
+            Family::Live as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=24).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=25).collect::<Vec<u8>>());
     }
 }

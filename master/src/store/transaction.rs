@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::rocks::{Batch, Rocks};
-use super::{Order, Read, StoreError, Visit};
+use super::{Family, Order, Read, StoreError, Visit};
 
 type Slot = Option<Vec<u8>>;
 
@@ -50,6 +50,12 @@ impl<'a> Transaction<'a> {
         let ordinal = self.ordinals;
         self.ordinals = ordinal.checked_add(1).expect("an entry holds far fewer changes");
         ordinal
+    }
+
+    /// The keys of a family that are set or deleted, in order.
+    pub(crate) fn changed(&self, family: Family) -> impl Iterator<Item = &[u8]> {
+        let (from, to) = family.prefix(&[]);
+        self.overlay.range(from..to).map(|(key, _)| key.as_slice())
     }
 
     /// From here on, [`Transaction::rollback`] undoes.

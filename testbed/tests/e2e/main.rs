@@ -21,6 +21,7 @@ mod full_disk;
 mod garbage;
 mod in_process;
 mod links;
+mod live;
 mod membership;
 mod mount;
 mod online;

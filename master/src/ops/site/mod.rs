@@ -7,6 +7,7 @@ mod invalidate;
 mod move_alias;
 mod publish;
 mod remove_deploy;
+mod seal;
 mod sites;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::store::{Read, Transaction, publish_log};
 
 pub(crate) use expiry::expire;
 pub(crate) use publish::check_message;
+pub(crate) use seal::seal;
 
 /// Carries out a change. `root` is what the leader read in the root page of a publish.
 pub(crate) fn apply(

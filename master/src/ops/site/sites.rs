@@ -6,7 +6,7 @@ use atoll_proto::{Code, SiteName, WireError};
 
 use super::log;
 use crate::operation::{Apply, Now};
-use crate::store::{Read, Transaction, aliases, deploys, objects, sites};
+use crate::store::{Read, Transaction, aliases, deploys, live, objects, sites};
 
 /// Most host names of one site.
 const DOMAINS_MAX: usize = 100;
@@ -44,6 +44,9 @@ pub(super) fn configure(
     let site = super::site(tx, name)?;
     let settings = changes.apply(&site.settings);
     let domains = changes.domains.clone().unwrap_or_else(|| site.domains.clone());
+    if settings.live != site.settings.live {
+        live::remove(tx, name);
+    }
     put(tx, now, Site { domains, settings, ..site })
 }
 
@@ -89,6 +92,7 @@ pub(super) fn remove(tx: &mut Transaction<'_>, now: Now, name: &SiteName) -> App
         objects::drop_ref(tx, now, &deploy.id)?;
         deploys::remove(tx, &deploy);
     }
+    live::remove(tx, name);
     sites::remove(tx, &site);
     let seq = log(tx, now, |_| PublishEvent::SiteRemoved(name.clone()))?;
     Ok(Published { seq, deploy: None, previous: None })

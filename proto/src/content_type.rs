@@ -1,5 +1,8 @@
-//! The content type of a file, by the extension of its name.
+//! The content type of a file, by the extension of its name: the same for a deploy and for a live
+//! site.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 /// What a file whose name says nothing is served as.
@@ -7,7 +10,8 @@ const UNKNOWN: &str = "application/octet-stream";
 
 /// The value of `Content-Type` for a file of this name. Text is taken to be UTF-8, as HTML says
 /// since 2021.
-pub(crate) fn of(path: &Path) -> String {
+pub fn of(path: &[u8]) -> String {
+    let path = Path::new(OsStr::from_bytes(path));
     let Some(guess) = mime_guess::from_path(path).first() else {
         return UNKNOWN.to_owned();
     };
@@ -49,7 +53,7 @@ mod tests {
             ("x.unheard-of", UNKNOWN),
             (".html", UNKNOWN),
         ] {
-            assert_eq!(of(Path::new(name)), expected, "{name}");
+            assert_eq!(of(name.as_bytes()), expected, "{name}");
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Building a manifest's pages from its entries. Pure.
+//! Building a manifest's pages from its entries: called by the client for a deploy and by the
+//! master for a live site, which must come to the same pages for the same files.
 
-use atoll_proto::manifest::{Child, Entry, Page, Root, ends_page};
-use atoll_proto::{ByteName, ChunkId, limits};
 use bytes::Bytes;
+
+use super::{Child, Entry, Page, Root, ends_page};
+use crate::{ByteName, ChunkId, Malformed, limits};
 
 /// A manifest as pages, ready to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub enum ManifestError {
     },
     /// An entry breaks a rule of the format.
     #[error("{0}")]
-    Bad(#[from] atoll_proto::Malformed),
+    Bad(#[from] Malformed),
 }
 
 /// Builds the page tree of these entries, in any order.
@@ -113,7 +115,7 @@ fn cut_level<T: serde::Serialize>(
     let mut files = 0;
     let mut last = ByteName::default();
     for (path, count, item) in items {
-        let len = atoll_proto::encode(&item).len();
+        let len = crate::encode(&item).len();
         // An index page has at least two children, or the tree would never get lower.
         let enough = page.len() >= 2 || (level == 0 && !page.is_empty());
         if enough && bytes + len > limits::PAGE_BYTES_MAX {
@@ -144,8 +146,7 @@ impl Pages {
         let bytes = page.encode();
         // What cannot be read back must not be stored.
         Page::decode(&bytes)?;
-        let too_long =
-            || atoll_proto::Malformed { reason: "a manifest page is too long".to_owned() };
+        let too_long = || Malformed { reason: "a manifest page is too long".to_owned() };
         let len = u32::try_from(bytes.len()).map_err(|_| too_long())?;
         if len > limits::CHUNK_BYTES_MAX {
             return Err(too_long().into());
@@ -161,14 +162,15 @@ impl Pages {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-pub(super) mod tests {
-    use atoll_proto::Content;
-    use atoll_proto::content::Extent;
+mod tests {
     use proptest::prelude::*;
+
+    use crate::Content;
+    use crate::content::Extent;
 
     use super::*;
 
-    pub(in crate::manifest) fn entry(path: &str, content: &str) -> Entry {
+    fn entry(path: &str, content: &str) -> Entry {
         let id = ChunkId::of(content.as_bytes());
         Entry {
             path: path.into(),
