@@ -44,7 +44,7 @@ pub(crate) fn seal(tx: &mut Transaction<'_>, now: Now, seal: Seal) -> Apply<Publ
             let site = name.clone();
             let (alias, if_current, create) = (production, None, false);
             let request = Publish { site, alias, deploy, if_current, message, create };
-            publish(tx, now, request, Some(root))?
+            publish(tx, now, request, Some(root), None)?
         }
     };
     live::put(tx, &name, &deploy);
