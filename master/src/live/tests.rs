@@ -240,8 +240,8 @@ impl Sealing {
         let (mut rig, site) = (Rig::new(), "blog".parse::<SiteName>().unwrap());
         let name = site.clone();
         rig.entry(|tx, now| {
-            let mut settings = atoll_proto::site::SiteSettings::default();
-            settings.live = Some("/live".to_owned());
+            let live = Some("/live".to_owned());
+            let settings = atoll_proto::site::SiteSettings { live, ..Default::default() };
             let domains = Vec::new();
             let op = atoll_proto::publish::SiteOp::CreateWith { site: name, domains, settings };
             site::apply(tx, now, op, None).unwrap()
