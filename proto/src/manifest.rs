@@ -9,6 +9,11 @@
 //! This module has the encoding and what can be decided from one page alone. Building a tree and
 //! walking it is the client's.
 
+pub mod proof;
+mod step;
+
+pub use step::Step;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ByteName, ChunkId, Content, Malformed, limits, name::check_site_path};

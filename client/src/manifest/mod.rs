@@ -1,7 +1,12 @@
-//! Manifests: building the page tree of a deploy, and walking one.
+//! Manifests: building the page tree of a deploy, walking one, comparing two, proving what one
+//! holds.
 
 mod build;
+mod diff;
+mod prove;
 mod walk;
 
 pub use build::{BuiltManifest, BuiltPage, ManifestError, build};
+pub use diff::{Difference, FileChange, diff};
+pub use prove::{list_ids, prove, prove_with_lists};
 pub use walk::{ListItem, PageSource, entries, list, lookup};
