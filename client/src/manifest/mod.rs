@@ -8,5 +8,5 @@ mod walk;
 
 pub use build::{BuiltManifest, BuiltPage, ManifestError, build};
 pub use diff::{Difference, FileChange, diff};
-pub use prove::{list_ids, prove, prove_with_lists};
+pub use prove::{Proving, prove, prove_pages};
 pub use walk::{ListItem, PageSource, entries, list, lookup};

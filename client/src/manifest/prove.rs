@@ -3,7 +3,8 @@
 //! What a proof is and how it is checked is in [`atoll_proto::manifest::proof`]; this is the side
 //! that has the pages.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use atoll_proto::manifest::proof::Proof;
 use atoll_proto::manifest::{Entry, Page, Step};
@@ -12,82 +13,91 @@ use atoll_proto::{ChunkId, Content, DeployId, limits};
 use super::walk::{PageSource, wrong};
 use crate::{ClientError, Cluster};
 
-/// The proof of what `deploy` holds under these paths. Each page is read once.
-///
-/// # Errors
-/// When a page cannot be read, is not what it should be, or there are too many.
-pub async fn prove<S: PageSource>(
-    source: &S,
-    deploy: DeployId,
-    paths: &[Vec<u8>],
-) -> Result<Proof, ClientError> {
-    let (chunks, _) = pages(source, deploy, paths).await?;
-    sealed(chunks)
+/// The pages that decide some paths of a deploy, each after one that names it.
+#[derive(Debug, Clone, Default)]
+pub struct Proving {
+    chunks: Vec<Vec<u8>>,
+    found: Vec<Entry>,
 }
 
-/// The same, with the list chunks of long files, so that their bytes can be checked too.
+impl Proving {
+    /// The files that were found, in the order of the paths.
+    pub fn found(&self) -> &[Entry] {
+        &self.found
+    }
+
+    /// The list chunks of long files among them, each once: without them the proof says which file
+    /// it is, but not how to check its bytes. Whoever has them hands them to [`Proving::seal`].
+    pub fn lists(&self) -> Vec<ChunkId> {
+        let mut seen = HashSet::new();
+        let lists = self.found.iter().filter_map(|entry| match &entry.content {
+            Content::Lists { lists, .. } => Some(lists),
+            Content::Empty | Content::Extents(_) => None,
+        });
+        lists.flatten().map(|(_, id)| *id).filter(|id| seen.insert(*id)).collect()
+    }
+
+    /// The proof, with these list chunks.
+    ///
+    /// # Errors
+    /// When it would be out of bounds.
+    pub fn seal(mut self, lists: Vec<Vec<u8>>) -> Result<Proof, ClientError> {
+        self.chunks.extend(lists);
+        Proof::new(self.chunks).map_err(|error| ClientError::Malformed { what: error.to_string() })
+    }
+}
+
+/// The proof of what a deploy holds under these paths, with the lists of long files.
 ///
 /// # Errors
-/// As [`prove`], and when a list chunk cannot be read.
-pub async fn prove_with_lists(
+/// When a page or list cannot be read, is not what it should be, or there are too many.
+pub async fn prove(
     cluster: &Cluster,
     deploy: DeployId,
     paths: &[Vec<u8>],
 ) -> Result<Proof, ClientError> {
-    let (mut chunks, found) = pages(cluster, deploy, paths).await?;
-    let ids = list_ids(&found);
-    chunks.extend(cluster.read_chunks(&ids).await?.into_iter().map(Vec::from));
-    sealed(chunks)
+    let proving = prove_pages(cluster, deploy, paths).await?;
+    let lists = cluster.read_chunks(&proving.lists()).await?;
+    proving.seal(lists.into_iter().map(Vec::from).collect())
 }
 
-/// The list chunks of these files, each once. An edge, which reads chunks in its own way, adds them
-/// to a proof itself.
-pub fn list_ids(found: &[Entry]) -> Vec<ChunkId> {
-    let mut seen = HashSet::new();
-    let lists = found.iter().filter_map(|entry| match &entry.content {
-        Content::Lists { lists, .. } => Some(lists),
-        Content::Empty | Content::Extents(_) => None,
-    });
-    lists.flatten().map(|(_, id)| *id).filter(|id| seen.insert(*id)).collect()
-}
-
-/// Chunks of a proof that are not too many.
-fn sealed(chunks: Vec<Vec<u8>>) -> Result<Proof, ClientError> {
-    Proof::new(chunks).map_err(|error| ClientError::Malformed { what: error.to_string() })
-}
-
-/// The pages that decide these paths, each after one that names it, and the files found.
-async fn pages<S: PageSource>(
+/// The pages that decide these paths. Each is read once.
+///
+/// # Errors
+/// When a page cannot be read or is not what it should be.
+pub async fn prove_pages<S: PageSource>(
     source: &S,
     deploy: DeployId,
     paths: &[Vec<u8>],
-) -> Result<(Vec<Vec<u8>>, Vec<Entry>), ClientError> {
-    let mut have = HashSet::new();
-    let mut chunks = Vec::new();
-    let mut found = Vec::new();
+) -> Result<Proving, ClientError> {
+    let mut have = HashMap::new();
+    let mut proving = Proving::default();
     for path in paths {
         let mut id = deploy;
         let mut steps = 0;
         loop {
-            let page = source.page(id).await?;
+            let page: Arc<Page> = match have.get(&id) {
+                Some(page) => Arc::clone(page),
+                None => source.page(id).await?,
+            };
             if page.is_root() != (steps == 0) || steps > limits::PAGE_DEPTH_MAX {
                 return Err(wrong(id));
             }
-            if have.insert(id) {
-                chunks.push(encoded(id, &page)?);
+            if have.insert(id, page.clone()).is_none() {
+                proving.chunks.push(encoded(id, &page)?);
             }
             steps += 1;
             match page.step(path) {
                 Step::Page(below) => id = below,
                 Step::Found(entry) => {
-                    found.push(entry.clone());
+                    proving.found.push(entry.clone());
                     break;
                 }
                 Step::Absent => break,
             }
         }
     }
-    Ok((chunks, found))
+    Ok(proving)
 }
 
 /// The bytes of a page, which are those it was decoded from.
@@ -109,13 +119,16 @@ mod tests {
         let (source, deploy, model) = stored(20_000);
         let present: Vec<Vec<u8>> = model.keys().step_by(1777).cloned().collect();
         for path in present.iter().chain([&b"absent".to_vec(), &b"zzz".to_vec(), &vec![]]) {
-            let proof = prove(&source, deploy, std::slice::from_ref(path)).await.unwrap();
+            let proof = prove_pages(&source, deploy, std::slice::from_ref(path)).await.unwrap();
+            let proof = proof.seal(vec![]).unwrap();
             assert!(proof.chunks().len() <= 4, "{} pages", proof.chunks().len());
             let answer = check(deploy, path, &proof.encode()).unwrap();
             let want = model.get(path).cloned().map_or(Answer::Absent, Answer::Found);
             assert_eq!(answer, want);
         }
-        let proof = prove(&source, deploy, &present).await.unwrap();
+        let proving = prove_pages(&source, deploy, &present).await.unwrap();
+        assert!(proving.found().len() == present.len() && proving.lists().is_empty());
+        let proof = proving.seal(vec![]).unwrap();
         let proven = proof.open(deploy).unwrap();
         for path in &present {
             assert_eq!(proven.lookup(path).unwrap(), model.get(path));
