@@ -85,7 +85,7 @@ impl Warmer {
     /// Warms the deploys that are published and were not warmed yet; `false` if some have to be
     /// tried again.
     async fn round(&mut self) -> bool {
-        let wanted = self.index.table().deploys();
+        let wanted = published(&self.index);
         self.deploys.retain(|deploy| wanted.contains(deploy));
         if self.pages.len() > REMEMBERED_MAX || self.bytes_left == 0 {
             // Forgetting costs looking at the pages at hand once more.
@@ -170,6 +170,14 @@ impl Warmer {
     }
 }
 
+/// The deploys that aliases point at, each once.
+fn published(index: &Index) -> Vec<DeployId> {
+    let table = index.table();
+    let aliases = table.sites().flat_map(|state| state.aliases.values());
+    let mut seen = HashSet::new();
+    aliases.map(|alias| alias.deploy).filter(|deploy| seen.insert(*deploy)).collect()
+}
+
 /// What is warmed below a page: pages, rules, and the site's page for errors.
 fn below(page: &Page) -> Vec<Reference> {
     match page {
@@ -239,7 +247,7 @@ mod tests {
         all
     }
 
-    fn published(upstream: &FakeUpstream, files: &[(String, Vec<u8>)]) -> DeployId {
+    fn store(upstream: &FakeUpstream, files: &[(String, Vec<u8>)]) -> DeployId {
         let files: Vec<(&str, &[u8])> =
             files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
         Published::new(upstream, &files).deploy
@@ -250,7 +258,7 @@ mod tests {
         let upstream = Arc::new(FakeUpstream::default());
         let index = index(&upstream);
         let mut warmer = Warmer::new(index.clone(), 64 << 20);
-        let first = published(&upstream, &site(3_000, None));
+        let first = store(&upstream, &site(3_000, None));
         publish(&index, first, 1).await;
         assert!(warmer.round().await);
         let fetches = upstream.fetches();
@@ -262,7 +270,7 @@ mod tests {
         let page = ChunkId::of(b"not here");
         assert!(index.chunks.cache().memory(&page).is_some(), "the page for errors is at hand");
         upstream.down.store(false, Ordering::SeqCst);
-        let second = published(&upstream, &site(3_000, Some(1234)));
+        let second = store(&upstream, &site(3_000, Some(1234)));
         publish(&index, second, 3).await;
         assert!(warmer.round().await);
         let new = upstream.fetches() - fetches;
@@ -274,7 +282,7 @@ mod tests {
     async fn what_fails_is_tried_again_and_what_is_too_large_is_not() {
         let upstream = Arc::new(FakeUpstream::default());
         let index = index(&upstream);
-        let deploy = published(&upstream, &site(3_000, None));
+        let deploy = store(&upstream, &site(3_000, None));
         publish(&index, deploy, 1).await;
         let mut warmer = Warmer::new(index.clone(), 64 << 20);
         upstream.down.store(true, Ordering::SeqCst);
