@@ -80,6 +80,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Token(commands::token::TokenCommand),
     Get(commands::get::GetArgs),
+    Verify(commands::verify::VerifyArgs),
     Dev(commands::dev::DevArgs),
     Init(commands::init::InitArgs),
     Master(commands::role::MasterArgs),

@@ -26,8 +26,8 @@ use crate::upload::{
 use crate::write::covering;
 use crate::{ChunkWriter, ClientError, Cluster};
 
-/// How often chunks are made known, with those sent again that went missing meanwhile.
-const STAGE_TRIES: usize = 4;
+/// How often chunks are made known or pages admitted, with those sent again that went missing.
+const KNOWN_TRIES: usize = 4;
 /// Children that one admission may name, so that its receipts fit in a message.
 const ADMIT_CHILDREN: usize = 8_000;
 
@@ -408,6 +408,15 @@ struct Uploader<'a> {
     progress: &'a dyn DeployProgress,
 }
 
+/// What the master is to be told of.
+#[derive(Clone, Copy)]
+enum Unknown<'a> {
+    /// The chunks of the receipts.
+    Chunks,
+    /// Pages, and everything they name.
+    Pages(&'a [AdmitPage], &'a HashSet<ChunkId>),
+}
+
 impl Uploader<'_> {
     /// Sends chunks, largest first, and returns the receipts of those not yet made known.
     async fn send(
@@ -427,7 +436,8 @@ impl Uploader<'_> {
             chunks += 1;
             if bytes >= STAGE_BYTES || chunks >= STAGE_CHUNKS {
                 (bytes, chunks) = (0, 0);
-                self.stage(&writer, writer.flush().await?).await?;
+                let mut receipts = writer.flush().await?;
+                self.make_known(&writer, &mut receipts, Unknown::Chunks).await?;
             }
         }
         drop(sends);
@@ -435,18 +445,28 @@ impl Uploader<'_> {
         Ok(receipts)
     }
 
-    /// Makes chunks known. Those whose group moved since they were acknowledged may have too few
-    /// copies in their new places: they are sent again.
-    async fn stage(
+    /// Makes chunks known, or admits pages. Chunks that went missing meanwhile are sent again: their
+    /// group moved since they were acknowledged, or they were collected.
+    async fn make_known(
         &self,
         writer: &ChunkWriter,
-        mut receipts: Vec<Receipt>,
+        receipts: &mut Vec<Receipt>,
+        what: Unknown<'_>,
     ) -> Result<(), ClientError> {
-        for _ in 1..STAGE_TRIES {
-            match stage(self.cluster, receipts.clone()).await {
+        let mut tries = 1;
+        loop {
+            let made = match what {
+                Unknown::Chunks => stage(self.cluster, receipts.clone()).await,
+                Unknown::Pages(pages, children) => {
+                    self.cluster.admit(pages.to_vec(), covering(receipts, children)).await
+                }
+            };
+            match made {
+                // A page or list is nowhere on the local disk: the caller sends all of them.
                 Err(ClientError::Missing { ids })
-                    if ids.iter().all(|id| self.places.contains_key(id)) =>
+                    if tries < KNOWN_TRIES && ids.iter().all(|id| self.places.contains_key(id)) =>
                 {
+                    tries += 1;
                     for id in ids {
                         self.put_again(writer, id).await?;
                     }
@@ -455,7 +475,6 @@ impl Uploader<'_> {
                 other => return other,
             }
         }
-        stage(self.cluster, receipts).await
     }
 
     async fn put_again(&self, writer: &ChunkWriter, id: ChunkId) -> Result<(), ClientError> {
@@ -548,36 +567,13 @@ impl Uploader<'_> {
             children.insert(page.id);
             children.extend(&page.references);
             if children.len() >= ADMIT_CHILDREN || at + 1 == new.len() {
-                let batch = std::mem::take(&mut batch);
-                let children = std::mem::take(&mut children);
-                self.admit(batch, &children, &mut receipts, options.parallel).await?;
+                let what = Unknown::Pages(&batch, &children);
+                self.make_known(&writer, &mut receipts, what).await?;
+                batch.clear();
+                children.clear();
             }
         }
         Ok((new.len() as u64, bytes))
-    }
-
-    /// Admits some pages; chunks that went missing meanwhile are sent again.
-    async fn admit(
-        &self,
-        pages: Vec<AdmitPage>,
-        children: &HashSet<ChunkId>,
-        receipts: &mut Vec<Receipt>,
-        parallel: usize,
-    ) -> Result<(), ClientError> {
-        for _ in 0..3 {
-            let cover = covering(receipts, children);
-            match self.cluster.admit(pages.clone(), cover).await {
-                Err(ClientError::Missing { ids }) => {
-                    // A page or list: the caller sends all of them.
-                    if ids.iter().any(|id| !self.places.contains_key(id)) {
-                        return Err(ClientError::Missing { ids });
-                    }
-                    receipts.extend(self.send(ids, parallel).await?);
-                }
-                other => return other,
-            }
-        }
-        Err(ClientError::Missing { ids: Vec::new() })
     }
 }
 

@@ -239,6 +239,10 @@ impl Edge {
             "follow",
             index::follow::run(index.clone(), cluster.clone(), own, shutdown.clone()),
         );
+        if config.has(EdgeRole::Edge) {
+            let bytes = config.disk_cache_bytes / index::warm::DISK_SHARE;
+            tasks.spawn("warm", index::warm::run(index.clone(), bytes, shutdown.clone()));
+        }
         tasks.spawn("judge", node::judge(index.clone(), readiness, shutdown.clone()));
         tasks.spawn(
             "heartbeat",
@@ -364,6 +368,8 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_earlier_files_total", "Answers out of earlier deploys.");
     describe_gauge!("atoll_edge_publish_seq", "Last entry of the publish log that is applied.");
     describe_counter!("atoll_edge_publish_entries_total", "Entries of the publish log applied.");
+    describe_counter!("atoll_edge_deploys_warmed_total", "Deploys whose pages are all at hand.");
+    describe_counter!("atoll_edge_pages_warmed_total", "Pages fetched before anyone needed them.");
     describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");
     describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");

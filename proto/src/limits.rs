@@ -33,6 +33,12 @@ pub const PAGE_BYTES_MIN: usize = 16 << 10;
 pub const PAGE_BYTES_MAX: usize = 192 << 10;
 /// Deepest page tree a reader follows (fan-out is in the hundreds, so 4 levels hold 10^9 files).
 pub const PAGE_DEPTH_MAX: usize = 8;
+/// Longest page in a proof: the items of a page and what stands before them.
+pub const PROOF_PAGE_BYTES_MAX: usize = PAGE_BYTES_MAX + 64;
+/// Most chunks of a proof: the pages of some forty paths, and lists of a long file.
+pub const PROOF_CHUNKS_MAX: usize = 512;
+/// Most bytes of a proof.
+pub const PROOF_BYTES_MAX: usize = 16 << 20;
 
 /// Longest path of a file within a site, in bytes.
 pub const SITE_PATH_BYTES_MAX: usize = 4096;

@@ -11,6 +11,11 @@
 
 pub mod build;
 
+pub mod proof;
+mod step;
+
+pub use step::Step;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ByteName, ChunkId, Content, Malformed, limits, name::check_site_path};

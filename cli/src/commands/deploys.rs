@@ -1,7 +1,6 @@
 //! `atoll deploys`: the history of a site.
 
-use std::cmp::Ordering;
-
+use atoll_client::manifest::{self, FileChange};
 use atoll_client::{Cluster, entries};
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::manifest::Entry;
@@ -131,6 +130,10 @@ struct DiffObject {
     added: Vec<String>,
     removed: Vec<String>,
     changed: Vec<String>,
+    /// Whether the redirect and header rules differ.
+    rules_changed: bool,
+    /// Manifest pages that were read to find this out.
+    pages_read: u64,
 }
 
 /// Does it.
@@ -257,9 +260,9 @@ async fn diff(context: &Context, cluster: &Cluster, two: TwoDeploys) -> Result<(
     let site = two.site.site;
     let from = two.from.find(cluster, &site).await?;
     let to = two.to.find(cluster, &site).await?;
-    let before = entries(cluster, from).await?;
-    let after = entries(cluster, to).await?;
-    let changes = compare(&before, &after);
+    let found = manifest::diff(cluster, from, to).await?;
+    let changes: Vec<Difference> = found.files.iter().filter_map(difference).collect();
+    let rules_changed = found.rules_changed;
     if context.out.json() {
         let of = |sign| changes.iter().filter(move |c| c.sign == sign).map(|c| c.path.clone());
         return context.out.object(&DiffObject {
@@ -269,13 +272,18 @@ async fn diff(context: &Context, cluster: &Cluster, two: TwoDeploys) -> Result<(
             added: of(Sign::Added).collect(),
             removed: of(Sign::Removed).collect(),
             changed: of(Sign::Changed).collect(),
+            rules_changed,
+            pages_read: found.pages_read,
         });
     }
     for change in &changes {
         context.out.line(change.render())?;
     }
-    let tell = if changes.is_empty() { "no difference".to_owned() } else { total(&changes) };
-    context.out.note(tell);
+    if rules_changed {
+        context.out.line("~ redirect and header rules")?;
+    }
+    let none = changes.is_empty() && !rules_changed;
+    context.out.note(if none { "no difference".to_owned() } else { total(&changes) });
     Ok(())
 }
 
@@ -308,29 +316,18 @@ impl Difference {
     }
 }
 
-/// What differs, in path order. Both lists are sorted by path.
-fn compare(before: &[Entry], after: &[Entry]) -> Vec<Difference> {
-    let mut out = Vec::new();
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return out,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) => a.path.cmp(&b.path),
-        };
-        let a = if order == Ordering::Greater { None } else { old.next() };
-        let b = if order == Ordering::Less { None } else { new.next() };
-        let sign = match (a, b) {
-            (Some(_), None) => Sign::Removed,
-            (None, Some(_)) => Sign::Added,
-            (Some(a), Some(b)) if served_alike(a, b) => continue,
-            _ => Sign::Changed,
-        };
-        let path = a.or(b).map_or_else(String::new, |entry| text::name(entry.path.as_bytes()));
-        let size = |entry: Option<&Entry>| entry.map_or(0, Entry::size);
-        out.push(Difference { sign, path, before: size(a), after: size(b) });
-    }
+/// What a visitor could notice of a change.
+fn difference(change: &FileChange) -> Option<Difference> {
+    let sign = match (&change.before, &change.after) {
+        (Some(before), Some(after)) if served_alike(before, after) => return None,
+        (Some(_), Some(_)) => Sign::Changed,
+        (Some(_), None) => Sign::Removed,
+        (None, Some(_)) => Sign::Added,
+        (None, None) => return None,
+    };
+    let size = |entry: &Option<Entry>| entry.as_ref().map_or(0, Entry::size);
+    let path = text::name(change.path().as_bytes());
+    Some(Difference { sign, path, before: size(&change.before), after: size(&change.after) })
 }
 
 fn served_alike(a: &Entry, b: &Entry) -> bool {
@@ -379,13 +376,17 @@ mod tests {
 
     #[test]
     fn differences_are_found_and_rendered() {
-        let before = [entry("a", "1"), entry("b", "1"), entry("d", "1")];
-        let after = [entry("b", "22"), entry("c", "1"), entry("d", "1")];
-        let changes = compare(&before, &after);
+        let change = |before: Option<Entry>, after: Option<Entry>| FileChange { before, after };
+        let found = [
+            change(Some(entry("a", "1")), None),
+            change(Some(entry("b", "1")), Some(entry("b", "22"))),
+            change(None, Some(entry("c", "1"))),
+            // Only the time differs: nobody can tell.
+            change(Some(entry("d", "1")), Some(Entry { mtime_ns: 5, ..entry("d", "1") })),
+        ];
+        let changes: Vec<Difference> = found.iter().filter_map(difference).collect();
         let lines: Vec<String> = changes.iter().map(Difference::render).collect();
         assert_eq!(lines, ["- a  (1 B)", "~ b  (1 B -> 2 B)", "+ c  (1 B)"]);
         assert_eq!(total(&changes), "1 added, 1 removed, 1 changed");
-        assert!(compare(&before, &before).is_empty());
-        assert_eq!(compare(&[], &after).len(), 3);
     }
 }

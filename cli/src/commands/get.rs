@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use http::header::{HeaderName, HeaderValue};
-use http::{Uri, Version};
+use http::{Method, Uri, Version};
 
 use crate::connect::Context;
 use crate::fetch::{Fetch, Head, Receiver, fetch, host, roots};
@@ -63,13 +63,14 @@ pub(crate) struct GetArgs {
 
 /// Where a host and port is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Resolve {
+pub(crate) struct Resolve {
     host: String,
     port: u16,
     addr: IpAddr,
 }
 
-fn url(typed: &str) -> Result<Uri, String> {
+/// A whole URL, as typed.
+pub(crate) fn url(typed: &str) -> Result<Uri, String> {
     let uri: Uri = typed.parse().map_err(|error| format!("{error}"))?;
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(uri),
@@ -106,11 +107,10 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Failure>
         (_, _, true) => Some(Version::HTTP_3),
         _ => None,
     };
-    // Without a configuration only the machine's own authorities are trusted.
-    let of_cluster = || Some(context.config_path().ok()?.parent()?.join("web-ca/ca.pem"));
-    let ca = args.ca.clone().or_else(|| of_cluster().filter(|path| path.exists()));
+    let ca = args.ca.clone().or_else(|| cluster_ca(context));
     let request = Fetch {
-        addrs: addresses(&args).await?,
+        method: Method::GET,
+        addrs: addresses(&args.url, &args.resolve).await?,
         url: args.url.clone(),
         version,
         headers: args.headers,
@@ -132,11 +132,19 @@ pub(crate) async fn run(context: &Context, args: GetArgs) -> Result<(), Failure>
     Err(Failure::Said(Exit::Failed))
 }
 
-async fn addresses(args: &GetArgs) -> Result<Vec<SocketAddr>, Failure> {
-    let name = host(&args.url).to_ascii_lowercase();
-    let default = if args.url.scheme_str() == Some("http") { 80 } else { 443 };
-    let port = args.url.port_u16().unwrap_or(default);
-    let told = args.resolve.iter().find(|told| told.host == name && told.port == port);
+/// The authority that signs the certificates of the configured cluster's edges, where it is known.
+/// Without a configuration only the machine's own authorities are trusted.
+pub(crate) fn cluster_ca(context: &Context) -> Option<PathBuf> {
+    let path = context.config_path().ok()?.parent()?.join("web-ca/ca.pem");
+    path.exists().then_some(path)
+}
+
+/// Where the host of a URL is.
+pub(crate) async fn addresses(url: &Uri, resolve: &[Resolve]) -> Result<Vec<SocketAddr>, Failure> {
+    let name = host(url).to_ascii_lowercase();
+    let default = if url.scheme_str() == Some("http") { 80 } else { 443 };
+    let port = url.port_u16().unwrap_or(default);
+    let told = resolve.iter().find(|told| told.host == name && told.port == port);
     if let Some(told) = told {
         return Ok(vec![(told.addr, port).into()]);
     }

@@ -32,6 +32,7 @@ pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod umount;
 pub(crate) mod upload;
+pub(crate) mod verify;
 
 use crate::args::Command;
 use crate::connect::Context;
@@ -66,6 +67,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Node(command) => node::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::Get(args) => Box::pin(get::run(context, args)).await,
+        Command::Verify(args) => Box::pin(verify::run(context, args)).await,
         Command::Dev(args) => dev::run(context, args).await,
         Command::Init(args) => init::run(context, &args),
         Command::Master(args) => role::master(context, args).await,

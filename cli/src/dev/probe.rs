@@ -114,6 +114,7 @@ async fn answering(layout: &Layout, https: &[u16]) -> Result<(), Failure> {
     for port in https {
         let url = format!("https://ready.localhost:{port}/");
         let request = Fetch {
+            method: http::Method::GET,
             url: url.parse().map_err(|error| Failure::failed(&url, error))?,
             addrs: vec![super::ready::local(*port)],
             version: None,

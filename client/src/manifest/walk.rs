@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use atoll_proto::manifest::{Child, Entry, Page, Root};
+use atoll_proto::manifest::{Child, Entry, Page, Root, Step};
 use atoll_proto::{ByteName, ChunkId, DeployId, limits};
 use bytes::Bytes;
 
@@ -36,11 +36,11 @@ fn decode(id: ChunkId, bytes: &Bytes) -> Result<Arc<Page>, ClientError> {
         .map_err(|error| ClientError::Malformed { what: format!("page {id}: {error}") })
 }
 
-fn wrong(id: ChunkId) -> ClientError {
+pub(super) fn wrong(id: ChunkId) -> ClientError {
     ClientError::Malformed { what: format!("page {id} is not the kind of page expected there") }
 }
 
-async fn root<S: PageSource>(source: &S, deploy: DeployId) -> Result<Root, ClientError> {
+pub(super) async fn root<S: PageSource>(source: &S, deploy: DeployId) -> Result<Root, ClientError> {
     match &*source.page(deploy).await? {
         Page::RootV1(root) => Ok(root.clone()),
         Page::IndexV1(_) | Page::LeafV1(_) => Err(wrong(deploy)),
@@ -64,19 +64,13 @@ pub async fn lookup<S: PageSource>(
     };
     for _ in 0..limits::PAGE_DEPTH_MAX {
         let page = source.page(id).await?;
-        match &*page {
-            Page::IndexV1(children) => {
-                let at = children.partition_point(|child| child.last.as_bytes() < path);
-                match children.get(at) {
-                    Some(child) => id = child.id,
-                    None => return Ok(None),
-                }
-            }
-            Page::LeafV1(entries) => {
-                let found = entries.binary_search_by(|entry| entry.path.as_bytes().cmp(path));
-                return Ok(found.ok().map(|at| entries[at].clone()));
-            }
-            Page::RootV1(_) => return Err(wrong(id)),
+        if page.is_root() {
+            return Err(wrong(id));
+        }
+        match page.step(path) {
+            Step::Page(below) => id = below,
+            Step::Found(entry) => return Ok(Some(entry.clone())),
+            Step::Absent => return Ok(None),
         }
     }
     Err(wrong(id))
@@ -230,7 +224,7 @@ fn child(page: &Page, at: usize) -> Option<&Child> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, HashMap};
     use std::sync::Mutex;
 
@@ -254,9 +248,10 @@ mod tests {
         }
     }
 
-    struct Stored {
-        pages: HashMap<ChunkId, Bytes>,
-        reads: Mutex<usize>,
+    #[derive(Default)]
+    pub(in crate::manifest) struct Stored {
+        pub(in crate::manifest) pages: HashMap<ChunkId, Bytes>,
+        pub(in crate::manifest) reads: Mutex<usize>,
     }
 
     impl PageSource for Stored {
@@ -266,7 +261,9 @@ mod tests {
         }
     }
 
-    fn stored(files: usize) -> (Stored, DeployId, BTreeMap<Vec<u8>, Entry>) {
+    pub(in crate::manifest) fn stored(
+        files: usize,
+    ) -> (Stored, DeployId, BTreeMap<Vec<u8>, Entry>) {
         let all: Vec<Entry> = (0..files)
             .map(|i| entry(&format!("dir-{:02}/sub.{}/f{i:05}", i % 31, i % 3), &i.to_string()))
             .chain([entry("index.html", "i"), entry("zz", "z")])

@@ -13,6 +13,7 @@ pub mod h3;
 pub mod mint;
 pub mod path;
 pub mod plain;
+pub mod proof;
 pub mod range;
 pub mod respond;
 pub mod server;

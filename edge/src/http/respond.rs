@@ -17,14 +17,14 @@ use super::body::{self, Body, BodyError, Part};
 use super::conditional::{self, Outcome, Validators};
 use super::path::{self, BadPath, SitePath};
 use super::range::{self, Asked, ByteRange, Multipart};
-use super::{Request, Response, freshness};
+use super::{Request, Response, freshness, proof};
 use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
 use crate::rules::{self, Action, asset};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const ATOLL_DEPLOY: HeaderName = HeaderName::from_static("atoll-deploy");
+pub(super) const ATOLL_DEPLOY: HeaderName = HeaderName::from_static("atoll-deploy");
 const X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
 /// Seconds after which a request that came at a bad time may be repeated.
 const RETRY_AFTER_SECS: u64 = 1;
@@ -105,6 +105,9 @@ impl Responder {
             }
             Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
         };
+        if let Some(raw) = proof::asked(&request.uri) {
+            return proof::answer(&self.index, &self.chunks, deploy, raw).await;
+        }
         let target = match path::parse(request.uri.path().as_bytes()) {
             Ok(asked) => match self.target(deploy, &asked, request.uri.query()).await {
                 Ok(Target::NotFound(page)) => {
@@ -433,7 +436,7 @@ fn unsatisfiable(size: u64) -> Response {
 }
 
 /// A small page of our own. `text` is ours, never a visitor's.
-fn page(status: StatusCode, text: &str) -> Response {
+pub(super) fn page(status: StatusCode, text: &str) -> Response {
     let title = status.canonical_reason().unwrap_or("Error");
     let html = format!(
         "<!doctype html>\n<meta charset=\"utf-8\">\n<title>{code} {title}</title>\n\
@@ -459,7 +462,7 @@ fn structured_name(name: &str) -> String {
     format!("\"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     // As bytes: the query of a redirect may hold UTF-8.
     match HeaderValue::from_bytes(value.as_bytes()) {
         Ok(value) => drop(headers.insert(name, value)),

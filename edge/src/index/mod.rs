@@ -11,6 +11,7 @@ pub mod invalidate;
 pub mod pages;
 pub mod snapshot;
 pub mod table;
+pub mod warm;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,422 @@
+//! `atoll verify`: whether a URL is served as a deploy says, to the last byte.
+
+mod judge;
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_client::{Cluster, manifest};
+use atoll_edge::http::path::{self, BadPath, SitePath};
+use atoll_edge::http::proof as edge_proof;
+use atoll_proto::manifest::proof::{Proof, Proven};
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::publish::Alias;
+use atoll_proto::{DeployId, limits};
+use clap::Args;
+use http::header::ACCEPT_ENCODING;
+use http::{HeaderValue, Method, StatusCode, Uri};
+use serde::Serialize;
+
+use self::judge::{Judge, Verdict};
+use super::get;
+use crate::connect::Context;
+use crate::fetch::{Fetch, Head, Receiver, fetch, host, roots};
+use crate::report::{Exit, Failure};
+use crate::text;
+
+/// How often it is begun anew when a publish comes between two questions.
+const TRIES: usize = 3;
+
+/// Check that a URL is served exactly as its deploy says: every byte, the type, a redirect, or that
+/// there is nothing
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES
+  atoll verify https://blog.localhost:20443/
+  atoll verify https://blog.example/app.js --deploy 4f1d20aa… --edge 192.0.2.7:443
+  atoll verify https://blog.example/ --save-proof home.proof
+  atoll verify https://blog.example/ --proof home.proof     without access to the cluster
+
+The proof comes from the cluster of the client configuration, else from the edge itself, which is
+enough with --deploy: an edge cannot make a proof for a deploy that you name. With a cluster, and
+without --deploy, the deploy must also be the one that the site's alias points at now.
+Exit code 1 with what differs.")]
+pub(crate) struct VerifyArgs {
+    /// What to check
+    #[arg(value_name = "URL", value_parser = get::url)]
+    url: Uri,
+    /// The deploy that must be served, such as `deploy --json` printed it
+    #[arg(long, value_name = "ID")]
+    deploy: Option<DeployId>,
+    /// Take the proof from this file and ask nobody but the edge for the URL
+    #[arg(long, value_name = "FILE")]
+    proof: Option<PathBuf>,
+    /// Write the proof to this file
+    #[arg(long, value_name = "FILE")]
+    save_proof: Option<PathBuf>,
+    /// Ask this edge, whatever the host's addresses are
+    #[arg(long, value_name = "ADDR:PORT")]
+    edge: Option<SocketAddr>,
+    /// Trust the authorities in this file
+    #[arg(long, value_name = "PEM")]
+    ca: Option<PathBuf>,
+}
+
+/// The final object.
+#[derive(Serialize)]
+struct VerifyObject<'a> {
+    event: &'static str,
+    url: String,
+    verified: bool,
+    deploy: String,
+    /// `file`, `redirect`, `absent`, or null when something differs.
+    answer: Option<&'static str>,
+    status: u16,
+    path: Option<String>,
+    bytes: u64,
+    etag: Option<String>,
+    content_type: Option<&'a str>,
+    location: Option<&'a str>,
+    /// Whether the alias was seen to point at the deploy; null when nobody was asked.
+    current: Option<bool>,
+    proof: ProofObject,
+    differs: &'a [String],
+}
+
+#[derive(Clone, Serialize)]
+struct ProofObject {
+    source: &'static str,
+    pages: usize,
+    bytes: usize,
+}
+
+/// Does it.
+pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Failure> {
+    let asked = site_path(&args.url)?;
+    let ca = args.ca.clone().or_else(|| get::cluster_ca(context));
+    let addrs = match args.edge {
+        Some(addr) => vec![addr],
+        None => get::addresses(&args.url, &[]).await?,
+    };
+    let edge = Edge { url: args.url.clone(), addrs, roots: Arc::new(roots(ca.as_deref(), true)?) };
+    let cluster = match (&args.proof, context.config_path()) {
+        (None, Ok(_)) => Some(context.cluster().await?),
+        _ => None,
+    };
+    let mut tries = 1;
+    loop {
+        let round = round(&args, &asked, &edge, cluster.as_ref()).await?;
+        // A publish between two questions looks like a lie; a lie stays one.
+        if round.judged.is_err() && tries < TRIES && args.proof.is_none() {
+            tries += 1;
+            continue;
+        }
+        if let Some(file) = &args.save_proof {
+            std::fs::write(file, round.proof.encode()).map_err(Failure::file("write", file))?;
+        }
+        return say(context, &args, round);
+    }
+}
+
+/// The path of the URL, as an edge reads it.
+fn site_path(url: &Uri) -> Result<SitePath, Failure> {
+    match path::parse(url.path().as_bytes()) {
+        Ok(asked) => Ok(asked),
+        Err(BadPath::Malformed(reason)) => Err(Failure::Usage(format!("{url}: {reason}"))),
+        Err(BadPath::Impossible) => {
+            Err(Failure::Usage(format!("{url}: no file of any site can have this path")))
+        }
+    }
+}
+
+/// What one round found out.
+struct Round {
+    proof: Proof,
+    source: ProofObject,
+    status: StatusCode,
+    current: Option<bool>,
+    judged: Result<Verdict, Vec<String>>,
+}
+
+async fn round(
+    args: &VerifyArgs,
+    asked: &SitePath,
+    edge: &Edge,
+    cluster: Option<&Cluster>,
+) -> Result<Round, Failure> {
+    let (proof, source) = match &args.proof {
+        Some(file) => (load(file)?, "file"),
+        None => {
+            let claimed = match args.deploy {
+                Some(deploy) => deploy,
+                None => edge.claimed().await?,
+            };
+            match cluster {
+                Some(cluster) => {
+                    let names = edge_proof::names(asked);
+                    (manifest::prove(cluster, claimed, &names).await?, "cluster")
+                }
+                None => (edge.proof().await?, "edge"),
+            }
+        }
+    };
+    let wanted = args.deploy.unwrap_or_else(|| proof.deploy());
+    let wrong = |error| Failure::Failed(format!("{}: {error}", args.url));
+    let proven = proof.open(wanted).map_err(wrong)?;
+    let source = ProofObject { source, pages: proven.pages(), bytes: proof.bytes() };
+    let (status, mut judged) = edge.judged(&proven, asked).await?;
+    let current = match (cluster, args.deploy) {
+        (Some(cluster), None) => is_current(cluster, host(&args.url), wanted, &asked.path).await?,
+        _ => None,
+    };
+    if let (Some(false), Ok(_)) = (current, &judged) {
+        judged = Err(vec![format!(
+            "everything is as deploy {} says, but the site's alias points at another deploy now",
+            text::short(&wanted)
+        )]);
+    }
+    Ok(Round { proof, source, status, current, judged })
+}
+
+fn load(file: &Path) -> Result<Proof, Failure> {
+    let mut bytes = Vec::new();
+    let limit = 2 * limits::PROOF_BYTES_MAX as u64;
+    std::fs::File::open(file)
+        .and_then(|open| open.take(limit).read_to_end(&mut bytes))
+        .map_err(Failure::file("read", file))?;
+    let wrong = |error| Failure::Failed(format!("{}: {error}", file.display()));
+    Proof::decode(&bytes).map_err(wrong)
+}
+
+/// Whether the alias that this host stands for points at the deploy, or did within what the site
+/// keeps reachable; `None` when the host belongs to no site that the cluster knows of.
+async fn is_current(
+    cluster: &Cluster,
+    host: &str,
+    deploy: DeployId,
+    path: &[u8],
+) -> Result<Option<bool>, Failure> {
+    let answer = cluster.master(&MasterRequest::Sites, limits::METADATA_DEADLINE).await?;
+    let MasterResponse::Sites(sites) = answer else {
+        return Err(crate::cluster_path::unexpected("sites"));
+    };
+    let host = host.to_ascii_lowercase();
+    let label = host.split('.').next().unwrap_or("");
+    let (alias, name) = label.split_once("--").unwrap_or(("production", label));
+    let by_domain = |site: &atoll_proto::publish::Site| site.domains.contains(&host);
+    let found = sites.iter().find(|(site, _)| by_domain(site)).map(|(_, all)| ("production", all));
+    let by_name = || sites.iter().find(|(site, _)| site.name.as_str() == name);
+    let found = found.or_else(|| by_name().map(|(_, all)| (alias, all)));
+    let alias_of = |(alias, all): (&str, &'_ Vec<Alias>)| {
+        all.iter().find(|known| known.alias.as_str() == alias).cloned()
+    };
+    let Some(found) = found.and_then(alias_of) else { return Ok(None) };
+    if found.deploy == deploy {
+        return Ok(Some(true));
+    }
+    // Files of earlier deploys stay reachable, but only where the current one has no such path.
+    if !found.earlier.iter().any(|earlier| earlier.deploy == deploy) {
+        return Ok(Some(false));
+    }
+    Ok(Some(atoll_client::lookup(cluster, found.deploy, path).await?.is_none()))
+}
+
+/// The edge that serves the URL.
+struct Edge {
+    url: Uri,
+    addrs: Vec<SocketAddr>,
+    roots: Arc<rustls::RootCertStore>,
+}
+
+impl Edge {
+    fn request(&self, method: Method, url: Uri) -> Fetch {
+        Fetch {
+            method,
+            url,
+            addrs: self.addrs.clone(),
+            version: None,
+            headers: vec![(ACCEPT_ENCODING, HeaderValue::from_static("identity"))],
+            roots: self.roots.clone(),
+        }
+    }
+
+    /// The deploy that the edge says it serves.
+    async fn claimed(&self) -> Result<DeployId, Failure> {
+        let head = fetch(&self.request(Method::HEAD, self.url.clone()), &mut Ignore).await?;
+        let value = head.headers.get("atoll-deploy").and_then(|value| value.to_str().ok());
+        let Some(value) = value else {
+            return Err(Failure::Failed(format!(
+                "{}: {} without Atoll-Deploy: there is no such site here, nothing is published, or \
+                 this is no edge of an Atoll cluster",
+                self.url, head.status
+            )));
+        };
+        value.parse().map_err(|_| {
+            Failure::Failed(format!("{}: Atoll-Deploy is {value:?}, no deploy's id", self.url))
+        })
+    }
+
+    /// The proof that the edge itself gives.
+    async fn proof(&self) -> Result<Proof, Failure> {
+        let mut parts = self.url.clone().into_parts();
+        let target = format!("{}?path={}", edge_proof::PATH, self.url.path());
+        parts.path_and_query = Some(target.parse().map_err(|error| self.wrong(error))?);
+        let url = Uri::from_parts(parts).map_err(|error| self.wrong(error))?;
+        let mut all = Collect { url: &self.url, bytes: Vec::new() };
+        let head = fetch(&self.request(Method::GET, url), &mut all).await?;
+        if head.status != StatusCode::OK {
+            return Err(self.wrong(format_args!(
+                "the edge gives no proof ({}); check with a client configuration of the cluster, \
+                 or --proof",
+                head.status
+            )));
+        }
+        Proof::decode(&all.bytes).map_err(|error| self.wrong(error))
+    }
+
+    /// Fetches the URL and judges it while it comes.
+    async fn judged(
+        &self,
+        proven: &Proven,
+        asked: &SitePath,
+    ) -> Result<(StatusCode, Result<Verdict, Vec<String>>), Failure> {
+        let authority = self.url.authority().map_or("", |authority| authority.as_str());
+        let judge = Judge::new(proven, asked, authority);
+        let mut court = Court { judge, status: StatusCode::OK };
+        let fetched = fetch(&self.request(Method::GET, self.url.clone()), &mut court).await;
+        match fetched {
+            // The rest was not read because something differed.
+            Err(_) if court.judge.is_lost() => {}
+            fetched => drop(fetched?),
+        }
+        Ok((court.status, court.judge.finish()))
+    }
+
+    fn wrong(&self, error: impl std::fmt::Display) -> Failure {
+        Failure::Failed(format!("{}: {error}", self.url))
+    }
+}
+
+/// Reads an answer only for its head.
+struct Ignore;
+
+impl Receiver for Ignore {
+    fn head(&mut self, _: &Head) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: &[u8]) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// Takes in a proof.
+struct Collect<'a> {
+    url: &'a Uri,
+    bytes: Vec<u8>,
+}
+
+impl Receiver for Collect<'_> {
+    fn head(&mut self, _: &Head) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        if self.bytes.len() + bytes.len() > 2 * limits::PROOF_BYTES_MAX {
+            return Err(Failure::Failed(format!("{}: the edge's proof is too long", self.url)));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Hands an answer to the judge, and stops it when that has seen enough.
+struct Court<'a> {
+    judge: Judge<'a>,
+    status: StatusCode,
+}
+
+impl Court<'_> {
+    fn go_on(&self) -> Result<(), Failure> {
+        if self.judge.is_lost() { Err(Failure::Said(Exit::Failed)) } else { Ok(()) }
+    }
+}
+
+impl Receiver for Court<'_> {
+    fn head(&mut self, head: &Head) -> Result<(), Failure> {
+        self.status = head.status;
+        self.judge.head(head.status, &head.headers);
+        self.go_on()
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.judge.data(bytes);
+        self.go_on()
+    }
+}
+
+fn say(context: &Context, args: &VerifyArgs, round: Round) -> Result<(), Failure> {
+    let deploy = round.proof.deploy();
+    let (answer, entry, location) = match &round.judged {
+        Ok(Verdict::File(entry)) => (Some("file"), Some(entry), None),
+        Ok(Verdict::Redirect(location)) => (Some("redirect"), None, Some(location.as_str())),
+        Ok(Verdict::Absent(page)) => (Some("absent"), page.as_ref(), None),
+        Err(_) => (None, None, None),
+    };
+    let differs = round.judged.as_ref().err().map_or(&[][..], Vec::as_slice);
+    if context.out.json() {
+        context.out.object(&VerifyObject {
+            event: "done",
+            url: args.url.to_string(),
+            verified: round.judged.is_ok(),
+            deploy: deploy.to_string(),
+            answer,
+            status: round.status.as_u16(),
+            path: entry.map(|entry| text::name(entry.path.as_bytes())),
+            bytes: entry.map_or(0, |entry| entry.size()),
+            etag: entry.map(|entry| entry.content.id().to_string()),
+            content_type: entry.map(|entry| entry.content_type.as_str()),
+            location,
+            current: round.current,
+            proof: round.source.clone(),
+            differs,
+        })?;
+    } else if let Ok(verdict) = &round.judged {
+        context.out.line(said(args, &round, verdict))?;
+    }
+    for what in differs {
+        context.out.note(format_args!("atoll: {}: {what}", args.url));
+    }
+    match round.judged {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::Said(Exit::Failed)),
+    }
+}
+
+fn said(args: &VerifyArgs, round: &Round, verdict: &Verdict) -> String {
+    let of = |entry: &atoll_proto::manifest::Entry| {
+        let name = text::name(entry.path.as_bytes());
+        format!("all {} of {name} ({})", text::bytes(entry.size()), entry.content_type)
+    };
+    let what = match verdict {
+        Verdict::File(entry) => of(entry),
+        Verdict::Redirect(location) => format!("a redirect to {location}, where the file is"),
+        Verdict::Absent(Some(page)) => format!("proved absent; the body is {}", of(page)),
+        Verdict::Absent(None) => "proved absent; the body is the edge's own".to_owned(),
+    };
+    let proof = &round.source;
+    let now = match round.current {
+        Some(true) => ", which the site points at",
+        _ => "",
+    };
+    format!(
+        "verified {}: {}: {what}, as deploy {}{now} says ({}, {} from the {})",
+        args.url,
+        round.status.as_u16(),
+        text::short(&round.proof.deploy()),
+        text::count(proof.pages as u64, "page"),
+        text::bytes(proof.bytes as u64),
+        proof.source,
+    )
+}
