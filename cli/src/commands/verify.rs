@@ -106,7 +106,7 @@ pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Failu
     };
     let mut tries = 1;
     loop {
-        let round = round(&args, &asked, &edge, cluster.as_ref()).await?;
+        let round = Box::pin(round(&args, &asked, &edge, cluster.as_ref())).await?;
         // A publish between two questions looks like a lie; a lie stays one.
         if round.judged.is_err() && tries < TRIES && args.proof.is_none() {
             tries += 1;
@@ -165,7 +165,7 @@ async fn round(
     let wrong = |error| Failure::Failed(format!("{}: {error}", args.url));
     let proven = proof.open(wanted).map_err(wrong)?;
     let source = ProofObject { source, pages: proven.pages(), bytes: proof.bytes() };
-    let (status, mut judged) = edge.judged(&proven, asked).await?;
+    let (status, mut judged) = Box::pin(edge.judged(&proven, asked)).await?;
     let current = match (cluster, args.deploy) {
         (Some(cluster), None) => is_current(cluster, host(&args.url), wanted, &asked.path).await?,
         _ => None,

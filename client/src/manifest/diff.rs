@@ -244,9 +244,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::manifest::build::build;
-    use crate::manifest::build::tests::entry;
-    use crate::manifest::walk::tests::Stored;
+    use crate::manifest::build;
+    use crate::manifest::walk::tests::{Stored, entry};
 
     type Files = BTreeMap<String, String>;
 

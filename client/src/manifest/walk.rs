@@ -234,7 +234,7 @@ pub(super) mod tests {
     use super::*;
     use crate::manifest::build;
 
-    fn entry(path: &str, content: &str) -> Entry {
+    pub(in crate::manifest) fn entry(path: &str, content: &str) -> Entry {
         let id = ChunkId::of(content.as_bytes());
         Entry {
             path: path.into(),

@@ -189,11 +189,10 @@ impl<'a> Judge<'a> {
             .and_then(|path| atoll_edge::http::path::parse(path.as_bytes()).ok());
         let (from, to) = (stem(self.asked), leads.as_ref().map(stem));
         let names = [&b""[..], b"/index.html", b".html"].map(|end| [from.as_slice(), end].concat());
-        if to.as_ref() == Some(&from) && leads.as_ref() != Some(self.asked) {
-            if !self.existing(&names)?.is_empty() {
-                self.verdict = Some(Verdict::Redirect(location));
-                return Ok(());
-            }
+        let elsewhere = to.as_ref() == Some(&from) && leads.as_ref() != Some(self.asked);
+        if elsewhere && !self.existing(&names)?.is_empty() {
+            self.verdict = Some(Verdict::Redirect(location));
+            return Ok(());
         }
         let ruled = if self.proven.root().rules.is_some() {
             "; the deploy has rules, which may say so, but `atoll verify` does not evaluate rules"
