@@ -55,14 +55,16 @@ impl SiteState {
     }
 
     /// The deploys whose files still answer where the alias' current one has none, latest first.
-    /// The site's limits count as they are now, whatever they were when the alias moved.
+    /// The site's limits count as they are now, whatever they were when the alias moved. A site that
+    /// follows a directory has what is in the directory: who deletes a file there wants it gone.
     pub fn earlier<'a>(
         &'a self,
         alias: &AliasName,
         now_ms: u64,
     ) -> impl Iterator<Item = DeployId> + 'a {
         let bound = self.site.settings.earlier;
-        let count = usize::try_from(bound.count).unwrap_or(usize::MAX);
+        let follows = self.site.settings.live.is_some();
+        let count = if follows { 0 } else { usize::try_from(bound.count).unwrap_or(usize::MAX) };
         let oldest_ms = now_ms.saturating_sub(u64::from(bound.age_secs) * 1000);
         let earlier = self.aliases.get(alias).map(|alias| alias.earlier.as_slice());
         let earlier =
@@ -388,6 +390,24 @@ mod tests {
             1 => alias_removed,
             1 => site_name().prop_map(|name| PublishEvent::SiteRemoved(name.parse().unwrap())),
         ]
+    }
+
+    #[test]
+    fn a_site_that_follows_a_directory_serves_nothing_earlier() {
+        let mut moved = alias("blog", "production", "now");
+        let PublishEvent::AliasSet(set) = &mut moved else { unreachable!() };
+        set.earlier = vec![Earlier { deploy: ChunkId::of(b"before"), replaced_ms: 1000 }];
+        let mut follows = site("blog", &[]);
+        let plain = table(vec![site("blog", &[]), moved.clone()]);
+        if let PublishEvent::SiteSet(site) = &mut follows {
+            site.settings.live = Some("/sites/blog".to_owned());
+        }
+        let live = table(vec![follows, moved]);
+        let earlier = |table: &Table| {
+            let state = table.site(&"blog".parse().unwrap()).unwrap().clone();
+            state.earlier(&AliasName::production(), 2000).count()
+        };
+        assert_eq!((earlier(&plain), earlier(&live)), (1, 0));
     }
 
     proptest! {
