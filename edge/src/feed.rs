@@ -1,4 +1,5 @@
 //! The view of the cluster, every two seconds: which shields there are, and what DNS answers.
+//! Sooner while there is nothing in it to go by.
 //!
 //! Started by [`crate::run`]. When the masters are away the last view stays in force.
 
@@ -19,6 +20,8 @@ use crate::index::Index;
 use crate::index::table::Table;
 
 const EVERY: Duration = Duration::from_secs(2);
+/// How soon it is asked again while nothing can be fetched, or nobody sent anywhere.
+const SOON: Duration = Duration::from_millis(250);
 
 /// Follows the view until shutdown.
 pub(crate) async fn run(
@@ -50,7 +53,8 @@ pub(crate) async fn run(
             }
             // A new site has its name at once: who asks too early is told that there is none, and
             // remembers it for as long as the zone says.
-            let due = tokio::time::Instant::now() + EVERY;
+            let pause = if last.as_deref().is_some_and(is_of_use) { EVERY } else { SOON };
+            let due = tokio::time::Instant::now() + pause;
             loop {
                 if let Some(view) = &last {
                     publish(&dns, dns_view(view, &index.table()));
@@ -66,6 +70,13 @@ pub(crate) async fn run(
         () = shutdown.wait() => {}
         () = work => {}
     }
+}
+
+/// Whether chunks are placed and some edge serves.
+fn is_of_use(view: &ClusterView) -> bool {
+    let serves =
+        |node: &NodeView| is_well(node) && node.info.edge.as_ref().is_some_and(|edge| edge.serves);
+    view.table.members.iter().any(|members| !members.is_empty()) && view.nodes.iter().any(serves)
 }
 
 fn is_well(node: &NodeView) -> bool {
@@ -178,6 +189,16 @@ mod tests {
         ]);
         let ids: Vec<u64> = healthy_shields(&view, NodeId(4)).iter().map(|s| s.id.0).collect();
         assert_eq!(ids, [2]);
+    }
+
+    #[test]
+    fn a_view_is_of_use_when_chunks_are_placed_and_an_edge_serves() {
+        let mut all = view(vec![node(1, true, false, true), node(2, false, true, true)]);
+        assert!(!is_of_use(&all), "nothing is placed");
+        all.table.members[7] = vec![NodeId(3)];
+        assert!(is_of_use(&all));
+        all.nodes[0].ready = false;
+        assert!(!is_of_use(&all), "a shield serves no visitor");
     }
 
     #[test]

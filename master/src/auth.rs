@@ -80,6 +80,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Sites
         | MasterRequest::Site { .. }
         | MasterRequest::Farewell { .. }
+        | MasterRequest::Renew { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
         MasterRequest::Raft { .. } => role == Role::Master,
         MasterRequest::OpenSession { .. }
@@ -87,6 +88,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Namespace(_)
         | MasterRequest::Known { .. }
         | MasterRequest::WaitApplied { .. }
+        | MasterRequest::WaitPublished { .. }
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
@@ -183,7 +185,8 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::OpenSession { .. }
         | MasterRequest::Cluster { .. }
         | MasterRequest::Known { .. }
-        | MasterRequest::WaitApplied { .. } => needs(&[], About::Anything),
+        | MasterRequest::WaitApplied { .. }
+        | MasterRequest::WaitPublished { .. } => needs(&[], About::Anything),
         MasterRequest::Change { change, .. } => Some(needs_change(change)),
         MasterRequest::Namespace(_) => needs(&[Verb::Read, Verb::Write], About::Everything),
         MasterRequest::Sites => needs(LOOK, About::Anything),
@@ -198,6 +201,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         }
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Farewell { .. }
+        | MasterRequest::Renew { .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }

@@ -7,6 +7,7 @@
 
 mod audit;
 mod auth;
+mod clock;
 mod config;
 mod cover;
 mod disk;
@@ -17,6 +18,7 @@ mod liveness;
 mod operation;
 mod ops;
 mod placement;
+mod policies;
 mod raft;
 mod restore;
 mod run;
