@@ -133,6 +133,7 @@ impl PublishEvent {
             Self::AliasSet(alias) => &alias.site,
             Self::SiteRemoved(site)
             | Self::AliasRemoved { site, .. }
+            | Self::DeployRemoved { site, .. }
             | Self::Invalidate { site, .. } => site,
         }
     }
