@@ -7,10 +7,11 @@
 //! with it every connection through it.
 //!
 //! Between nodes it is used by the *caller*: an edge whose configuration names proxies as its
-//! masters asks through them ([`crate::DevCluster::through_proxies`]). Certificates name nodes and
+//! masters asks through them ([`MasterLinks`]). Certificates name nodes and
 //! not addresses, so nobody minds.
 
 pub mod line;
+mod masters;
 mod tcp;
 mod udp;
 
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use line::Way;
+pub use masters::MasterLinks;
 
 use crate::seed;
 use line::Line;

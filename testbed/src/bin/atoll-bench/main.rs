@@ -9,6 +9,7 @@ mod deploys;
 mod machine;
 mod model;
 mod mounts;
+mod publishes;
 mod requests;
 mod scenario;
 mod soak;
@@ -56,6 +57,8 @@ enum Command {
     Soak(soak::SoakArgs),
     /// Rounds of faults from a seed, with checkers: power cuts, kill loops, damage, partitions
     Scenario(scenario::ScenarioArgs),
+    /// Publishes under faults from a seed, with visitors at every edge: none may see a stale answer
+    Publishes(publishes::PublishesArgs),
 }
 
 /// How much of each workload.
@@ -77,6 +80,7 @@ async fn main() -> Result<()> {
     match cli.command {
         Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
         Some(Command::Scenario(args)) => scenario::run(&cli.atoll, args).await,
+        Some(Command::Publishes(args)) => publishes::run(&cli.atoll, args).await,
         None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
     }
 }
