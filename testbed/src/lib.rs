@@ -16,6 +16,7 @@ pub mod hammer;
 pub mod history;
 pub mod http;
 pub mod in_process;
+pub mod many_edges;
 pub mod metrics;
 pub mod payload;
 pub mod process;

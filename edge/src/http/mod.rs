@@ -14,6 +14,7 @@ pub mod mint;
 pub mod path;
 pub mod plain;
 pub mod range;
+pub mod reset;
 pub mod respond;
 pub mod server;
 pub mod socket;

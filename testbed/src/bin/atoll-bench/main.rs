@@ -6,6 +6,7 @@
 //! whether a figure is good.
 
 mod deploys;
+mod latency;
 mod machine;
 mod model;
 mod mounts;
@@ -46,7 +47,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, requests, mount, idle, freeze, kill-write, flip, reconcile, rebuild, drain
+    /// Only these: deploy, requests, mount, latency, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }
@@ -106,6 +107,10 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
         let cluster = DevCluster::builder().binary(atoll).edges(1).mounted().start()?;
         mounts::measure(&cluster, scale, &mut report)?;
         cluster.finish()?;
+    }
+    if wanted("latency") {
+        note("publishes");
+        Box::pin(latency::measure(atoll, scale, &mut report)).await?;
     }
     if storage::NAMES.into_iter().any(wanted) {
         let (atoll, only) = (atoll.to_owned(), args.only.clone());
