@@ -1,10 +1,9 @@
 //! What a restarted edge must still know about HTTP/3 connections of before: enough to end them.
 //!
-//! A process that was killed says goodbye to nobody, and a visitor's connection over QUIC would hang
-//! until its idle timeout. A stateless reset (RFC 9000 §10.3) ends it with the visitor's next
-//! packet, if the new process can make the token that the old one promised for it. That token follows from a
-//! secret in the data directory.
-//! [`super::h3`] uses it; [`crate::run`] reads it.
+//! A process that was killed says goodbye to nobody, and a visitor's connection over QUIC would
+//! hang until its idle timeout. A stateless reset (RFC 9000 §10.3) ends it with the visitor's next
+//! packet, if the new process can make the token that the old one promised for it. That token
+//! follows from a secret in the data directory. [`super::h3`] uses it; [`crate::run`] reads it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
