@@ -311,7 +311,8 @@ fn bind_visitors(config: &Config) -> Result<Option<(Bound, Arc<Certificate>)>, R
         Some(authority) => Certificate::load_with_authority(&tls.cert, &tls.key, authority)?,
         None => Certificate::load(&tls.cert, &tls.key)?,
     };
-    Ok(Some((http::server::bind(http, https)?, certificate)))
+    let secret = http::reset::ResetSecret::of(&config.data);
+    Ok(Some((http::server::bind(http, https)?.with_secret(secret), certificate)))
 }
 
 fn node_info(config: &Config, addresses: &Addresses) -> NodeInfo {
