@@ -34,7 +34,7 @@ const TRIES: usize = 3;
 #[derive(Debug, Args)]
 #[command(after_help = "EXAMPLES
   atoll verify https://blog.localhost:20443/
-  atoll verify https://blog.example/app.js --deploy 4f1d20aa… --edge 192.0.2.7:443
+  atoll verify https://blog.example/app.js --deploy 4f1d20aab5c3e79d1f20486ab5c3e79d1f20486ab5c3e79d1f20486ab5c3e79d --edge 192.0.2.7:443
   atoll verify https://blog.example/ --save-proof home.proof
   atoll verify https://blog.example/ --proof home.proof     without access to the cluster
 
