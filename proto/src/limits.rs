@@ -48,6 +48,10 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 pub const READDIR_ENTRIES_MAX: usize = 4096;
 /// Most patterns in one invalidation.
 pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
+/// Longest cache tag in bytes.
+pub const TAG_BYTES_MAX: usize = 1024;
+/// Most cache tags of a file; more are ignored.
+pub const TAGS_MAX: usize = 1000;
 /// Most earlier deploys of an alias whose files stay reachable.
 pub const EARLIER_DEPLOYS_MAX: usize = 32;
 /// Longest path of a directory that a site follows, in bytes.
