@@ -20,6 +20,7 @@ pub mod name;
 pub mod namespace;
 pub mod publish;
 pub mod receipt;
+pub mod rules;
 pub mod site;
 pub mod tree;
 

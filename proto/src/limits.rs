@@ -52,6 +52,18 @@ pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
 pub const EARLIER_DEPLOYS_MAX: usize = 32;
 /// Longest path of a directory that a site follows, in bytes.
 pub const LIVE_PATH_BYTES_MAX: usize = 4096;
+/// Most rules in `_redirects`, and most blocks in `_headers`.
+pub const RULES_MAX: usize = 250_000;
+/// Longest `_redirects` or `_headers` in bytes.
+pub const RULES_FILE_BYTES_MAX: usize = 32 << 20;
+/// Longest line of either in bytes.
+pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
+/// Longest compiled form of both in bytes; it is stored in chunks like any content.
+pub const RULES_BYTES_MAX: usize = 32 << 20;
+/// Most segments of the path of a rule.
+pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Errors in `_redirects` and `_headers` that are told in full.
+pub const RULE_FAULTS_TOLD: usize = 20;
 /// Most entries of the publish log in one reply.
 pub const WATCH_ENTRIES_MAX: usize = 512;
 
@@ -107,6 +119,7 @@ const _: () = assert!(PUT_BATCH_BYTES + CHUNK_BYTES_MAX as usize <= BODY_BYTES_M
 const _: () = assert!(PAGE_BYTES_MAX < CHUNK_BYTES_MIN as usize);
 const _: () = assert!(IDS_MAX * 40 < HEAD_BYTES_MAX);
 const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);
+const _: () = assert!(RULES_BYTES_MAX / (CHUNK_BYTES_MIN as usize) <= CONTENT_INLINE_CHUNKS_MAX);
 const _: () = assert!(REPLICAS_DURABLE <= REPLICAS);
 const _: () = assert!(PENDING_LIFETIME.as_secs() > RECEIPT_LIFETIME.as_secs());
 const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs());

@@ -1,0 +1,188 @@
+//! The path at the beginning of a rule, and the templates that use what it captures.
+
+use crate::limits;
+use crate::rules::pattern::{Pattern, Segment};
+use crate::rules::template::{self, Part, Template};
+use crate::site::Dialect;
+
+/// The name of what a splat captures.
+const SPLAT: &str = "splat";
+
+/// A pattern, and the names of what it captures, in order.
+pub(super) struct Source {
+    pub(super) pattern: Pattern,
+    pub(super) names: Vec<(String, bool)>,
+}
+
+/// Reads the path (or URL) a rule is about.
+pub(super) fn source(text: &str, dialect: Dialect) -> Result<Source, String> {
+    let (host, path) = split_host(text)?;
+    if path.contains('?') {
+        return Err(match dialect {
+            Dialect::Netlify => format!(
+                "{text:?} holds a query: write its parameters after the path, as in \
+                 `/store id=:id /blog/:id`"
+            ),
+            Dialect::Pages => format!("{text:?} holds a query, which Pages' rules do not look at"),
+        });
+    }
+    // A fragment never reaches a server.
+    let path = path.split('#').next().unwrap_or(path);
+    let mut path = path.strip_prefix('/').unwrap_or(path);
+    if dialect == Dialect::Netlify {
+        path = path.strip_suffix('/').unwrap_or(path);
+    }
+    let mut source = Source { pattern: Pattern { host, segments: Vec::new() }, names: Vec::new() };
+    if path.is_empty() && dialect == Dialect::Netlify {
+        return Ok(source);
+    }
+    for part in path.split('/') {
+        let segment = segment(part, dialect, &mut source.names)?;
+        source.pattern.segments.push(segment);
+    }
+    let max = limits::RULE_SEGMENTS_MAX;
+    if source.pattern.segments.len() > max {
+        return Err(format!("the path has too many segments: at most {max}"));
+    }
+    let splats = source.names.iter().filter(|(_, splat)| *splat).count();
+    if splats > 1 {
+        return Err("the path has more than one `*`: one is allowed".to_owned());
+    }
+    let last = matches!(source.pattern.segments.last(), Some(Segment::Splat { .. }));
+    if splats == 1 && !last && dialect == Dialect::Netlify {
+        return Err("`*` must be the last segment of the path, as in `/news/*`".to_owned());
+    }
+    Ok(source)
+}
+
+/// A host in lower case, if there is one, and the path.
+fn split_host(text: &str) -> Result<(Option<String>, &str), String> {
+    if text.starts_with('/') {
+        if text.starts_with("//") {
+            return Err(format!("{text:?} begins with two slashes; write https:// for a host"));
+        }
+        return Ok((None, text));
+    }
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest else {
+        return Err(format!("{text:?} must begin with `/`, `https://` or `http://`"));
+    };
+    let (host, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/"),
+    };
+    let host = host.to_ascii_lowercase();
+    if host.contains(':') && host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) {
+        return Err(format!("{text:?} names a port, which rules do not look at: leave it out"));
+    }
+    if host.contains([':', '*']) {
+        return Err(format!("{text:?}: a host cannot hold placeholders or `*`; name it in full"));
+    }
+    crate::publish::check_domain(&host).map_err(|error| format!("{text:?}: {error}"))?;
+    Ok((Some(host), path))
+}
+
+fn segment(
+    part: &str,
+    dialect: Dialect,
+    names: &mut Vec<(String, bool)>,
+) -> Result<Segment, String> {
+    let literal = |text: &str| {
+        let bytes = template::decode(text.as_bytes());
+        let bytes = bytes.ok_or_else(|| format!("{text:?} holds a malformed `%` escape"))?;
+        if bytes.contains(&0) || bytes == b"." || bytes == b".." {
+            return Err(format!("no request can have {text:?} in its path"));
+        }
+        Ok(bytes)
+    };
+    let Some((at, name)) = wildcard(part, 0) else {
+        return literal(part).map(Segment::Literal);
+    };
+    let end = at + 1 + name.len();
+    if wildcard(part, end).is_some() {
+        return Err(format!("{part:?} holds two wildcards: one a segment is allowed"));
+    }
+    let (prefix, suffix) = (literal(&part[..at])?, literal(&part[end..])?);
+    if dialect == Dialect::Netlify && !(prefix.is_empty() && suffix.is_empty()) {
+        return Err(format!(
+            "{part:?}: a placeholder or `*` must be a whole segment of the path in Netlify's \
+             dialect"
+        ));
+    }
+    let splat = name.is_empty();
+    let name = if splat { SPLAT } else { name };
+    if names.iter().any(|(other, also)| other == name && *also == splat && !splat) {
+        return Err(format!("the placeholder :{name} stands there twice"));
+    }
+    if !splat && name == SPLAT {
+        return Err(":splat is the name of what `*` stands for: choose another".to_owned());
+    }
+    names.push((name.to_owned(), splat));
+    Ok(if splat { Segment::Splat { prefix, suffix } } else { Segment::Name { prefix, suffix } })
+}
+
+/// The next `*` or `:name` from `from` on: where it is, and the name (empty for `*`).
+fn wildcard(text: &str, from: usize) -> Option<(usize, &str)> {
+    for (at, byte) in text.bytes().enumerate().skip(from) {
+        match byte {
+            b'*' => return Some((at, "")),
+            b':' => {
+                if let Some(name) = name_at(text, at + 1) {
+                    return Some((at, name));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The placeholder's name that begins here.
+fn name_at(text: &str, at: usize) -> Option<&str> {
+    let rest = &text[at..];
+    let len = rest.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
+    rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_').then(|| &rest[..len])
+}
+
+/// A template: text in which `:name` stands for what was captured.
+///
+/// # Errors
+/// When a name is not among `names`, unless `lax`: then it is text.
+pub(super) fn template(
+    text: &str,
+    names: &[(String, bool)],
+    lax: bool,
+) -> Result<Template, String> {
+    let mut parts = Vec::new();
+    let mut plain = String::new();
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text[at..];
+        let name = rest.strip_prefix(':').and_then(|_| name_at(text, at + 1));
+        let place = name.and_then(|name| names.iter().position(|(own, _)| own == name));
+        match (name, place) {
+            (Some(name), Some(place)) => {
+                if !plain.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut plain)));
+                }
+                let number = u8::try_from(place).map_err(|_| "too many placeholders".to_owned())?;
+                parts.push(Part::Captured { place: number, splat: names[place].1 });
+                at += 1 + name.len();
+            }
+            (Some(name), None) if !lax => {
+                return Err(format!(
+                    "the rule captures nothing named :{name}; write %3A for a colon that is meant"
+                ));
+            }
+            _ => {
+                let c = rest.chars().next().unwrap_or_default();
+                plain.push(c);
+                at += c.len_utf8();
+            }
+        }
+    }
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain));
+    }
+    Ok(Template(parts))
+}
