@@ -33,8 +33,9 @@ pub struct Root {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// A chunk with compiled redirect and header rules, when the site has some.
-    pub rules: Option<(u32, ChunkId)>,
+    /// The compiled rules ([`crate::rules::RuleSet`]), when the site has some: at most
+    /// `limits::RULES_BYTES_MAX`, so never in list chunks.
+    pub rules: Option<Content>,
 }
 
 /// A reference to a page below.
@@ -116,7 +117,17 @@ impl Page {
         let bad = |reason: &str| Err(Malformed { reason: format!("manifest page: {reason}") });
         let page: Self = crate::decode(bytes)?;
         match &page {
-            Self::RootV1(_) => {}
+            Self::RootV1(root) => {
+                if let Some(rules) = &root.rules {
+                    let listed = matches!(rules, Content::Lists { .. });
+                    if listed || rules.size() > limits::RULES_BYTES_MAX as u64 {
+                        return bad("rules out of bounds");
+                    }
+                    if let Err(error) = rules.check() {
+                        return bad(&error.message);
+                    }
+                }
+            }
             Self::IndexV1(children) => {
                 if children.is_empty() || !children.is_sorted_by(|a, b| a.last < b.last) {
                     return bad("children out of order");
@@ -142,7 +153,8 @@ impl Page {
         match self {
             Self::RootV1(root) => {
                 found.extend(root.top.iter().map(|child| Reference::Page(child.id)));
-                found.extend(root.rules.iter().map(|(_, id)| Reference::Data(*id)));
+                let rules = root.rules.iter().flat_map(Content::direct_chunks);
+                found.extend(rules.map(Reference::Data));
             }
             Self::IndexV1(children) => {
                 found.extend(children.iter().map(|child| Reference::Page(child.id)));

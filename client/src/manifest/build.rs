@@ -1,7 +1,7 @@
 //! Building a manifest's pages from its entries. Pure.
 
 use atoll_proto::manifest::{Child, Entry, Page, Root, ends_page};
-use atoll_proto::{ByteName, ChunkId, limits};
+use atoll_proto::{ByteName, ChunkId, Content, limits};
 use bytes::Bytes;
 
 /// A manifest as pages, ready to be stored.
@@ -54,7 +54,7 @@ pub enum ManifestError {
 /// When paths repeat or collide, or an entry breaks a rule of the format.
 pub fn build(
     mut entries: Vec<Entry>,
-    rules: Option<(u32, ChunkId)>,
+    rules: Option<Content>,
 ) -> Result<BuiltManifest, ManifestError> {
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     check_paths(&entries)?;
@@ -162,7 +162,6 @@ impl Pages {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 pub(super) mod tests {
-    use atoll_proto::Content;
     use atoll_proto::content::Extent;
     use proptest::prelude::*;
 

@@ -87,7 +87,7 @@ fn pages_have_the_urls_of_the_table_in_all_four_modes() {
     for (files, rows) in TABLE {
         for (url, expected) in *rows {
             for (mode, expected) in modes.iter().zip(expected) {
-                assert_eq!(answer(*mode, files, url), expected, "{url} of {files:?} in {mode}");
+                assert_eq!(&answer(*mode, files, url), expected, "{url} of {files:?} in {mode}");
             }
         }
     }
