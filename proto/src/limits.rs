@@ -59,9 +59,11 @@ pub const RULES_FILE_BYTES_MAX: usize = 32 << 20;
 /// Longest line of either in bytes.
 pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
 /// Longest compiled form of both in bytes; it is stored in chunks like any content.
-pub const RULES_BYTES_MAX: usize = 32 << 20;
+pub const RULES_BYTES_MAX: usize = 16 << 20;
 /// Most segments of the path of a rule.
 pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Of the redirects that fit one URL, so many are looked at.
+pub const RULE_MATCHES_MAX: usize = 64;
 /// Errors in `_redirects` and `_headers` that are told in full.
 pub const RULE_FAULTS_TOLD: usize = 20;
 /// Most entries of the publish log in one reply.

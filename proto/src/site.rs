@@ -57,11 +57,11 @@ pub enum Dialect {
     Pages,
 }
 
-/// The four ways of Cloudflare's `html_handling`.
+/// How URLs of pages are treated: the four ways of Cloudflare's `html_handling`, and our own.
+/// Variant numbers are stable on the wire and on disk: only append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum HtmlHandling {
-    /// `/about` for `about.html`, `/docs/` for `docs/index.html`.
-    #[default]
+    /// `/about` for `about.html`, `/docs/` for `docs/index.html`; other URLs of a page redirect.
     AutoTrailingSlash,
     /// A final slash always.
     ForceTrailingSlash,
@@ -69,6 +69,9 @@ pub enum HtmlHandling {
     DropTrailingSlash,
     /// Files under their own names only.
     None,
+    /// As `AutoTrailingSlash`, but a page is served under its file's own name too.
+    #[default]
+    Lenient,
 }
 
 /// Which files of deploys that an alias pointed at before stay reachable under their names.
@@ -242,7 +245,8 @@ words!(
     "auto-trailing-slash" => AutoTrailingSlash,
     "force-trailing-slash" => ForceTrailingSlash,
     "drop-trailing-slash" => DropTrailingSlash,
-    "none" => None
+    "none" => None,
+    "lenient" => Lenient
 );
 
 #[cfg(test)]
@@ -262,7 +266,13 @@ mod tests {
         for word in ["netlify", "pages"] {
             assert_eq!(word.parse::<Dialect>().unwrap().to_string(), word);
         }
-        for word in ["auto-trailing-slash", "force-trailing-slash", "drop-trailing-slash", "none"] {
+        for word in [
+            "auto-trailing-slash",
+            "force-trailing-slash",
+            "drop-trailing-slash",
+            "none",
+            "lenient",
+        ] {
             assert_eq!(word.parse::<HtmlHandling>().unwrap().to_string(), word);
         }
         assert!("auto".parse::<HtmlHandling>().is_err());

@@ -20,6 +20,7 @@ pub(crate) mod mv;
 pub(crate) mod node;
 pub(crate) mod promote;
 pub(crate) mod published;
+pub(crate) mod redirects;
 pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod role;
@@ -45,6 +46,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Rollback(args) => rollback::run(context, args).await,
         Command::Promote(args) => promote::run(context, args).await,
         Command::Invalidate(args) => invalidate::run(context, args).await,
+        Command::Redirects(command) => redirects::run(context, command).await,
         Command::Upload(args) => upload::run(context, args).await,
         Command::Ls(args) => ls::run(context, args).await,
         Command::Stat(args) => stat::run(context, args).await,

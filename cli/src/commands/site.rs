@@ -85,8 +85,8 @@ struct Choices {
     /// How `_redirects` and `_headers` are read: `netlify` or `pages` [default: netlify]
     #[arg(long, value_name = "DIALECT")]
     dialect: Option<Dialect>,
-    /// URLs of pages: `auto-trailing-slash`, `force-trailing-slash`, `drop-trailing-slash` or
-    /// `none` [default: auto-trailing-slash]
+    /// URLs of pages: `lenient`, `auto-trailing-slash`, `force-trailing-slash`,
+    /// `drop-trailing-slash` or `none` [default: lenient]
     #[arg(long, value_name = "MODE")]
     html_handling: Option<HtmlHandling>,
     /// Whether navigations to paths that do not exist get /index.html [default: false]

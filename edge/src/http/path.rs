@@ -1,7 +1,7 @@
 //! From the path of a request to the path of a file: decoded once, checked, nothing else.
 //!
 //! Called by [`super::respond`]. Which file answers a path (`index.html`, clean URLs, `404.html`)
-//! is decided in [`crate::rules`]. The query is no business of this module.
+//! is decided by `atoll_proto::rules`. The query is no business of this module.
 
 use atoll_proto::limits;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};

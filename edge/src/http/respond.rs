@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 use atoll_client::ClientError;
 use atoll_proto::DeployId;
 use atoll_proto::manifest::Entry;
+use atoll_proto::rules::decide::{HeaderEffect, Need, Outcome, Question};
+use atoll_proto::rules::request::{Facts, Signals, Wants, wants};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
@@ -20,7 +22,7 @@ use super::range::{self, Asked, ByteRange, Multipart};
 use super::{Request, Response, freshness};
 use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
-use crate::rules::{self, Action};
+use crate::rules::book::{Book, LookedUp};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -32,6 +34,7 @@ const RETRY_AFTER_SECS: u64 = 1;
 pub struct Responder {
     index: Arc<Index>,
     chunks: Arc<Chunks>,
+    rules: Book,
     /// The name of this edge as `Cache-Status` says it.
     name: String,
 }
@@ -39,14 +42,17 @@ pub struct Responder {
 /// What answers a request, once the path rules are done.
 enum Target {
     File(Entry),
-    Redirect(String),
+    Redirect(StatusCode, String),
     NotFound(Option<Entry>),
+    /// A rule says with which status nothing is there.
+    Gone(StatusCode, Option<Entry>),
 }
 
 impl Responder {
     /// `name` is the node's name.
     pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
-        Responder { index, chunks, name: structured_name(name) }
+        let rules = Book::new(chunks.clone());
+        Responder { index, chunks, rules, name: structured_name(name) }
     }
 
     /// Answers a request.
@@ -59,7 +65,9 @@ impl Responder {
         let headers = &mut response.headers;
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        }
         if !headers.contains_key(CACHE_STATUS) {
             set(headers, CACHE_STATUS, &format!("{}; hit", self.name));
         }
@@ -89,65 +97,99 @@ impl Responder {
             }
             Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
         };
+        let wants = wants_of(request);
+        let mut effect = HeaderEffect::default();
         let target = match path::parse(request.uri.path().as_bytes()) {
-            Ok(asked) => self.target(deploy, &asked, request.uri.query()).await,
-            Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
-            Err(BadPath::Impossible) => {
-                let root = SitePath { path: Vec::new(), directory: true };
-                self.not_found(deploy, &root).await
+            Ok(asked) => {
+                let facts = facts(asked, host, request.uri.query(), wants);
+                self.target(deploy, facts, &mut effect).await
             }
+            Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
+            Err(BadPath::Impossible) if wants.html => {
+                self.index.lookup(deploy, b"404.html").await.map(Target::NotFound)
+            }
+            Err(BadPath::Impossible) => Ok(Target::NotFound(None)),
         };
         let mut response = match target {
             Ok(Target::File(entry)) => self.file(request, &entry, now).await,
-            Ok(Target::Redirect(location)) => redirect(&location),
-            Ok(Target::NotFound(Some(entry))) => {
-                let head = request.method == Method::HEAD;
-                let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
-                if !head {
-                    answer = self.fill_whole(answer, &entry).await;
-                }
-                // Whether the site's own page can be read does not change what is not there.
-                if answer.status == StatusCode::NOT_FOUND { answer } else { no_such_page() }
+            Ok(Target::Redirect(status, location)) => redirect(status, &location),
+            Ok(Target::NotFound(page)) => {
+                self.nothing(request, StatusCode::NOT_FOUND, page, wants, now).await
             }
-            Ok(Target::NotFound(None)) => no_such_page(),
+            Ok(Target::Gone(status, page)) => self.nothing(request, status, page, wants, now).await,
             Err(error) => {
                 tracing::warn!(deploy = %deploy.short(), %error, "a manifest page cannot be had");
                 self.unavailable("The index of this site cannot be read right now.")
             }
         };
+        take_effect(&effect, &mut response);
         set(&mut response.headers, ATOLL_DEPLOY, &deploy.to_string());
         response
     }
 
-    /// The path rules, looked up in the manifest.
+    /// Nothing is there, which the site's own page says, if it has one.
+    async fn nothing(
+        &self,
+        request: &Request,
+        status: StatusCode,
+        page: Option<Entry>,
+        wants: Wants,
+        now: SystemTime,
+    ) -> Response {
+        if let Some(entry) = page {
+            let mut answer = self.instead(&entry, status, now);
+            if request.method != Method::HEAD {
+                answer = self.fill_whole(answer, &entry).await;
+            }
+            // Whether the site's own page can be read does not change what is not there.
+            if answer.status == status {
+                return answer;
+            }
+        }
+        if wants.html { no_such_page(status) } else { no_such_file(status) }
+    }
+
+    /// The path rules, looked up in the manifest; `effect` becomes what they say about headers.
     async fn target(
         &self,
         deploy: DeployId,
-        asked: &SitePath,
-        query: Option<&str>,
+        facts: Facts,
+        effect: &mut HeaderEffect,
     ) -> Result<Target, ClientError> {
-        for candidate in rules::candidates(asked) {
-            let Some(entry) = self.index.lookup(deploy, &candidate.file).await? else {
-                continue;
-            };
-            return Ok(match candidate.action {
-                Action::Serve => Target::File(entry),
-                Action::RedirectToDirectory => {
-                    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-                    Target::Redirect(asked.directory_url() + &query)
+        let rules = self.rules.of(&self.index, deploy).await?;
+        let question = Question::new(&rules, facts);
+        let mut known = LookedUp::default();
+        // Each round looks up another path, of the few that the rules that fit can name.
+        let decision = loop {
+            match question.decide(&known) {
+                Ok(decision) => break decision,
+                Err(Need(path)) => {
+                    let entry = self.index.lookup(deploy, &path).await?;
+                    known.add(path, entry);
                 }
-            });
-        }
-        self.not_found(deploy, asked).await
-    }
-
-    async fn not_found(&self, deploy: DeployId, asked: &SitePath) -> Result<Target, ClientError> {
-        for file in rules::not_found_pages(asked) {
-            if let Some(entry) = self.index.lookup(deploy, &file).await? {
-                return Ok(Target::NotFound(Some(entry)));
             }
+        };
+        let status = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::NOT_FOUND);
+        let target = match decision.outcome {
+            Outcome::Redirect { status: code, location } => {
+                return Ok(Target::Redirect(status(code), location));
+            }
+            Outcome::File { path, status: 200 } => match known.take(&path) {
+                Some(entry) => Target::File(entry),
+                None => Target::NotFound(None),
+            },
+            Outcome::File { path, status: code } => Target::Gone(status(code), known.take(&path)),
+            Outcome::NotFound { status: 404, page } => {
+                Target::NotFound(page.and_then(|page| known.take(&page)))
+            }
+            Outcome::NotFound { status: code, page } => {
+                Target::Gone(status(code), page.and_then(|page| known.take(&page)))
+            }
+        };
+        if !matches!(target, Target::NotFound(None) | Target::Gone(_, None)) {
+            *effect = question.headers();
         }
-        Ok(Target::NotFound(None))
+        Ok(target)
     }
 
     /// A file that exists, with preconditions and ranges.
@@ -289,8 +331,58 @@ impl Responder {
     }
 }
 
-fn no_such_page() -> Response {
-    page(StatusCode::NOT_FOUND, "There is no such page on this site.")
+fn no_such_page(status: StatusCode) -> Response {
+    page(status, "There is no such page on this site.")
+}
+
+/// For who has no use for a page: a script that is HTML hides what is wrong.
+fn no_such_file(status: StatusCode) -> Response {
+    let mut response = page(status, "");
+    let text = "There is no such file on this site.\n";
+    let headers = &mut response.headers;
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+    Response { body: Body::Whole(Bytes::from_static(text.as_bytes())), ..response }
+}
+
+/// What a request has a use for, by its path and headers.
+fn wants_of(request: &Request) -> Wants {
+    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let signals = Signals {
+        accept: text("accept"),
+        fetch_mode: text("sec-fetch-mode"),
+        fetch_dest: text("sec-fetch-dest"),
+    };
+    wants(signals, request.uri.path().as_bytes())
+}
+
+/// What the rules look at.
+fn facts(asked: SitePath, host: String, query: Option<&str>, wants: Wants) -> Facts {
+    let SitePath { path, directory } = asked;
+    Facts { path, directory, host, query: query.map(str::to_owned), wants }
+}
+
+/// Changes the headers of a file as the site's rules say.
+fn take_effect(effect: &HeaderEffect, response: &mut Response) {
+    let status = response.status;
+    let failed = [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE];
+    if status.is_server_error() || failed.contains(&status) {
+        return;
+    }
+    let multipart = response.headers.get(header::CONTENT_TYPE);
+    let multipart = multipart.is_some_and(|value| value.as_bytes().starts_with(b"multipart/"));
+    for (name, value) in &effect.headers {
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+        // The type of several ranges says where they begin; a 304 repeats no type.
+        let typed = name == header::CONTENT_TYPE;
+        if typed && (multipart || status == StatusCode::NOT_MODIFIED) {
+            continue;
+        }
+        match value {
+            Some(value) => set(&mut response.headers, name, value),
+            None => drop(response.headers.remove(name)),
+        }
+    }
 }
 
 /// The host of a request, normalized.
@@ -346,8 +438,8 @@ fn allowed(status: StatusCode) -> Response {
     response
 }
 
-fn redirect(location: &str) -> Response {
-    let mut response = page(StatusCode::PERMANENT_REDIRECT, "This page has another address.");
+fn redirect(status: StatusCode, location: &str) -> Response {
+    let mut response = page(status, "This page has another address.");
     set(&mut response.headers, header::LOCATION, location);
     response
 }

@@ -8,6 +8,7 @@ use super::html::{self, Resolved};
 use super::request::{Facts, is_asset};
 use super::template::{decode, encode};
 use super::{HeaderChange, Redirect, Rules, Wanted, is_rule_file, pattern};
+use crate::limits;
 use crate::site::Dialect;
 
 /// The status of redirects to canonical URLs. Temporary: another mode or another file would turn
@@ -97,6 +98,9 @@ impl<'r> Question<'r> {
                 let Some(rule) = rules.set.redirects.get(number as usize) else { continue };
                 let captured = rule.source.captured(dialect, &facts.host, &asked);
                 let Some(mut captured) = captured else { continue };
+                if matches.len() == limits::RULE_MATCHES_MAX {
+                    break;
+                }
                 if take(rule, &parameters, &mut captured) {
                     matches.push(Match { number, rule, captured });
                 }

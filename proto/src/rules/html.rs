@@ -3,9 +3,12 @@
 //!
 //! Every page has one canonical URL in a mode. A request for another of its URLs is redirected
 //! there, unless that URL would answer with another file; then the page is served under its own
-//! name.
+//! name. A fifth mode, `lenient`, serves every file under its own name, and pages under clean URLs
+//! besides.
 
-use crate::site::HtmlHandling::{self, AutoTrailingSlash, DropTrailingSlash, ForceTrailingSlash};
+use crate::site::HtmlHandling::{
+    self, AutoTrailingSlash, DropTrailingSlash, ForceTrailingSlash, Lenient,
+};
 
 /// What a path means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,9 @@ pub fn resolve<E>(
     exists: &mut impl FnMut(&[u8]) -> Result<bool, E>,
 ) -> Result<Option<Resolved>, E> {
     let asked: Url = (path.to_vec(), directory || path.is_empty());
+    if mode == Lenient && !asked.1 && exists(path)? {
+        return Ok(Some(Resolved::File(asked.0)));
+    }
     for file in files_of(mode, &asked) {
         if !exists(&file)? {
             continue;
@@ -150,8 +156,8 @@ fn served_at(mode: HtmlHandling, (path, directory): &Url) -> Vec<Vec<u8>> {
         return vec![b"index.html".to_vec()];
     }
     match (mode, *directory) {
-        (AutoTrailingSlash, true) => vec![with(b"/index.html")],
-        (AutoTrailingSlash, false) => vec![path.clone(), with(b".html")],
+        (AutoTrailingSlash | Lenient, true) => vec![with(b"/index.html")],
+        (AutoTrailingSlash | Lenient, false) => vec![path.clone(), with(b".html")],
         (ForceTrailingSlash, true) => vec![with(b"/index.html"), with(b".html")],
         (ForceTrailingSlash, false) | (HtmlHandling::None, false) => vec![path.clone()],
         (DropTrailingSlash, false) => vec![path.clone(), with(b".html"), with(b"/index.html")],

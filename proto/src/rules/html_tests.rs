@@ -102,7 +102,9 @@ fn redirects_never_lead_in_circles() {
             .filter(|(at, _)| chosen & (1 << at) != 0)
             .map(|(_, name)| *name)
             .collect();
-        for mode in [AutoTrailingSlash, ForceTrailingSlash, DropTrailingSlash, HtmlHandling::None] {
+        let last = [HtmlHandling::None, HtmlHandling::Lenient];
+        for mode in [AutoTrailingSlash, ForceTrailingSlash, DropTrailingSlash].iter().chain(&last) {
+            let mode = *mode;
             for url in urls {
                 if let Some(next) = answer(mode, &files, url).strip_prefix("-> ") {
                     let end = answer(mode, &files, next);
@@ -110,5 +112,24 @@ fn redirects_never_lead_in_circles() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn lenient_serves_files_under_their_own_names_and_clean_urls_besides() {
+    let files = ["index.html", "file.html", "folder/index.html"];
+    for (url, expected) in [
+        ("/", "index.html"),
+        ("/index.html", "index.html"),
+        ("/file.html", "file.html"),
+        ("/file", "file.html"),
+        ("/file/", "-> /file"),
+        ("/folder", "-> /folder/"),
+        ("/folder/", "folder/index.html"),
+        ("/folder/index.html", "folder/index.html"),
+        ("/folder.html", "-> /folder/"),
+        ("/other", "404"),
+    ] {
+        assert_eq!(answer(HtmlHandling::Lenient, &files, url), expected, "{url}");
     }
 }

@@ -26,6 +26,7 @@ mod online;
 mod publish;
 mod redeploy;
 mod resume;
+mod rules;
 mod storage;
 
 use std::path::Path;
