@@ -62,6 +62,10 @@ pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 /// Most segments of the path of a rule.
 pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Most places for captured text in one target or value of a rule.
+pub const RULE_PLACES_MAX: usize = 16;
+/// Longest target or value a rule makes for a request, in bytes; a longer one is not sent.
+pub const LOCATION_BYTES_MAX: usize = 16 << 10;
 /// Of the redirects that fit one URL, so many are looked at.
 pub const RULE_MATCHES_MAX: usize = 64;
 /// Errors in `_redirects` and `_headers` that are told in full.

@@ -97,9 +97,11 @@ impl Responder {
             }
             Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
         };
-        let wants = wants_of(request);
+        let raw = request.uri.path().as_bytes();
+        let parsed = path::parse(raw);
+        let wants = wants_of(request, parsed.as_ref().map_or(raw, |asked| &asked.path));
         let mut effect = HeaderEffect::default();
-        let target = match path::parse(request.uri.path().as_bytes()) {
+        let target = match parsed {
             Ok(asked) => {
                 let facts = facts(asked, host, request.uri.query(), wants);
                 self.target(deploy, facts, &mut effect).await
@@ -346,14 +348,14 @@ fn no_such_file(status: StatusCode) -> Response {
 }
 
 /// What a request has a use for, by its path and headers.
-fn wants_of(request: &Request) -> Wants {
+fn wants_of(request: &Request, path: &[u8]) -> Wants {
     let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
     let signals = Signals {
         accept: text("accept"),
         fetch_mode: text("sec-fetch-mode"),
         fetch_dest: text("sec-fetch-dest"),
     };
-    wants(signals, request.uri.path().as_bytes())
+    wants(signals, path)
 }
 
 /// What the rules look at.

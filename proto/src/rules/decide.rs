@@ -158,10 +158,10 @@ impl<'r> Question<'r> {
         let rule = found.rule;
         let url = rule.target.url(&found.captured);
         if (301..=308).contains(&rule.status) {
-            if self.is_own(&url) {
+            let location = self.with_query(rule, url);
+            if self.is_own(&location) || location.len() > limits::LOCATION_BYTES_MAX {
                 return Ok(None);
             }
-            let location = self.with_query(rule, url);
             return Ok(Some(Outcome::Redirect { status: rule.status, location }));
         }
         let end = url.find(['?', '#']).unwrap_or(url.len());
@@ -253,7 +253,8 @@ impl<'r> Question<'r> {
             Some((path, query)) => (path, Some(query)),
             None => (local, None),
         };
-        if query.is_some() && query != self.facts.query.as_deref() {
+        let asked = self.facts.query.as_deref().map(printable).unwrap_or_default();
+        if query.unwrap_or_default() != asked {
             return false;
         }
         let path = decode(path.as_bytes()).unwrap_or_default();
@@ -295,10 +296,14 @@ impl HeaderEffect {
         let before = self.headers.iter_mut().find(|(own, _)| own == name);
         match (before, value) {
             // Pages adds up what several rules say; in Netlify's dialect the last one counts.
-            (Some((_, Some(before))), Some(value)) if dialect == Dialect::Pages => {
+            (Some((_, Some(before))), Some(value))
+                if dialect == Dialect::Pages
+                    && before.len() + value.len() <= limits::LOCATION_BYTES_MAX =>
+            {
                 before.push_str(", ");
                 before.push_str(&value);
             }
+            (_, Some(value)) if value.len() > limits::LOCATION_BYTES_MAX => {}
             (Some((_, before)), value) => *before = value,
             (None, value) => self.headers.push((name.clone(), value)),
         }

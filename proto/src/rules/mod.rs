@@ -180,10 +180,14 @@ impl Rules {
         if count > limits::RULES_MAX {
             return Err(Malformed { reason: format!("rules: {count} of one kind") });
         }
-        let patterns = set.redirects.iter().map(|rule| &rule.source);
-        let mut patterns = patterns.chain(set.headers.iter().map(|rule| &rule.source));
-        if !patterns.all(Pattern::is_sound) {
-            return Err(Malformed { reason: "rules: a pattern out of bounds".to_owned() });
+        let redirect = |rule: &Redirect| rule.source.is_sound() && rule.target.is_sound();
+        let change = |change: &HeaderChange| match change {
+            HeaderChange::Set { value, .. } => value.is_sound(),
+            HeaderChange::Remove { .. } => true,
+        };
+        let header = |rule: &HeaderRule| rule.source.is_sound() && rule.changes.iter().all(change);
+        if !set.redirects.iter().all(redirect) || !set.headers.iter().all(header) {
+            return Err(Malformed { reason: "rules: a rule out of bounds".to_owned() });
         }
         Ok(Self::new(set))
     }

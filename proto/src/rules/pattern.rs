@@ -71,12 +71,12 @@ pub fn segments(dialect: Dialect, path: &[u8], directory: bool) -> Vec<&[u8]> {
 
 impl Segment {
     /// What a wildcard stands for when the segment is `whole`.
-    fn between<'p>(prefix: &[u8], suffix: &[u8], whole: &'p [u8]) -> Option<&'p [u8]> {
+    pub(super) fn between<'p>(prefix: &[u8], suffix: &[u8], whole: &'p [u8]) -> Option<&'p [u8]> {
         whole.strip_prefix(prefix)?.strip_suffix(suffix)
     }
 
     /// Compares one segment of a path; `Some(None)`: equal, with nothing captured.
-    pub(super) fn matches<'p>(&self, asked: &'p [u8]) -> Option<Option<&'p [u8]>> {
+    fn matches<'p>(&self, asked: &'p [u8]) -> Option<Option<&'p [u8]>> {
         match self {
             Self::Literal(bytes) => (bytes == asked).then_some(None),
             Self::Name { prefix, suffix } => {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 /// Text with places for what was captured.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Template(pub Vec<Part>);
@@ -24,6 +26,12 @@ impl Template {
     /// Text alone.
     pub fn text(text: &str) -> Self {
         Self(vec![Part::Text(text.to_owned())])
+    }
+
+    /// Whether it keeps the bounds.
+    pub fn is_sound(&self) -> bool {
+        let places = self.0.iter().filter(|part| matches!(part, Part::Captured { .. }));
+        places.count() <= limits::RULE_PLACES_MAX
     }
 
     /// The URL: captured bytes are percent-encoded, so that they can end neither the header nor the

@@ -82,6 +82,7 @@ fn netlify_redirects() {
          https://old.example/* https://blog.example/:splat 301!\n\
          /deep/* /deep/:splat/ 301\n\
          /ü /ö 301\n\
+         /again v=1 /again 301\n\
          /ext https://other.example:8443/x?y=1#z 307\n",
     );
     let files = ["index.html", "page.html", "forced.html", "gone.html", "en/404.html"];
@@ -104,6 +105,8 @@ fn netlify_redirects() {
         ("/en/x/y", "404 en/404.html"),
         ("/deep/a", "404"),
         ("/%C3%BC", "301 /%C3%B6"),
+        ("/again?v=1", "301 /again"),
+        ("/again", "404"),
         ("/ext?q=1", "307 https://other.example:8443/x?y=1#z"),
         ("/other", "404"),
     ] {

@@ -20,7 +20,7 @@ struct Node {
     /// A wildcard with nothing around it.
     any: Option<usize>,
     /// Wildcards with something around them.
-    names: Vec<(Segment, usize)>,
+    names: BTreeMap<(Box<[u8]>, Box<[u8]>), usize>,
     /// Rules that end here.
     ends: Vec<u32>,
     /// Rules that go on with a splat.
@@ -58,13 +58,10 @@ impl Trie {
             Segment::Name { prefix, suffix } if prefix.is_empty() && suffix.is_empty() => {
                 *node.any.get_or_insert(next)
             }
-            _ => match node.names.iter().find(|(other, _)| other == segment) {
-                Some((_, child)) => *child,
-                None => {
-                    node.names.push((segment.clone(), next));
-                    next
-                }
-            },
+            Segment::Name { prefix, suffix } | Segment::Splat { prefix, suffix } => {
+                let around = (prefix.as_slice().into(), suffix.as_slice().into());
+                *node.names.entry(around).or_insert(next)
+            }
         };
         if child == next {
             self.nodes.push(Node::default());
@@ -85,8 +82,10 @@ impl Trie {
                 if !segment.is_empty() {
                     below.extend(node.any);
                 }
-                let fits = |(own, _): &&(Segment, usize)| own.matches(segment).is_some();
-                below.extend(node.names.iter().filter(fits).map(|(_, child)| *child));
+                for ((prefix, suffix), child) in &node.names {
+                    let name = Segment::between(prefix, suffix, segment);
+                    below.extend(name.filter(|name| !name.is_empty()).map(|_| *child));
+                }
             }
             level = below;
         }

@@ -151,6 +151,9 @@ fn change(
         Some(before) => {
             before.0.push(Part::Text(", ".to_owned()));
             before.0.extend(value.0);
+            if !before.is_sound() {
+                return Err(format!("placeholders are used too often in the values of {name}"));
+            }
         }
         None => changes.push(HeaderChange::Set { name, value }),
     }

@@ -113,7 +113,7 @@ fn status(word: Option<&str>, dialect: Dialect) -> Result<(u16, bool), String> {
         Dialect::Pages => &[200, 301, 302, 303, 307, 308],
     };
     match digits.parse::<u16>() {
-        Ok(status) if known.contains(&status) => Ok((status, force)),
+        Ok(status) if digits.len() == 3 && known.contains(&status) => Ok((status, force)),
         _ => {
             let known: Vec<String> = known.iter().map(u16::to_string).collect();
             Err(format!("{word:?} is no status of a rule: one of {}", known.join(", ")))

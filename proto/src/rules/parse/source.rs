@@ -184,5 +184,10 @@ pub(super) fn template(
     if !plain.is_empty() {
         parts.push(Part::Text(plain));
     }
-    Ok(Template(parts))
+    let template = Template(parts);
+    if !template.is_sound() {
+        let max = limits::RULE_PLACES_MAX;
+        return Err(format!("placeholders are used more often than {max} times"));
+    }
+    Ok(template)
 }
