@@ -10,7 +10,6 @@
 //! pages of a whole tree. Walking one is the client's.
 
 pub mod build;
-
 pub mod proof;
 mod step;
 
@@ -217,13 +216,13 @@ pub fn ends_page(path: &ByteName, level: u8, bytes: usize) -> bool {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::content::Extent;
 
-    fn entry(path: &str) -> Entry {
+    pub(crate) fn entry(path: &str) -> Entry {
         let id = ChunkId::of(path.as_bytes());
         Entry {
             path: path.into(),

@@ -13,6 +13,9 @@ pub const SITES_NAME: &[u8] = b".sites";
 /// Files and directories of these names are never part of a site.
 pub const NEVER_SERVED: [&[u8]; 4] = [b".git", b".atoll", b".DS_Store", b".atollignore"];
 
+/// Files at the top of a site that say how it is served; they are not served themselves.
+pub const RULE_FILES: [&[u8]; 2] = [b"_redirects", b"_headers"];
+
 /// A name that breaks the rules, and which rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name:?} {rule}")]

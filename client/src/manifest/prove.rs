@@ -21,11 +21,6 @@ pub struct Proving {
 }
 
 impl Proving {
-    /// The files that were found, in the order of the paths.
-    pub fn found(&self) -> &[Entry] {
-        &self.found
-    }
-
     /// The list chunks of long files among them, each once: without them the proof says which file
     /// it is, but not how to check its bytes. Whoever has them hands them to [`Proving::seal`].
     pub fn lists(&self) -> Vec<ChunkId> {
@@ -127,7 +122,7 @@ mod tests {
             assert_eq!(answer, want);
         }
         let proving = prove_pages(&source, deploy, &present).await.unwrap();
-        assert!(proving.found().len() == present.len() && proving.lists().is_empty());
+        assert!(proving.found.len() == present.len() && proving.lists().is_empty());
         let proof = proving.seal(vec![]).unwrap();
         let proven = proof.open(deploy).unwrap();
         for path in &present {

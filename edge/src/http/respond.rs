@@ -55,7 +55,8 @@ impl Responder {
     /// Answers a request.
     pub async fn respond(&self, request: &Request) -> Response {
         let now = crate::clock::wall();
-        let mut response = self.answer(request, now).await;
+        let host = host_of(&request.uri, &request.headers);
+        let mut response = self.answer(request, host.as_deref(), now).await;
         if request.method == Method::HEAD {
             response.body = Body::Empty;
         }
@@ -63,7 +64,7 @@ impl Responder {
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if self.is_preview(request) {
+        if host.is_ok_and(|host| self.index.is_preview(&host)) {
             headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
         }
         if !headers.contains_key(CACHE_STATUS) {
@@ -75,25 +76,26 @@ impl Responder {
         response
     }
 
-    /// Whether the request is for a host that no search engine should know.
-    fn is_preview(&self, request: &Request) -> bool {
-        host_of(&request.uri, &request.headers).is_ok_and(|host| self.index.is_preview(&host))
-    }
-
-    async fn answer(&self, request: &Request, now: SystemTime) -> Response {
+    /// `host` is that of the request, or what is wrong with it.
+    async fn answer(
+        &self,
+        request: &Request,
+        host: Result<&str, &&'static str>,
+        now: SystemTime,
+    ) -> Response {
         match request.method {
             Method::GET | Method::HEAD => {}
             Method::OPTIONS => return allowed(StatusCode::NO_CONTENT),
             _ => return allowed(StatusCode::METHOD_NOT_ALLOWED),
         }
-        let host = match host_of(&request.uri, &request.headers) {
+        let host = match host {
             Ok(host) => host,
             Err(reason) => return page(StatusCode::BAD_REQUEST, reason),
         };
         if !self.index.may_serve() {
             return self.unavailable("This server is starting: it waits for the publish log.");
         }
-        let (site, mut deploy, alias) = match self.index.site_of(&host) {
+        let (site, mut deploy, alias) = match self.index.site_of(host) {
             Found::Deploy { site, deploy, alias } => (site, deploy, alias),
             Found::Ambiguous => {
                 let text =
@@ -108,20 +110,26 @@ impl Responder {
         if let Some(raw) = proof::asked(&request.uri) {
             return proof::answer(&self.index, &self.chunks, deploy, raw).await;
         }
-        let target = match path::parse(request.uri.path().as_bytes()) {
-            Ok(asked) => match self.target(deploy, &asked, request.uri.query()).await {
+        let asked = match path::parse(request.uri.path().as_bytes()) {
+            Ok(asked) => Some(asked),
+            Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
+            Err(BadPath::Impossible) => None,
+        };
+        let target = match &asked {
+            Some(asked) => match self.target(deploy, asked, request.uri.query()).await {
                 Ok(Target::NotFound(page)) => {
-                    let earlier = self.earlier(&site, alias.as_ref(), &asked, now).await;
+                    let earlier = self.earlier(&site, alias.as_ref(), asked, now).await;
                     earlier.map(|earlier| earlier.unwrap_or(Target::NotFound(page)))
                 }
                 target => target,
             },
-            Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
-            Err(BadPath::Impossible) => {
+            None => {
                 let root = SitePath { path: Vec::new(), directory: true };
                 self.not_found(deploy, &root).await
             }
         };
+        // A path that no file can have is judged as it was written.
+        let loaded = asked.as_ref().map_or(request.uri.path().as_bytes(), |asked| &asked.path);
         let mut response = match target {
             Ok(Target::File(entry)) => self.file(request, &entry, now).await,
             Ok(Target::Earlier(from, entry)) => {
@@ -130,9 +138,7 @@ impl Responder {
                 self.file(request, &entry, now).await
             }
             Ok(Target::Redirect(location)) => redirect(&location),
-            Ok(Target::NotFound(_)) if asset::is_loaded(request.uri.path().as_bytes()) => {
-                no_such_file()
-            }
+            Ok(Target::NotFound(_)) if asset::is_loaded(loaded) => no_such_file(),
             Ok(Target::NotFound(Some(entry))) => {
                 let head = request.method == Method::HEAD;
                 let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
@@ -348,12 +354,8 @@ fn no_such_page() -> Response {
 
 /// For who cannot use a page: a script that is HTML hides what is wrong.
 fn no_such_file() -> Response {
-    let mut response = page(StatusCode::NOT_FOUND, "");
-    let text = "There is no such file on this site.\n";
-    let headers = &mut response.headers;
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
-    Response { body: Body::Whole(Bytes::from_static(text.as_bytes())), ..response }
+    let text = Bytes::from_static(b"There is no such file on this site.\n");
+    own(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", text)
 }
 
 /// A file under a host that names its deploy is the same for ever.
@@ -443,13 +445,18 @@ pub(super) fn page(status: StatusCode, text: &str) -> Response {
          <h1>{code} {title}</h1>\n<p>{text}</p>\n",
         code = status.as_u16(),
     );
+    own(status, "text/html; charset=utf-8", Bytes::from(html))
+}
+
+/// A body of our own.
+fn own(status: StatusCode, content_type: &'static str, body: Bytes) -> Response {
     let mut headers = HeaderMap::with_capacity(12);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(html.len()));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     let control =
         if status.is_server_error() { "no-store" } else { "public, max-age=0, must-revalidate" };
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
-    Response { status, headers, body: Body::Whole(Bytes::from(html)) }
+    Response { status, headers, body: Body::Whole(body) }
 }
 
 /// A name as RFC 8941 writes it: a token where it can be one, else a string.

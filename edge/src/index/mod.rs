@@ -25,6 +25,7 @@ use atoll_proto::{AliasName, ClusterId, DeployId, SiteName};
 use tokio::sync::watch;
 
 use crate::fetch::Chunks;
+use host::HostName;
 use pages::Pages;
 use table::{ByDigits, Table};
 
@@ -123,8 +124,10 @@ impl Index {
 
     /// Whether a normalized host is another name of a site than those it is known by.
     pub fn is_preview(&self, host: &str) -> bool {
-        let named = host::resolve(host, &self.suffixes, &self.table.load());
-        named.is_some_and(|named| named.is_preview())
+        // Most hosts are none, and every request is asked about.
+        let named =
+            || host::resolve(host, &self.suffixes, &self.table.load()).filter(HostName::is_preview);
+        host.contains("--") && named().is_some()
     }
 
     /// The file at this path in an earlier deploy of an alias, and which: of the latest that has

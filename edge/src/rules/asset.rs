@@ -5,6 +5,8 @@
 //! may answer for those, but never with a page. And where nobody has it, the answer must not look
 //! like a page either.
 
+use atoll_proto::name::RULE_FILES;
+
 use crate::http::path::SitePath;
 
 /// Extensions of files that pages load by themselves and that are of no use to them as HTML.
@@ -27,14 +29,12 @@ const LOADED: &[&str] = &[
 const PAGES: &[&str] = &["htm", "html", "xht", "xhtml"];
 /// Types of pages.
 const PAGE_TYPES: &[&str] = &["text/html", "application/xhtml+xml"];
-/// Files that say how a site is served. They are about their own deploy.
-const CONFIGURATION: &[&[u8]] = &[b"_headers", b"_redirects"];
 
 /// Whether an earlier deploy may answer a request for this path: not for directories, pages and
 /// what configures a site.
 pub fn may_be_earlier(asked: &SitePath) -> bool {
     let path = asked.path.as_slice();
-    !asked.directory && !has_extension(path, PAGES) && !CONFIGURATION.contains(&path)
+    !asked.directory && !has_extension(path, PAGES) && !RULE_FILES.contains(&path)
 }
 
 /// Whether a file of this type is a page.

@@ -4,7 +4,7 @@
 //! files, an empty directory is nothing. Reads metadata only, never the bytes of a file.
 
 use atoll_proto::manifest::Entry;
-use atoll_proto::name::{NEVER_SERVED, check_site_path};
+use atoll_proto::name::{NEVER_SERVED, RULE_FILES, check_site_path};
 use atoll_proto::namespace::FileKind;
 use atoll_proto::{ByteName, InodeId, content_type, limits};
 
@@ -13,9 +13,6 @@ use crate::store::dentries::Dentry;
 use crate::store::inodes::Body;
 use crate::store::{Read, StoreError};
 
-/// Files at the top that say how the site is served; they are not served themselves, and live
-/// sites do not follow them yet.
-const RULES: [&[u8]; 2] = [b"_redirects", b"_headers"];
 /// Most symbolic links followed on the way to one file.
 const LINKS_MAX: usize = 40;
 /// Problems that are named; the rest is counted.
@@ -96,7 +93,7 @@ impl<R: Read> Walk<'_, '_, R> {
         for (name, dentry) in names.iter() {
             let name = name.as_bytes();
             let top = directory.path.is_empty();
-            if NEVER_SERVED.contains(&name) || (top && RULES.contains(&name)) {
+            if NEVER_SERVED.contains(&name) || (top && RULE_FILES.contains(&name)) {
                 continue;
             }
             let path = if top { name.to_vec() } else { [&directory.path, name].join(&b'/') };

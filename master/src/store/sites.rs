@@ -71,7 +71,8 @@ mod tests {
         ) {
             let store = TestStore::new();
             let domains: Vec<String> = domains.into_iter().collect();
-            let site = Site { name: name.parse().unwrap(), domains: domains.clone(), created_ms, settings: Default::default() };
+            let (name, settings) = (name.parse().unwrap(), Default::default());
+            let site = Site { name, domains: domains.clone(), created_ms, settings };
             let mut tx = Transaction::new(&store.rocks);
             put(&mut tx, &site).unwrap();
             tx.commit().unwrap();

@@ -274,20 +274,7 @@ mod tests {
     use super::*;
     use crate::ByteName;
     use crate::manifest::Child;
-
-    fn entry(path: &str) -> Entry {
-        let id = ChunkId::of(path.as_bytes());
-        Entry {
-            path: path.into(),
-            mode: 0o644,
-            mtime_ns: 1,
-            content: Content::from_extents(vec![Extent { id: Some(id), len: 3 }]),
-            content_type: "text/html; charset=utf-8".to_owned(),
-            header_rule: None,
-            variants: vec![],
-            base: None,
-        }
-    }
+    use crate::manifest::tests::entry;
 
     /// A tree of three levels: `leaves` leaves of `width` files `00-00`, `00-02`, …
     struct Tree {

@@ -168,7 +168,11 @@ impl<'a> Judge<'a> {
             self.differ(format!("it answers 404, but the deploy has {}", entry.path));
             return Ok(());
         }
-        let pages = self.existing(&rules::not_found_pages(self.asked))?;
+        // Who cannot use a page is told in plain text.
+        let pages = match rules::asset::is_loaded(&self.asked.path) {
+            true => Vec::new(),
+            false => self.existing(&rules::not_found_pages(self.asked))?,
+        };
         let page = pages.into_iter().next();
         if let Some(page) = &page {
             self.whole(headers, page)?;
@@ -347,6 +351,8 @@ mod tests {
             assert!(judge(url, 200, &[("etag", &see)], b"see").is_ok(), "{url}");
         }
         assert!(matches!(judge("/nowhere", 404, &[], b"gone"), Ok(Verdict::Absent(Some(_)))));
+        let plain = [("content-type", "text/plain; charset=utf-8")];
+        assert!(matches!(judge("/no.js", 404, &plain, b"no"), Ok(Verdict::Absent(None))));
         for (url, to) in [("/a", "/a/"), ("/c.html", "/c"), ("/a", "https://blog.test:1/a/?q")] {
             assert!(judge(url, 308, &[("location", to)], b"").is_ok(), "{url} to {to}");
         }

@@ -13,7 +13,7 @@ mod sites;
 mod tests;
 
 use atoll_proto::publish::{Alias, Earlier, PublishEvent, Published, Site, SiteOp};
-use atoll_proto::site::SiteSettings;
+use atoll_proto::site::{SiteChanges, SiteSettings};
 use atoll_proto::{AliasName, Code, DeployId, Seq, SiteName, WireError};
 
 use crate::operation::{Apply, Now, RootFacts};
@@ -39,7 +39,10 @@ pub(crate) fn apply(
             sites::create(tx, now, site, domains, settings)
         }
         SiteOp::Configure { site, changes } => sites::configure(tx, now, &site, &changes),
-        SiteOp::SetDomains { site, domains } => sites::set_domains(tx, now, &site, domains),
+        SiteOp::SetDomains { site, domains } => {
+            let changes = SiteChanges { domains: Some(domains), ..SiteChanges::default() };
+            sites::configure(tx, now, &site, &changes)
+        }
         SiteOp::Remove { site } => sites::remove(tx, now, &site),
         SiteOp::Publish { site, alias, deploy, if_current, message, create } => {
             let request = publish::Publish { site, alias, deploy, if_current, message, create };

@@ -54,6 +54,11 @@ pub(crate) fn seal(tx: &mut Transaction<'_>, now: Now, seal: Seal) -> Apply<Publ
 
 /// Forgets the oldest deploys that were sealed from the directory, beyond those that are kept.
 fn forget(tx: &mut Transaction<'_>, now: Now, name: &SiteName) -> Apply<()> {
+    if deploys::ids(tx, name, None, limits::LIVE_DEPLOYS_KEPT + 1)?.len()
+        <= limits::LIVE_DEPLOYS_KEPT
+    {
+        return Ok(());
+    }
     let sealed: Vec<_> = deploys::list(tx, name, None, limits::LIVE_DEPLOYS_KEPT * 2)?
         .into_iter()
         .filter(|deploy| deploy.message == MESSAGE)

@@ -25,16 +25,6 @@ pub(super) fn create(
     put(tx, now, Site { name, domains, created_ms: now.at_ms(), settings })
 }
 
-pub(super) fn set_domains(
-    tx: &mut Transaction<'_>,
-    now: Now,
-    name: &SiteName,
-    domains: Vec<String>,
-) -> Apply<Published> {
-    let site = super::site(tx, name)?;
-    put(tx, now, Site { domains, ..site })
-}
-
 pub(super) fn configure(
     tx: &mut Transaction<'_>,
     now: Now,
