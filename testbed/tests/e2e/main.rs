@@ -1,7 +1,7 @@
 //! End-to-end tests: the real binary, whole clusters, the contract of the outside.
 //!
 //! One promise or topic per file. Each test starts its own cluster through
-//! [`atoll_testbed::DevCluster`]; `.config/nextest.toml` runs them one at a time. No test asserts
+//! [`atoll_testbed::DevCluster`]; `.config/nextest.toml` runs them two at a time. No test asserts
 //! speed, none sleeps to wait, and a failure prints the seed, the command that repeats it and
 //! where the cluster's data and logs are.
 
@@ -29,6 +29,7 @@ mod publish;
 mod redeploy;
 mod resume;
 mod storage;
+mod verify;
 
 use std::path::Path;
 
