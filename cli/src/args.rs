@@ -121,11 +121,12 @@ impl ExpiresArgs {
 /// How long a verb that publishes waits.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WaitArgs {
-    /// Return when all edges that are up have the change, when those have that answer in time,
-    /// or at once
+    /// Return when no edge answers with what was before any more, when the edges have the change
+    /// that confirm it in time, or at once
     #[arg(long, value_enum, value_name = "WHO", default_value = "all")]
     pub(crate) wait: WaitFor,
-    /// Wait at most this long
+    /// Wait at most this long; with --wait all, longer for an edge that is silent until its lease
+    /// has surely ended, unless the site's policy lets it serve on for ever
     #[arg(long, value_name = "SECS", default_value_t = 60)]
     pub(crate) timeout: u64,
 }
@@ -133,7 +134,7 @@ pub(crate) struct WaitArgs {
 /// Which edges to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WaitFor {
-    /// Every edge that is up; exit code 6 if one has not confirmed in time
+    /// Every edge, until it has confirmed or cannot answer any more; exit code 6 if one may
     All,
     /// Those that confirm in time
     Reachable,

@@ -183,7 +183,8 @@ impl fmt::Display for Failure {
             Self::Unconfirmed { waiting, seconds } => write!(
                 f,
                 "the change is made, but after {seconds} s these edges have not confirmed it: {}; \
-                 they will catch up by themselves, `atoll status` shows when",
+                 they will catch up by themselves, `atoll status` shows when; one that is off for \
+                 good is forgotten by `atoll node rm`",
                 waiting.join(", ")
             ),
             Self::StdoutClosed | Self::Said(_) => Ok(()),

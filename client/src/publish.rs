@@ -9,6 +9,9 @@ use tokio::time::Instant;
 
 use crate::{ClientError, Cluster};
 
+/// How much longer than its lease an edge is waited for at a time.
+const SLACK: Duration = Duration::from_millis(100);
+
 /// Which edges to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Wait {
@@ -26,14 +29,15 @@ pub enum Wait {
 pub struct Waited {
     /// Edges that have applied the entry.
     pub acked: Vec<String>,
-    /// Live edges that have not.
+    /// Edges that have not, and may still answer with what was before.
     pub waiting: Vec<String>,
-    /// Edges that have been silent for too long to be waited for. One that starts again catches up
-    /// before it serves.
+    /// Edges that have not, and cannot: their leases have ended. One that comes back catches up
+    /// before it gets another.
     pub down: Vec<String>,
 }
 
-/// Waits until the edges have applied a publish log entry, or until the timeout.
+/// Waits until no edge answers with what was before a publish log entry, or until the timeout. With
+/// [`Wait::All`] the end of leases is waited for also beyond that, as they surely end.
 ///
 /// # Errors
 /// When the master refuses to tell. An edge that did not confirm in time is no error but in
@@ -47,12 +51,12 @@ pub async fn wait_applied(
     if wait == Wait::None {
         return Ok(Waited::default());
     }
-    let until = Instant::now() + timeout;
+    let mut until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let slice = left.min(limits::WATCH_WAIT_MAX);
         let wait_ms = u32::try_from(slice.as_millis()).unwrap_or(u32::MAX);
-        let request = MasterRequest::WaitApplied { seq, wait_ms };
+        let request = MasterRequest::WaitPublished { seq, wait_ms };
         let deadline = slice + limits::METADATA_DEADLINE;
         let answer = match cluster.master(&request, deadline).await {
             // The entry is committed; a master that is away for a while changes nothing about it.
@@ -69,9 +73,17 @@ pub async fn wait_applied(
             answer => answer?,
         };
         match answer {
-            MasterResponse::Applied { acked, waiting, down } => {
-                if waiting.is_empty() || Instant::now() >= until {
+            MasterResponse::Confirmed { acked, waiting, down, left_ms } => {
+                let now = Instant::now();
+                if waiting.is_empty() {
                     return Ok(Waited { acked, waiting, down });
+                }
+                if now >= until {
+                    // Leases end by themselves: only who may serve on for ever is given up.
+                    let Some(left_ms) = left_ms.filter(|_| wait == Wait::All) else {
+                        return Ok(Waited { acked, waiting, down });
+                    };
+                    until = now + Duration::from_millis(left_ms) + SLACK;
                 }
             }
             _ => return Err(ClientError::unexpected("the master")),

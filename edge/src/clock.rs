@@ -1,8 +1,18 @@
-//! The only place of the edge that reads the wall clock; everything else takes `now`.
+//! The only place of the edge that reads clocks of the machine; everything else takes `now`.
 
 use std::time::SystemTime;
+
+use nix::time::{ClockId, clock_gettime};
 
 /// Now, by the clock that dates in HTTP are about.
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+/// The clock that leases are counted by: nanoseconds since this machine started, counted on while
+/// it sleeps.
+pub(crate) fn boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME);
+    let now = std::time::Duration::from(now.expect("every Linux since 2.6.39 has this clock"));
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,5 @@
 //! The view of the cluster, every two seconds: which shields there are, and what DNS answers.
+//! Sooner while there is nothing in it to go by.
 //!
 //! Started by [`crate::run`]. When the masters are away the last view stays in force.
 

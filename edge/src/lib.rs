@@ -7,7 +7,7 @@
 //! The path of a request: [`http`] → [`index`] (host, site, alias, manifest) → [`rules`] →
 //! [`fetch`] → [`cache`], or a shield, or the chunkservers through `atoll-client`. What exists is
 //! known from the publish log, which [`index::follow`] follows; an edge whose masters are away
-//! serves on with what it knows.
+//! serves on while its lease holds ([`index::lease`]).
 
 pub mod cache;
 mod clock;
@@ -246,7 +246,14 @@ impl Edge {
         tasks.spawn("judge", node::judge(index.clone(), readiness, shutdown.clone()));
         tasks.spawn(
             "heartbeat",
-            node::keep_known(cluster.clone(), info, expected, judged, shutdown.clone()),
+            node::keep_known(
+                cluster.clone(),
+                index.clone(),
+                info,
+                expected,
+                judged,
+                shutdown.clone(),
+            ),
         );
         let (names, answers) = watch::channel(Arc::new(DnsView::default()));
         let shields = self.shields.clone();
@@ -304,7 +311,8 @@ fn bind_visitors(config: &Config) -> Result<Option<(Bound, Arc<Certificate>)>, R
         Some(authority) => Certificate::load_with_authority(&tls.cert, &tls.key, authority)?,
         None => Certificate::load(&tls.cert, &tls.key)?,
     };
-    Ok(Some((http::server::bind(http, https)?, certificate)))
+    let secret = http::reset::ResetSecret::of(&config.data);
+    Ok(Some((http::server::bind(http, https)?.with_secret(secret), certificate)))
 }
 
 fn node_info(config: &Config, addresses: &Addresses) -> NodeInfo {

@@ -1,13 +1,13 @@
-//! The edge as a node of the cluster: registration, heartbeats, readiness, the ready file.
+//! The edge as a node of the cluster: registration, its lease, readiness, the ready file.
 //!
-//! Started by [`crate::run`]. Nothing here is needed to answer visitors: an edge whose masters are
-//! away serves on.
+//! Started by [`crate::run`]. An edge whose masters are away serves on until its lease ends, and
+//! from then on as the policy of each site has it.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_client::{ClientError, Cluster};
 use atoll_net::admin::Readiness;
@@ -19,12 +19,15 @@ use atoll_proto::{ClusterId, NodeId, limits};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::index::Index;
 
 /// How often readiness is judged until the edge is ready.
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 /// How often once it is: what ends it takes seconds.
 const JUDGE_READY_EVERY: Duration = Duration::from_millis(500);
+/// How soon an edge that has not applied everything asks for a lease again.
+const BEHIND: Duration = Duration::from_millis(250);
 /// How long the last heartbeat, which takes the edge out of DNS, may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// How long the farewell may take.
@@ -61,7 +64,7 @@ pub(crate) fn write_ready_file(path: &Path, addresses: &Addresses) -> std::io::R
     std::fs::rename(&new, path)
 }
 
-/// Judges readiness until shutdown: an edge is ready while it has the publish log. The listeners
+/// Judges readiness until shutdown: an edge is ready while it holds a lease. The listeners
 /// are up and the certificate is loaded before this starts.
 pub(crate) async fn judge(
     index: Arc<Index>,
@@ -70,10 +73,10 @@ pub(crate) async fn judge(
 ) {
     loop {
         metrics::gauge!("atoll_edge_cache_memory_bytes").set(index.cached_bytes() as f64);
-        let now = if index.is_current(limits::EDGE_LOST, Instant::now()) {
+        let now = if index.lease().valid(clock::boot_ns()) {
             Readiness::ready()
         } else {
-            Readiness::not("the publish log was not heard of lately; are the masters reachable?")
+            Readiness::not("it holds no lease; are the masters reachable?")
         };
         let pause = if now.ready { JUDGE_READY_EVERY } else { JUDGE_EVERY };
         readiness.send_if_modified(|before| {
@@ -102,9 +105,10 @@ pub(crate) async fn until_serving(index: &Index) {
     }
 }
 
-/// Registers the node and sends heartbeats until shutdown; then says that it is not ready.
+/// Registers the node and renews its lease until shutdown; then says that it is not ready.
 pub(crate) async fn keep_known(
     cluster: Cluster,
+    index: Arc<Index>,
     info: NodeInfo,
     expected: ClusterId,
     readiness: watch::Receiver<Readiness>,
@@ -114,7 +118,7 @@ pub(crate) async fn keep_known(
     let work = async {
         loop {
             register(&cluster, &info, expected).await;
-            beat_while_known(&cluster, id, &readiness).await;
+            renew_while_known(&cluster, &index, id, &readiness).await;
             tracing::info!("the master does not know this node; registering again");
         }
     };
@@ -179,20 +183,66 @@ async fn register(cluster: &Cluster, info: &NodeInfo, expected: ClusterId) {
     }
 }
 
-async fn beat_while_known(cluster: &Cluster, id: NodeId, readiness: &watch::Receiver<Readiness>) {
-    let mut changes = readiness.clone();
+async fn renew_while_known(
+    cluster: &Cluster,
+    index: &Index,
+    id: NodeId,
+    readiness: &watch::Receiver<Readiness>,
+) {
+    let mut judged = readiness.clone();
+    let mut changes = index.changes();
     loop {
-        let ready = changes.borrow_and_update().ready;
-        match heartbeat(cluster, id, ready, limits::HEARTBEAT_EVERY * 2).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => tracing::debug!(%error, "a heartbeat was not answered"),
+        let ready = judged.borrow_and_update().ready;
+        changes.borrow_and_update();
+        let renewed = renew(cluster, index, id, ready).await;
+        let pause = match &renewed {
+            Ok(Renewed::Unknown) => return,
+            Ok(Renewed::Granted) => limits::LEASE_RENEW_EVERY,
+            Ok(Renewed::Behind) => BEHIND,
+            Err(error) => {
+                tracing::debug!(%error, "the lease is not renewed");
+                limits::HEARTBEAT_EVERY
+            }
+        };
+        let behind = matches!(renewed, Ok(Renewed::Behind));
+        // A change of readiness is told at once, and so is that an edge has caught up.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = judged.changed() => {}
+            Ok(()) = changes.changed(), if behind => {}
         }
-        // A change of readiness is told at once.
-        let pause = if ready { limits::HEARTBEAT_QUIET } else { limits::HEARTBEAT_EVERY };
-        let pause = tokio::time::timeout(pause, changes.changed());
-        if let Ok(Err(_)) = pause.await {
-            tokio::time::sleep(limits::HEARTBEAT_EVERY).await;
+    }
+}
+
+/// What came of asking for a lease.
+enum Renewed {
+    Granted,
+    Behind,
+    /// The master does not know the node.
+    Unknown,
+}
+
+async fn renew(
+    cluster: &Cluster,
+    index: &Index,
+    node: NodeId,
+    ready: bool,
+) -> Result<Renewed, ClientError> {
+    let table = index.table();
+    let applied = table.is_known().then(|| table.seq());
+    // Before the request is sent: the master may grant it at any time from then on.
+    let sent_ns = clock::boot_ns();
+    let request = MasterRequest::Renew { node, ready, applied };
+    match cluster.master(&request, limits::LEASE_RENEW_EVERY).await? {
+        MasterResponse::Renewed { known: false, .. } => Ok(Renewed::Unknown),
+        MasterResponse::Renewed { granted: true, .. } => {
+            index.renewed(sent_ns);
+            Ok(Renewed::Granted)
+        }
+        MasterResponse::Renewed { .. } => Ok(Renewed::Behind),
+        _ => {
+            tracing::error!("the master answered with the wrong kind of message");
+            Ok(Renewed::Behind)
         }
     }
 }

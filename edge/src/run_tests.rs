@@ -135,6 +135,13 @@ impl Service for Master {
                     differ: Vec::new(),
                 }
             }
+            MasterRequest::Renew { node, ready, applied } => {
+                let mut nodes = self.nodes.lock().unwrap();
+                let known = nodes.get_mut(&node).map(|node| node.ready = ready).is_some();
+                let last = self.log.lock().unwrap().last().map_or(Seq(0), |last| last.seq);
+                let granted = known && applied.is_some_and(|applied| applied >= last);
+                MasterResponse::Renewed { known, granted }
+            }
             _ => return Err(WireError::invalid("not in this test")),
         };
         Ok(Answer::head(response))

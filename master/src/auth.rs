@@ -86,6 +86,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Sites
         | MasterRequest::Site { .. }
         | MasterRequest::Farewell { .. }
+        | MasterRequest::Renew { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
         MasterRequest::Raft { .. } => role == Role::Master,
         MasterRequest::OpenSession { .. }
@@ -94,6 +95,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Known { .. }
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::Seal { .. }
+        | MasterRequest::WaitPublished { .. }
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
@@ -190,7 +192,8 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::OpenSession { .. }
         | MasterRequest::Cluster { .. }
         | MasterRequest::Known { .. }
-        | MasterRequest::WaitApplied { .. } => needs(&[], About::Anything),
+        | MasterRequest::WaitApplied { .. }
+        | MasterRequest::WaitPublished { .. } => needs(&[], About::Anything),
         MasterRequest::Change { change, .. } => Some(needs_change(change)),
         MasterRequest::Namespace(_) => needs(&[Verb::Read, Verb::Write], About::Everything),
         MasterRequest::Sites => needs(LOOK, About::Anything),
@@ -206,6 +209,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         }
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Farewell { .. }
+        | MasterRequest::Renew { .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }

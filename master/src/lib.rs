@@ -7,6 +7,7 @@
 
 mod audit;
 mod auth;
+mod clock;
 mod config;
 mod cover;
 mod disk;
@@ -18,6 +19,7 @@ mod liveness;
 mod operation;
 mod ops;
 mod placement;
+mod policies;
 mod put;
 mod raft;
 mod restore;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::ids::PG_COUNT;
+use atoll_proto::lease::{Grants, Terms};
+use atoll_proto::site::Policy;
 use atoll_proto::{Epoch, NodeId, PgId, Seq, limits};
 use tokio::time::Instant;
 
@@ -18,8 +20,12 @@ const GROUPS: usize = PG_COUNT as usize;
 /// What the leader heard of the nodes.
 #[derive(Debug)]
 pub(crate) struct Liveness {
+    /// The term in which this master leads; `None` while it does not.
+    leadership: Option<u64>,
     /// Since when this master leads.
     since: Instant,
+    /// The leases it granted.
+    grants: Grants,
     nodes: HashMap<NodeId, Heard>,
     /// The last view of nodes that was handed out, and the log index when it was new.
     noticed: (Vec<(NodeId, NodeState, bool)>, u64),
@@ -83,21 +89,29 @@ enum Presence {
 pub(crate) struct Progress {
     /// Live edges that have.
     pub(crate) acked: Vec<String>,
-    /// Live edges that have not.
+    /// Edges that have not, and may still answer with what was before.
     pub(crate) waiting: Vec<String>,
-    /// Edges that are down, or have said farewell.
+    /// Edges that have not, and cannot.
     pub(crate) down: Vec<String>,
+    /// How long until those waited for surely cannot either; `None`: never.
+    pub(crate) left: Option<Duration>,
 }
 
 impl Liveness {
-    /// Nothing heard yet.
-    pub(crate) fn new(now: Instant) -> Liveness {
-        Liveness { since: now, nodes: HashMap::new(), noticed: (Vec::new(), 0) }
+    /// Nothing heard yet. `now_ns` is the time that leases are counted by.
+    pub(crate) fn new(leadership: Option<u64>, now: Instant, now_ns: u64) -> Liveness {
+        Liveness {
+            leadership,
+            since: now,
+            grants: Grants::new(Terms::DEFAULT, now_ns),
+            nodes: HashMap::new(),
+            noticed: (Vec::new(), 0),
+        }
     }
 
-    /// This master leads from now on: forget what was heard under an earlier leadership.
-    pub(crate) fn reset(&mut self, now: Instant) {
-        *self = Liveness::new(now);
+    /// The term in which all of this was heard.
+    pub(crate) fn leadership(&self) -> Option<u64> {
+        self.leadership
     }
 
     /// A node has registered; it says by heartbeat when it is ready.
@@ -137,6 +151,19 @@ impl Liveness {
         let news = heard.acked != upto;
         heard.acked = upto;
         news
+    }
+
+    /// Grants an edge no lease any more (see [`Grants::retire`]).
+    ///
+    /// # Errors
+    /// With the time until it surely holds none.
+    pub(crate) fn retire(&mut self, edge: NodeId, now_ns: u64) -> Result<(), Duration> {
+        self.grants.retire(edge, now_ns)
+    }
+
+    /// Grants an edge a lease if it has applied everything up to `last` (see [`Grants::grant`]).
+    pub(crate) fn grant(&mut self, edge: NodeId, applied: Seq, last: Seq, now_ns: u64) -> bool {
+        self.grants.grant(edge, applied, last, now_ns)
     }
 
     /// A chunkserver was compared with the object table.
@@ -206,6 +233,7 @@ impl Liveness {
             return false;
         }
         heard.presence = Presence::Gone;
+        self.grants.end(node);
         true
     }
 
@@ -278,31 +306,37 @@ impl Liveness {
         self.nodes.get(&edge).map_or(Seq(0), |heard| heard.acked)
     }
 
-    /// Milliseconds until a silent edge is no longer waited for; 0 for one that said farewell.
-    pub(crate) fn edge_left_ms(&self, edge: NodeId, now: Instant) -> u64 {
-        let heard = self.nodes.get(&edge);
-        if heard.is_some_and(|heard| heard.presence == Presence::Gone) {
-            return 0;
-        }
-        let at = heard.map_or(self.since, |heard| heard.at);
-        let left = limits::EDGE_LOST.saturating_sub(now.duration_since(at));
+    /// Milliseconds until an edge's lease has surely ended; 0 for one that said farewell.
+    pub(crate) fn edge_left_ms(&self, edge: NodeId, now_ns: u64) -> u64 {
+        let left = self.grants.left(edge, Policy::Strict, now_ns).unwrap_or_default();
         u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Which edges and shields have applied an entry.
-    pub(crate) fn progress(&self, nodes: &[NodeInfo], seq: Seq, now: Instant) -> Progress {
-        let mut progress = Progress::default();
+    /// Which edges and shields have applied an entry. `policy` tells of an edge that has applied
+    /// the log up to some entry by which policy it may go.
+    pub(crate) fn progress(
+        &self,
+        nodes: &[NodeInfo],
+        seq: Seq,
+        policy: impl Fn(Seq) -> Policy,
+        now_ns: u64,
+    ) -> Progress {
+        let mut progress = Progress { left: Some(Duration::ZERO), ..Progress::default() };
         for info in nodes {
             let serves = info.edge.as_ref().is_some_and(|edge| edge.serves || edge.shield);
             if info.kind != NodeKind::Edge || !serves {
                 continue;
             }
-            let list = if self.acked(info.id) >= seq {
+            let acked = self.acked(info.id);
+            let policy = policy(acked);
+            let list = if acked >= seq {
                 &mut progress.acked
-            } else if self.edge_left_ms(info.id, now) > 0 {
-                &mut progress.waiting
-            } else {
+            } else if self.grants.settled(info.id, false, policy, now_ns) {
                 &mut progress.down
+            } else {
+                let left = self.grants.left(info.id, policy, now_ns);
+                progress.left = progress.left.zip(left).map(|(one, other)| one.max(other));
+                &mut progress.waiting
             };
             list.push(info.name.clone());
         }
@@ -368,7 +402,7 @@ mod tests {
     #[tokio::test]
     async fn a_new_leader_gives_grace_and_silence_ends_it() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Liveness::new(Some(1), start, 0);
         let node = NodeId(1);
         assert_eq!(liveness.state(node, start), (NodeState::Up, true));
         let later = start + limits::HEARTBEAT_LOST;
@@ -379,7 +413,7 @@ mod tests {
         assert_eq!(liveness.state(node, later), (NodeState::Up, false));
         let silent = later + limits::HEARTBEAT_LOST;
         assert_eq!(liveness.state(node, silent), (NodeState::Down, false));
-        liveness.reset(silent);
+        let mut liveness = Liveness::new(Some(2), silent, 0);
         assert_eq!(liveness.state(node, silent).0, NodeState::Up);
         assert!(liveness.in_grace(node, silent));
         assert!(!liveness.in_grace(node, silent + limits::HEARTBEAT_LOST));
@@ -390,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn being_in_sync_is_of_an_index_and_of_a_membership() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Liveness::new(Some(1), start, 0);
         let (node, pg) = (NodeId(1), PgId(7));
         assert!(!liveness.synced(node, pg, 0));
         liveness.note_synced(node, pg, 9, start);
@@ -403,25 +437,38 @@ mod tests {
         assert_eq!(liveness.silent_for(NodeId(5), later), Duration::from_secs(9));
     }
 
+    /// Nanoseconds after which a lease from 0 has surely ended.
+    const OUT: u64 = 10_100_000_000;
+
     #[tokio::test]
-    async fn edges_are_waited_for_until_they_are_lost() {
+    async fn edges_are_waited_for_until_their_lease_is_out() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Liveness::new(Some(1), start, 0);
         let nodes = [edge(1), edge(2)];
+        let strict = |_| Policy::Strict;
         assert!(liveness.acknowledged(NodeId(1), Seq(5), start));
         assert!(!liveness.acknowledged(NodeId(1), Seq(5), start));
-        let progress = liveness.progress(&nodes, Seq(5), start);
+        let progress = liveness.progress(&nodes, Seq(5), strict, 0);
         assert_eq!(progress.acked, ["edge-1"]);
-        assert_eq!(progress.waiting, ["edge-2"]);
-        let later = start + limits::EDGE_LOST + Duration::from_millis(1);
-        let progress = liveness.progress(&nodes, Seq(6), later);
+        assert_eq!(progress.waiting, ["edge-2"], "it may hold a lease of an earlier leader");
+        assert_eq!(progress.left, Some(Duration::from_nanos(OUT)));
+        assert!(liveness.grant(NodeId(1), Seq(5), Seq(5), OUT));
+        let progress = liveness.progress(&nodes, Seq(6), strict, OUT);
+        assert_eq!(
+            (progress.waiting, progress.down),
+            (vec!["edge-1".into()], vec!["edge-2".into()])
+        );
+        let progress = liveness.progress(&nodes, Seq(6), strict, OUT * 2);
         assert_eq!(progress.down, ["edge-1", "edge-2"]);
+        let behind = |acked| if acked < Seq(5) { Policy::Available } else { Policy::Strict };
+        let progress = liveness.progress(&nodes, Seq(6), behind, OUT * 2);
+        assert_eq!((progress.waiting, progress.left), (vec!["edge-2".into()], None));
     }
 
     #[tokio::test]
     async fn a_node_is_synced_at_an_index_until_it_differs() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Liveness::new(Some(1), start, 0);
         let node = NodeId(1);
         let mut table = PgTable::empty();
         table.epoch = Epoch(1);
@@ -468,19 +515,23 @@ mod tests {
     #[tokio::test]
     async fn a_farewell_holds_until_the_next_sign_of_life() {
         let now = Instant::now();
-        let mut liveness = Liveness::new(now);
+        let mut liveness = Liveness::new(Some(1), now, 0);
         let (node, nodes) = (NodeId(1), [edge(1)]);
         liveness.acknowledged(node, Seq(5), now);
         liveness.heard(node, true, None, now);
         assert!(!liveness.farewell(node, 7), "it was given no number");
         assert_eq!(liveness.leaving(node, 7, now), 7);
         assert_eq!(liveness.leaving(node, 8, now), 7, "asked twice: the number stays");
-        assert_eq!(liveness.progress(&nodes, Seq(6), now).waiting, ["edge-1"], "not said yet");
+        assert_eq!(
+            liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0).waiting,
+            ["edge-1"],
+            "not said yet"
+        );
         assert!(!liveness.farewell(node, 8));
         assert!(liveness.farewell(node, 7));
-        assert_eq!(liveness.progress(&nodes, Seq(6), now).down, ["edge-1"]);
+        assert_eq!(liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0).down, ["edge-1"]);
         assert_eq!(liveness.state(node, now), (NodeState::Down, false));
-        assert_eq!(liveness.edge_left_ms(node, now), 0);
+        assert_eq!(liveness.edge_left_ms(node, 0), 0);
         assert!(!liveness.farewell(node, 7), "a farewell is said once");
 
         let signs: [fn(&mut Liveness, NodeId, Instant); 3] = [
@@ -492,7 +543,11 @@ mod tests {
             liveness.leaving(node, 9, now);
             assert!(liveness.farewell(node, 9));
             sign(&mut liveness, node, now);
-            assert_eq!(liveness.progress(&nodes, Seq(6), now).waiting, ["edge-1"]);
+            let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
+            assert_eq!(progress.down, ["edge-1"], "it serves nothing before it has a lease");
+            assert!(liveness.grant(node, Seq(5), Seq(5), 0));
+            let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
+            assert_eq!(progress.waiting, ["edge-1"]);
             // The second half of a farewell that was on its way when the node began anew.
             liveness.leaving(node, 10, now);
             sign(&mut liveness, node, now);
@@ -500,14 +555,14 @@ mod tests {
             assert_eq!(liveness.state(node, now).0, NodeState::Up);
         }
         liveness.leaving(node, 11, now);
-        liveness.reset(now);
+        let mut liveness = Liveness::new(Some(2), now, 0);
         assert!(!liveness.farewell(node, 11), "a new leader does not know of it");
     }
 
     #[tokio::test]
     async fn a_change_of_states_is_noticed_at_an_index() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Liveness::new(Some(1), start, 0);
         let up = liveness.views(vec![edge(1)], start);
         assert_eq!(liveness.notice(&up, 7), 7);
         assert_eq!(liveness.notice(&up, 9), 7);

@@ -25,9 +25,10 @@ use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
     audit, backup, change, cluster, deltas, deploys, farewell, heartbeat, known, objects,
-    open_session, query, register, seal, sites, status, tokens, wait_applied, walk,
+    open_session, query, register, renew, seal, sites, status, tokens, wait_applied, walk,
     watch as follow,
 };
+use crate::policies::Policies;
 use crate::raft::Consensus;
 use crate::store::meta::ClusterRecord;
 use crate::store::{duties, groups, meta, nodes};
@@ -82,6 +83,8 @@ pub(crate) struct Master {
     /// Live sites.
     pub(crate) live: Live,
     liveness: Mutex<Liveness>,
+    /// Which policies edges may go by.
+    pub(crate) policies: Mutex<Policies>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
 }
@@ -106,14 +109,21 @@ impl Master {
             audit: Audit::default(),
             backups: Backups::default(),
             live: Live::default(),
-            liveness: Mutex::new(Liveness::new(Instant::now())),
+            liveness: Mutex::new(Liveness::new(None, Instant::now(), crate::clock::boot_ns())),
+            policies: Mutex::default(),
             table: Mutex::new(Arc::new(PgTable::empty())),
         }
     }
 
-    /// What is heard of the nodes. Never held across an await.
+    /// What is heard of the nodes under this leadership: another one begins anew, here and nowhere
+    /// else, so that nothing that was heard under it is forgotten. Never held across an await.
     pub(crate) fn liveness(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut liveness = self.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+        let leadership = self.consensus.leadership();
+        if liveness.leadership() != leadership {
+            *liveness = Liveness::new(leadership, Instant::now(), crate::clock::boot_ns());
+        }
+        liveness
     }
 
     /// All nodes with how they do.
@@ -209,6 +219,12 @@ impl Master {
             MasterRequest::WaitApplied { seq, wait_ms } => {
                 wait_applied::wait_applied(self, context, seq, wait_ms).await
             }
+            MasterRequest::WaitPublished { seq, wait_ms } => {
+                wait_applied::wait_published(self, context, seq, wait_ms).await
+            }
+            MasterRequest::Renew { node, ready, applied } => {
+                renew::renew(self, principal, node, ready, applied).await
+            }
             MasterRequest::Farewell { node, number } => {
                 farewell::farewell(self, principal, node, number).await
             }
@@ -257,6 +273,8 @@ impl Service for MasterService {
             MasterRequest::Watch { .. } => "watch",
             MasterRequest::WaitApplied { .. } => "wait_applied",
             MasterRequest::Farewell { .. } => "farewell",
+            MasterRequest::Renew { .. } => "renew",
+            MasterRequest::WaitPublished { .. } => "wait_published",
             MasterRequest::Register { .. } => "register",
             MasterRequest::Heartbeat { .. } => "heartbeat",
             MasterRequest::Status => "status",

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod error;
 pub mod frame;
 pub mod ids;
+pub mod lease;
 pub mod limits;
 pub mod manifest;
 pub mod master;

@@ -114,8 +114,12 @@ pub const HEARTBEAT_QUIET: Duration = Duration::from_secs(2);
 pub const HEARTBEAT_LOST: Duration = Duration::from_secs(6);
 /// Longest wait of a watch request before it is answered empty.
 pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(10);
-/// An edge that has not asked for the publish log for this long is no longer waited for.
-pub const EDGE_LOST: Duration = Duration::from_secs(10);
+/// How long an edge may serve after it asked for the lease that it holds.
+pub const LEASE_TERM: Duration = Duration::from_secs(10);
+/// How often an edge asks for the next one.
+pub const LEASE_RENEW_EVERY: Duration = Duration::from_millis(3333);
+/// The rates of two nodes' clocks differ by at most so many millionths (1 %).
+pub const CLOCK_DRIFT_PPM: u64 = 10_000;
 /// Deadline of a metadata request.
 pub const METADATA_DEADLINE: Duration = Duration::from_secs(10);
 /// Deadline of a chunk request.
@@ -133,4 +137,5 @@ const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs()
 const _: () = assert!(SNAPSHOT_DEPLOYS_MAX * 32 * 4 <= HEAD_BYTES_MAX);
 const _: () = assert!(WALK_IDS_MAX * 34 < HEAD_BYTES_MAX);
 const _: () = assert!(DELTAS_MAX * 48 < HEAD_BYTES_MAX);
+const _: () = assert!(LEASE_RENEW_EVERY.as_millis() * 3 <= LEASE_TERM.as_millis());
 const _: () = assert!(HEARTBEAT_QUIET.as_millis() * 5 / 2 < HEARTBEAT_LOST.as_millis());

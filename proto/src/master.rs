@@ -156,6 +156,24 @@ pub enum MasterRequest {
         /// Which site.
         site: SiteName,
     },
+    /// From an edge: it is alive, and wants to serve for another term (`lease`). Answered with
+    /// `Renewed`.
+    Renew {
+        /// Which node.
+        node: NodeId,
+        /// Whether it can do its work.
+        ready: bool,
+        /// The last entry of the publish log that is in force there; `None` while it knows none.
+        applied: Option<Seq>,
+    },
+    /// Wait until every edge has applied this entry or cannot answer with what was before it, or
+    /// `wait_ms`. Answered with `Confirmed`.
+    WaitPublished {
+        /// Which entry.
+        seq: Seq,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
 }
 
 /// How the recount of all references goes, as the leader sees it.
@@ -500,6 +518,25 @@ pub enum MasterResponse {
         number: u64,
         /// Whether nobody waits for the node any more.
         gone: bool,
+    },
+    /// To `Renew`.
+    Renewed {
+        /// False: the master does not know this node; register again.
+        known: bool,
+        /// The lease is granted; it counts from when the request was sent. Otherwise the edge has
+        /// not applied everything.
+        granted: bool,
+    },
+    /// To `WaitPublished`.
+    Confirmed {
+        /// Edges that have applied the entry.
+        acked: Vec<String>,
+        /// Edges that have not, and may still answer with what was before it.
+        waiting: Vec<String>,
+        /// Edges that have not, and cannot.
+        down: Vec<String>,
+        /// Milliseconds until those that are waited for surely cannot either; `None`: never.
+        left_ms: Option<u64>,
     },
 }
 

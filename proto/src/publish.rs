@@ -125,6 +125,20 @@ pub enum PublishEvent {
     },
 }
 
+impl PublishEvent {
+    /// The site it is about.
+    pub fn site(&self) -> &SiteName {
+        match self {
+            Self::SiteSet(site) => &site.name,
+            Self::AliasSet(alias) => &alias.site,
+            Self::SiteRemoved(site)
+            | Self::AliasRemoved { site, .. }
+            | Self::DeployRemoved { site, .. }
+            | Self::Invalidate { site, .. } => site,
+        }
+    }
+}
+
 /// The whole state an edge needs when it cannot resume from its last seq.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishSnapshot {

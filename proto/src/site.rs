@@ -12,8 +12,9 @@ use crate::{Malformed, limits};
 
 /// What the owner of a site chose. The default is what a site has that was created without.
 ///
-/// Edges go by `earlier` and `live`. For the other four there is room here, so that what is stored
-/// need not change again; nothing goes by them yet, and the command line does not offer them.
+/// Edges go by `policy`, `earlier` and `live`. For the other three there is room here, so that what
+/// is stored need not change again; nothing goes by them yet, and the command line does not offer
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SiteSettings {
     /// What an edge does that has lost touch with the masters.

@@ -118,6 +118,8 @@ struct DoneObject {
     pages_uploaded: u64,
     edges: usize,
     edges_acked: usize,
+    /// Those that have neither confirmed nor surely ended to serve what was before.
+    edges_unreached: Vec<String>,
     edges_down: Vec<String>,
     elapsed_ms: ElapsedObject,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -249,6 +251,7 @@ fn done(
         pages_uploaded: report.pages_uploaded,
         edges: report.edges,
         edges_acked: report.edges_acked,
+        edges_unreached: report.waiting.clone(),
         edges_down: report.down.clone(),
         elapsed_ms: ElapsedObject {
             scan: elapsed.scan,
@@ -323,6 +326,7 @@ mod tests {
             "pages_uploaded",
             "edges",
             "edges_acked",
+            "edges_unreached",
             "edges_down",
             "elapsed_ms",
         ];

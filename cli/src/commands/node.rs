@@ -15,7 +15,7 @@ use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::report::Failure;
 
-/// List the nodes of the cluster; drain, replace and remove chunkservers
+/// List the nodes of the cluster; drain and replace chunkservers; remove nodes
 #[derive(Debug, Subcommand)]
 #[command(after_help = "EXAMPLES
   atoll node ls
@@ -50,13 +50,16 @@ your mind.")]
 For a server that will not come back. The new one must be running. For one that still works,
 `atoll node drain` is gentler. Afterwards `atoll node rm` forgets the old one.")]
     Replace(ReplaceArgs),
-    /// Forget a chunkserver that keeps no groups; its id is never used again
+    /// Forget a chunkserver that keeps no groups, or an edge that is off; its id is never used again
     #[command(after_help = "EXAMPLES
   atoll node rm chunkserver-2
   atoll node rm chunkserver-2 --force
 
 With --force a server that still keeps groups is declared lost, its groups are given to others, and
-then it is forgotten, even if something was only there.")]
+then it is forgotten, even if something was only there.
+
+No publish waits for a removed edge: see to it that it is off and stays off. One that may still
+answer visitors is not removed.")]
     Rm(RmArgs),
 }
 
@@ -140,8 +143,8 @@ fn find_chunkserver<'a>(view: &'a ClusterView, typed: &str) -> Result<&'a NodeVi
         return Ok(node);
     }
     Err(Failure::Failed(format!(
-        "{} is an edge: it keeps no chunks that could move; only chunkservers are drained, replaced \
-         and removed",
+        "{} is an edge: it keeps no chunks that could move; only chunkservers are drained and \
+         replaced",
         node.info.name
     )))
 }

@@ -32,6 +32,7 @@ pub(crate) struct Done {
     pub(crate) edges: usize,
     pub(crate) edges_acked: usize,
     pub(crate) edges_down: Vec<String>,
+    pub(crate) edges_unreached: Vec<String>,
     pub(crate) elapsed_ms: Elapsed,
 }
 
@@ -192,6 +193,7 @@ pub(crate) async fn conclude(
             edges: waited.acked.len() + waited.waiting.len(),
             edges_acked: waited.acked.len(),
             edges_down: waited.down,
+            edges_unreached: waited.waiting.clone(),
             elapsed_ms: Elapsed {
                 commit: millis(committed),
                 wait: millis(total - committed),

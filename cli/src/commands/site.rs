@@ -3,7 +3,7 @@
 use atoll_proto::SiteName;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{Alias, Site, SiteOp, check_domain};
-use atoll_proto::site::{SiteChanges, SiteSettings};
+use atoll_proto::site::{Policy, SiteChanges, SiteSettings};
 use atoll_proto::{AliasName, limits};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -25,7 +25,7 @@ pub(crate) enum SiteCommand {
     #[command(after_help = "EXAMPLES
   atoll site create blog
   atoll site create shop --domain shop.example --domain www.shop.example
-  atoll site create notes --live /sites/notes")]
+  atoll site create notes --live /sites/notes --policy available")]
     Create(SiteConfig),
     /// List all sites
     #[command(after_help = "EXAMPLES
@@ -40,7 +40,7 @@ pub(crate) enum SiteCommand {
     #[command(after_help = "EXAMPLES
   atoll site set blog --domain blog.example --domain www.blog.example
   atoll site set blog --no-domains
-  atoll site set blog --earlier-count 20 --earlier-days 30")]
+  atoll site set blog --policy bounded=300 --earlier-count 20 --earlier-days 30")]
     Set(SetConfig),
     /// Remove a site with its aliases and deploys
     #[command(after_help = "EXAMPLES
@@ -78,6 +78,11 @@ struct Choices {
     /// replaced
     #[arg(long = "domain", value_name = "HOST", value_parser = domain)]
     domains: Vec<String>,
+    /// What an edge does once its lease has ended, because it has lost touch with the masters:
+    /// `strict` answers 503, `bounded=SECS` serves on for so long, `available` serves on
+    /// [default: strict]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
     /// Files of so many earlier deploys stay reachable; 0 for none [default: 10]
     #[arg(long, value_name = "N")]
     earlier_count: Option<u32>,
@@ -93,6 +98,7 @@ impl Choices {
     fn changes(self) -> SiteChanges {
         SiteChanges {
             domains: (!self.domains.is_empty()).then_some(self.domains),
+            policy: self.policy,
             earlier_count: self.earlier_count,
             earlier_age_secs: self.earlier_days.map(|days| days * 24 * 3600),
             live: self.live.map(Some),
@@ -126,6 +132,7 @@ struct SiteObject {
     site: SiteName,
     domains: Vec<String>,
     created_ms: u64,
+    policy: String,
     earlier_count: u32,
     earlier_age_secs: u32,
     live: Option<String>,
@@ -229,6 +236,7 @@ async fn shown(
     if let Some(live) = &site.live {
         out.line(format_args!("live     {live}"))?;
     }
+    out.line(format_args!("policy   {}", site.policy))?;
     out.line(format_args!(
         "earlier  files of {} deploys, for {}",
         site.earlier_count,
@@ -269,6 +277,7 @@ fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Ali
         site: site.name,
         domains: site.domains,
         created_ms: site.created_ms,
+        policy: site.settings.policy.to_string(),
         earlier_count: site.settings.earlier.count,
         earlier_age_secs: site.settings.earlier.age_secs,
         live: site.settings.live,

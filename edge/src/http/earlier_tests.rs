@@ -9,7 +9,7 @@ use crate::index::table::Table;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 fn now_ms() -> u64 {
-    let since = crate::clock::wall().duration_since(UNIX_EPOCH).unwrap();
+    let since = clock::wall().duration_since(UNIX_EPOCH).unwrap();
     u64::try_from(since.as_millis()).unwrap()
 }
 

@@ -21,13 +21,12 @@ use futures_util::stream::StreamExt as _;
 use h3::error::Code;
 use h3::server::{RequestResolver, RequestStream};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
-};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls::ServerConfig;
 use tokio::time::{Instant, timeout};
 
 use super::body::Body;
+use super::reset::ResetSecret;
 use super::respond::Responder;
 use super::{
     CONNECTIONS_MAX, DRAIN, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER, Protocol, Request,
@@ -56,18 +55,15 @@ type Connection = h3::server::Connection<h3_quinn::Connection, Bytes>;
 pub async fn serve(
     socket: UdpSocket,
     tls: ServerConfig,
+    secret: &ResetSecret,
     responder: Arc<Responder>,
     shutdown: Shutdown,
 ) -> io::Result<usize> {
     let tls = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
-    let endpoint = quinn::Endpoint::new(
-        EndpointConfig::default(),
-        Some(config),
-        socket,
-        Arc::new(TokioRuntime),
-    )?;
+    let endpoint =
+        quinn::Endpoint::new(secret.endpoint(), Some(config), socket, Arc::new(TokioRuntime))?;
     let connections = Tasks::new();
     let mut stopping = pin!(shutdown.wait());
     loop {
@@ -295,6 +291,7 @@ pub(crate) mod client {
 
     pub(crate) struct Client {
         send: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>,
+        quic: quinn::Connection,
         endpoint: quinn::Endpoint,
         _drive: atoll_net::task::AbortOnDrop<()>,
     }
@@ -311,12 +308,12 @@ pub(crate) mod client {
             let tls = QuicClientConfig::try_from(tls).unwrap();
             endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(tls)));
             let quic = endpoint.connect(addr, name).unwrap().await.unwrap();
-            let connection = h3_quinn::Connection::new(quic);
+            let connection = h3_quinn::Connection::new(quic.clone());
             let (mut driver, send) = h3::client::new(connection).await.unwrap();
             let drive = atoll_net::task::spawn("test-h3", async move {
                 drop(std::future::poll_fn(|cx| driver.poll_close(cx)).await);
             });
-            Client { send, endpoint, _drive: atoll_net::task::AbortOnDrop::new(drive) }
+            Client { send, quic, endpoint, _drive: atoll_net::task::AbortOnDrop::new(drive) }
         }
 
         /// Sends a request; the body is an error when the stream was aborted, which may also
@@ -339,6 +336,11 @@ pub(crate) mod client {
                     Err(error) => return Ok((response, Err(error.to_string()))),
                 }
             }
+        }
+
+        /// Why the connection ended, once it has.
+        pub(crate) async fn closed(&self) -> quinn::ConnectionError {
+            self.quic.closed().await
         }
 
         pub(crate) fn close(self) {

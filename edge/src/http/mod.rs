@@ -15,6 +15,7 @@ pub mod path;
 pub mod plain;
 pub mod proof;
 pub mod range;
+pub mod reset;
 pub mod respond;
 pub mod server;
 pub mod socket;

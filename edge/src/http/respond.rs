@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atoll_client::ClientError;
+use atoll_proto::lease::MaySend;
 use atoll_proto::manifest::Entry;
 use atoll_proto::{AliasName, DeployId, SiteName};
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use super::conditional::{self, Outcome, Validators};
 use super::path::{self, BadPath, SitePath};
 use super::range::{self, Asked, ByteRange, Multipart};
 use super::{Request, Response, freshness, proof};
+use crate::clock;
 use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
 use crate::rules::{self, Action, asset};
@@ -28,6 +30,9 @@ pub(super) const ATOLL_DEPLOY: HeaderName = HeaderName::from_static("atoll-deplo
 const X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
 /// Seconds after which a request that came at a bad time may be repeated.
 const RETRY_AFTER_SECS: u64 = 1;
+
+/// How often an answer is made when the site changes meanwhile.
+const TRIES: u32 = 3;
 
 /// Answers requests out of an index and its chunks.
 pub struct Responder {
@@ -54,9 +59,9 @@ impl Responder {
 
     /// Answers a request.
     pub async fn respond(&self, request: &Request) -> Response {
-        let now = crate::clock::wall();
+        let now = clock::wall();
         let host = host_of(&request.uri, &request.headers);
-        let mut response = self.answer(request, host.as_deref(), now).await;
+        let mut response = self.answer_under_lease(request, host.as_deref(), now).await;
         if request.method == Method::HEAD {
             response.body = Body::Empty;
         }
@@ -76,7 +81,41 @@ impl Responder {
         response
     }
 
-    /// `host` is that of the request, or what is wrong with it.
+    /// An answer that is not older than any publish that had returned when the request came, nor,
+    /// unless the site changes faster than it can be answered for, than any that returned until
+    /// now. The lease is looked at before the index and again before the first byte. `host` is
+    /// that of the request, or what is wrong with it.
+    async fn answer_under_lease(
+        &self,
+        request: &Request,
+        host: Result<&str, &&'static str>,
+        now: SystemTime,
+    ) -> Response {
+        let named = match (&request.method, host) {
+            (&Method::GET | &Method::HEAD, Ok(named)) => named,
+            // Not about any site.
+            _ => return self.answer(request, host, now).await,
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let Some(admission) = self.index.admit(named, clock::boot_ns()) else {
+                return self.no_lease();
+            };
+            let mut response = self.answer(request, host, now).await;
+            match self.index.may_send(&admission, named, clock::boot_ns()) {
+                MaySend::Yes => return response,
+                MaySend::Anew if tries < TRIES => {}
+                MaySend::Anew => return response,
+                MaySend::Late => {
+                    self.say_late(&mut response.headers);
+                    return response;
+                }
+                MaySend::No => return self.no_lease(),
+            }
+        }
+    }
+
     async fn answer(
         &self,
         request: &Request,
@@ -92,9 +131,6 @@ impl Responder {
             Ok(host) => host,
             Err(reason) => return page(StatusCode::BAD_REQUEST, reason),
         };
-        if !self.index.may_serve() {
-            return self.unavailable("This server is starting: it waits for the publish log.");
-        }
         let (site, mut deploy, alias) = match self.index.site_of(host) {
             Found::Deploy { site, deploy, alias } => (site, deploy, alias),
             Found::Ambiguous => {
@@ -338,6 +374,22 @@ impl Responder {
             Source::Shield(false) => format!("{name}; fwd=miss; stored{collapsed}; detail=shield"),
             Source::Origin => format!("{name}; fwd=miss; stored{collapsed}; detail=origin"),
         }
+    }
+
+    /// Past the lease, under a policy that allows it.
+    fn say_late(&self, headers: &mut HeaderMap) {
+        let status = headers.get(CACHE_STATUS).and_then(|value| value.to_str().ok());
+        let status = status.map_or_else(|| format!("{}; hit", self.name), str::to_owned);
+        set(headers, CACHE_STATUS, &format!("{status}; detail=lease-expired"));
+    }
+
+    /// Nobody knows whether what this edge has is still what is published.
+    fn no_lease(&self) -> Response {
+        let text =
+            "This server has lost touch with its cluster and may not know the latest version.";
+        let mut response = self.unavailable(text);
+        set(&mut response.headers, CACHE_STATUS, &format!("{}; detail=no-lease", self.name));
+        response
     }
 
     fn unavailable(&self, text: &str) -> Response {

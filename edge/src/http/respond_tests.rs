@@ -43,7 +43,7 @@ impl Fixture {
         let chunks = Arc::new(Chunks::new(cache, upstream.clone()));
         let suffixes = vec!["localhost".to_owned()];
         let index = Index::open(ClusterId([1; 16]), chunks.clone(), suffixes, None, 16 << 20);
-        index.heard(std::time::Instant::now());
+        index.renewed(clock::boot_ns());
         let site = |name: &str| {
             let name: SiteName = name.parse().unwrap();
             PublishEvent::SiteSet(Site {

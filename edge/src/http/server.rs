@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use atoll_net::shutdown::Shutdown;
 use atoll_net::task::Tasks;
 
+use super::reset::ResetSecret;
 use super::respond::Responder;
 use super::tls::{Certificate, TlsError};
 use super::{DRAIN, Protocol, h3, plain, socket, tcp};
@@ -20,6 +21,7 @@ pub struct Bound {
     http: TcpListener,
     https: TcpListener,
     quic: UdpSocket,
+    secret: ResetSecret,
     /// Where plain HTTP is.
     pub http_addr: SocketAddr,
     /// Where HTTPS is, TCP and UDP.
@@ -47,10 +49,17 @@ pub fn bind(http: SocketAddr, https: SocketAddr) -> Result<Bound, BindError> {
     let plain = socket::tcp(http).map_err(failed("http", http))?;
     let http_addr = plain.local_addr().map_err(failed("http", http))?;
     let (tcp, quic, https_addr) = socket::tcp_and_udp(https).map_err(failed("https", https))?;
-    Ok(Bound { http: plain, https: tcp, quic, http_addr, https_addr })
+    let secret = ResetSecret::passing();
+    Ok(Bound { http: plain, https: tcp, quic, secret, http_addr, https_addr })
 }
 
 impl Bound {
+    /// With a secret that outlives the process, so that the next one can end the HTTP/3 connections
+    /// of this one.
+    pub fn with_secret(self, secret: ResetSecret) -> Bound {
+        Bound { secret, ..self }
+    }
+
     /// Answers until shutdown, and drains. Returns how many connections had to be cut off, because
     /// an answer took too long.
     ///
@@ -69,8 +78,12 @@ impl Bound {
         tasks.spawn("listen-http", ended("http", http, cut.clone()));
         let https = tcp::serve(self.https, over_tcp, responder.clone(), shutdown.clone());
         tasks.spawn("listen-https", ended("https", https, cut.clone()));
-        let quic = h3::serve(self.quic, over_quic, responder, shutdown.clone());
-        tasks.spawn("listen-h3", ended("h3", quic, cut.clone()));
+        let (secret, stop, lost) = (self.secret, shutdown.clone(), cut.clone());
+        let quic = self.quic;
+        tasks.spawn("listen-h3", async move {
+            let serving = h3::serve(quic, over_quic, &secret, responder, stop);
+            ended("h3", serving, lost).await;
+        });
         let watch = atoll_net::task::spawn("certificate", certificate.watch());
         let _watch = atoll_net::task::AbortOnDrop::new(watch);
         shutdown.wait().await;

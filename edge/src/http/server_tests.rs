@@ -323,3 +323,60 @@ async fn shutdown_cuts_off_nobody_and_waits_for_nobody_who_has_not_asked() {
     assert_eq!(server.stop().await, 0, "connections that had to be cut off");
     drop((silent, hello, h2, head, plain));
 }
+
+/// Serves from a runtime of its own, whose end is that of a killed process: nobody is told.
+struct Killable {
+    runtime: tokio::runtime::Runtime,
+    https: SocketAddr,
+}
+
+impl Killable {
+    async fn start(https: SocketAddr, data: &Path, certificate: Arc<Certificate>) -> Killable {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let site = Fixture::new(&[("index.html", b"hello")]).await;
+        let plain = SocketAddr::from(([127, 0, 0, 1], 0));
+        let _within = runtime.enter();
+        let secret = ResetSecret::of(data);
+        let bound = bind(plain, https).unwrap().with_secret(secret);
+        let https = bound.https_addr;
+        let (trigger, shutdown) = pair();
+        runtime.spawn(async move {
+            let _trigger = trigger;
+            bound.serve(site.responder.clone(), certificate, shutdown).await
+        });
+        Killable { runtime, https }
+    }
+
+    fn kill(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_over_h3_to_an_edge_that_was_killed_ends_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, tls) = certificate(dir.path());
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let before = Killable::start(any, dir.path(), certificate.clone()).await;
+    let https = before.https;
+    let mut visitor = Client::connect(https, tls.clone(), HOST).await;
+    let ask = || http::Request::get(format!("https://{HOST}/")).body(()).unwrap();
+    assert_eq!(visitor.request(ask()).await.unwrap().1.unwrap(), b"hello");
+    before.kill();
+
+    // The sockets of the first are closed when its tasks are gone.
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while bind(any, https).is_err() {
+        assert!(std::time::Instant::now() < until, "the port stays taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let after = Killable::start(https, dir.path(), certificate).await;
+    let hung = tokio::time::timeout(Duration::from_secs(20), visitor.request(ask())).await;
+    assert!(hung.expect("it hangs until its idle timeout").is_err());
+    assert_eq!(visitor.closed().await, quinn::ConnectionError::Reset);
+    let mut again = Client::connect(https, tls, HOST).await;
+    assert_eq!(again.request(ask()).await.unwrap().1.unwrap(), b"hello");
+    after.kill();
+}

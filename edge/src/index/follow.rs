@@ -4,7 +4,7 @@
 //! at once; nothing may be acknowledged that a new request could still see in the older version.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_client::{ClientError, Cluster, PageSource};
 use atoll_net::retry::Backoff;
@@ -32,12 +32,13 @@ pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Sh
         let backoff =
             Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1), factor: 2.0 };
         let mut failures = 0;
+        let mut caught_up = false;
         loop {
-            match step(&index, &cluster, edge).await {
-                Ok(()) => failures = 0,
+            match step(&index, &cluster, edge, caught_up).await {
+                Ok(now) => (failures, caught_up) = (0, now),
                 Err(error) => {
                     if failures == 0 {
-                        tracing::warn!(%error, "cannot follow the publish log; serving on");
+                        tracing::warn!(%error, "cannot follow the publish log");
                     }
                     metrics::counter!("atoll_edge_publish_errors_total").increment(1);
                     tokio::time::sleep(backoff.delay(failures, rand::random::<f64>())).await;
@@ -60,16 +61,21 @@ enum StepError {
     Unexpected,
 }
 
-async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), StepError> {
+/// Whether there was nothing more.
+async fn step(
+    index: &Index,
+    cluster: &Cluster,
+    edge: NodeId,
+    caught_up: bool,
+) -> Result<bool, StepError> {
     let table = index.table();
     // The first question after a start is answered at once: until then nothing is served.
-    let wait = if index.may_serve() && table.is_known() { WAIT } else { Duration::ZERO };
+    let wait = if caught_up && table.is_known() { WAIT } else { Duration::ZERO };
     let request = MasterRequest::Watch {
         after: table.seq(),
         edge: Some(edge),
         wait_ms: u32::try_from(wait.as_millis()).expect("seconds fit"),
     };
-    let asked_at = Instant::now();
     let mut caught_up = true;
     match cluster.master(&request, wait + SLACK).await? {
         MasterResponse::Log { entries, upto } => {
@@ -84,10 +90,7 @@ async fn step(index: &Index, cluster: &Cluster, edge: NodeId) -> Result<(), Step
         MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await,
         _ => return Err(StepError::Unexpected),
     }
-    if caught_up {
-        index.heard(asked_at);
-    }
-    Ok(())
+    Ok(caught_up)
 }
 
 /// Applies entries to a table that is not in force yet, and does what must be done before they
@@ -218,7 +221,7 @@ mod tests {
             Found::Deploy { site, deploy: published.deploy, alias }
         );
         assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
-        assert!(!index.is_current(Duration::from_secs(10), Instant::now()));
+        assert!(index.admit("blog.localhost", 1).is_none(), "not before it has a lease");
     }
 
     #[tokio::test]
@@ -257,7 +260,7 @@ mod tests {
         }
         let (index, _) = index(&upstream, dir.path());
         assert_eq!((now(&index), index.table().seq()), (deploys[0], Seq(2)), "stored before");
-        assert!(!index.may_serve(), "not before the log was heard of");
+        assert!(index.admit("blog.localhost", 1).is_none(), "not before it has a lease");
     }
 
     #[tokio::test]
@@ -283,5 +286,34 @@ mod tests {
         take_in(&index, &[invalidate(5, vec![Pattern::All], false)]).await;
         assert!(chunks.cache().memory(&a).is_none());
         assert_eq!(index.table().seq(), Seq(5));
+    }
+
+    #[tokio::test]
+    async fn the_lease_and_the_policy_decide_and_a_change_is_noticed() {
+        use atoll_proto::lease::MaySend;
+        use atoll_proto::site::{Policy, SiteSettings};
+        const SECOND: u64 = 1_000_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let published = Published::new(&upstream, &[("index.html", b"hello")]);
+        let (index, _) = index(&upstream, dir.path());
+        take_in(&index, &publish(published.deploy)).await;
+        let host = "blog.localhost";
+        index.renewed(SECOND);
+        index.renewed(0);
+        let admission = index.admit(host, 11 * SECOND - 1).unwrap();
+        assert_eq!(index.may_send(&admission, host, 11 * SECOND - 1), MaySend::Yes);
+        assert_eq!(index.may_send(&admission, host, 11 * SECOND), MaySend::No);
+        assert!(index.admit(host, 11 * SECOND).is_none());
+        assert!(index.admit("unknown.localhost", 11 * SECOND).is_none());
+        assert!(index.admit("unknown.localhost", 2 * SECOND).is_some());
+
+        let settings = SiteSettings { policy: Policy::Available, ..SiteSettings::default() };
+        let name = "blog".parse().unwrap();
+        let site = Site { name, domains: vec![], created_ms: 0, settings };
+        take_in(&index, &[entry(3, PublishEvent::SiteSet(site))]).await;
+        assert_eq!(index.may_send(&admission, host, 2 * SECOND), MaySend::Anew);
+        let admission = index.admit(host, 99 * SECOND).unwrap();
+        assert_eq!(index.may_send(&admission, host, 99 * SECOND), MaySend::Late);
     }
 }

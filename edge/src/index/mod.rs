@@ -8,15 +8,15 @@
 pub mod follow;
 pub mod host;
 pub mod invalidate;
+pub mod lease;
 pub mod pages;
 pub mod snapshot;
 pub mod table;
 pub mod warm;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
@@ -58,8 +58,8 @@ pub struct Index {
     suffixes: Vec<String>,
     /// Where the table is stored; `None` in tests.
     dir: Option<PathBuf>,
-    /// When the request was sent whose answer last told what is new.
-    contact: Mutex<Option<Instant>>,
+    /// When the lease ends (see [`lease`]); 0 before the first.
+    lease_until_ns: AtomicU64,
     /// Grows with every change of the table.
     version: watch::Sender<u64>,
     soft_invalidations: AtomicU64,
@@ -85,7 +85,7 @@ impl Index {
             chunks,
             suffixes,
             dir,
-            contact: Mutex::new(None),
+            lease_until_ns: AtomicU64::new(0),
             version: watch::Sender::new(0),
             soft_invalidations: AtomicU64::new(0),
         }
@@ -166,18 +166,6 @@ impl Index {
         atoll_client::lookup(&self.pages, deploy, path).await
     }
 
-    /// Whether the publish log was heard of within `bound`.
-    pub fn is_current(&self, bound: Duration, now: Instant) -> bool {
-        let contact = *self.contact.lock().unwrap_or_else(PoisonError::into_inner);
-        contact.is_some_and(|contact| now.saturating_duration_since(contact) <= bound)
-    }
-
-    /// Whether the publish log was heard of since this process started. Before that the stored
-    /// table may be older than what was published meanwhile, and is not served from.
-    pub fn may_serve(&self) -> bool {
-        self.contact.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
     /// Tells of every change of the table.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -196,7 +184,7 @@ impl Index {
 
     /// Stores a table and puts it in force, also when it cannot be stored: the stored one only
     /// saves a restarted edge from taking everything anew. An older one does no harm, because
-    /// nothing is served from it before the log was heard of ([`Index::may_serve`]).
+    /// nothing is served from it before the first lease ([`Index::admit`]).
     pub(crate) async fn put(&self, table: Table) {
         let table = Arc::new(table);
         if let Some(dir) = self.dir.clone() {
@@ -214,10 +202,6 @@ impl Index {
         metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
         self.table.store(table);
         self.version.send_modify(|version| *version += 1);
-    }
-
-    pub(crate) fn heard(&self, asked_at: Instant) {
-        *self.contact.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
     }
 
     fn count_soft(&self) {

@@ -14,7 +14,7 @@ use atoll_proto::{Code, Content, SessionId, WireError};
 use tokio::time::Instant;
 
 use super::namespace::content;
-use super::{admit, numbered, site, tokens, upkeep};
+use super::{admit, node, numbered, site, tokens, upkeep};
 use crate::auth::Principal;
 use crate::cover;
 use crate::operation::{Covered, Failure, LoggedChange, Operation, Outcome, RootFacts, Seal};
@@ -141,7 +141,10 @@ async fn prepare(
             upkeep::check(&op)?;
             Ok(Prepared::Log(LoggedChange::Upkeep(op)))
         }
-        Change::Node(op) => Ok(Prepared::Log(LoggedChange::Node(op))),
+        Change::Node(op) => {
+            node::check(master, &op)?;
+            Ok(Prepared::Log(LoggedChange::Node(op)))
+        }
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
     }
 }

@@ -159,12 +159,14 @@ fn only_chunkservers_that_there_are_have_duties() {
         |node| NodeOp::Drain { node },
         |node| NodeOp::Undrain { node },
         |node| NodeOp::Lose { node },
-        |node| NodeOp::Remove { node },
-        |node| NodeOp::RemoveGone { node },
     ] {
         says(cluster.node(op(NodeId(99))), Code::NotFound, "there is no node 99");
         says(cluster.node(op(NodeId(101))), Code::Invalid, "e1 is an edge");
     }
+    says(cluster.remove(99), Code::NotFound, "there is no node 99");
+    // An edge has no duty; whether it may be forgotten is for the leader to know.
+    cluster.remove(101).unwrap();
+    says(cluster.remove(101), Code::NotFound, "removed before");
     says(cluster.remove(1), Code::Conflict, "atoll node drain c1");
     // An active server without groups may go at once.
     cluster.remove(6).unwrap();

@@ -26,6 +26,7 @@ pub(crate) mod objects;
 pub(crate) mod open_session;
 pub(crate) mod query;
 pub(crate) mod register;
+pub(crate) mod renew;
 pub(crate) mod seal;
 pub(crate) mod set_table;
 pub(crate) mod site;

@@ -5,17 +5,28 @@
 //! groups.
 
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind};
+use atoll_proto::error::WireResult;
 use atoll_proto::master::{Changed, NodeOp};
 use atoll_proto::{Code, NodeId, WireError};
 
+use super::change::store_failed;
+use crate::clock::boot_ns;
 use crate::operation::{Apply, Now, Outcome};
+use crate::server::Master;
 use crate::store::counters::{self, Counter};
 use crate::store::duties::{self, DutyRecord};
 use crate::store::leaving::{self, Leaving};
 use crate::store::{Transaction, groups, nodes};
 
 pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, op: NodeOp) -> Apply<Changed> {
-    let info = chunkserver(tx, op.node())?;
+    let info = known(tx, op.node())?;
+    if info.kind == NodeKind::Edge && removes(&op) {
+        nodes::remove(tx, &info);
+        duties::put(tx, info.id, DutyRecord::Removed { at_ms: now.at_ms() });
+        counters::set(tx, Counter::ViewChanged, now.index);
+        return Ok(Changed::Node);
+    }
+    let info = chunkserver(info)?;
     let duty = duties::duty(tx, info.id)?;
     match op {
         NodeOp::Drain { .. } => match duty {
@@ -46,7 +57,7 @@ pub(crate) fn set_duty(
     from: Duty,
     to: Duty,
 ) -> Apply<Outcome> {
-    chunkserver(tx, node)?;
+    chunkserver(known(tx, node)?)?;
     let found = duties::duty(tx, node)?;
     if found != from {
         let message = format!("node {node} is {found:?} meanwhile, not {from:?}");
@@ -58,7 +69,29 @@ pub(crate) fn set_duty(
     Ok(Outcome::Done)
 }
 
-fn chunkserver(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
+/// What the leader alone knows: an edge is forgotten only once its lease has surely ended, and from
+/// then on it gets none, since no publish will wait for it.
+pub(crate) fn check(master: &Master, op: &NodeOp) -> WireResult<()> {
+    let info = nodes::get(&*master.consensus.state(), op.node()).map_err(store_failed)?;
+    let Some(info) = info.filter(|info| info.kind == NodeKind::Edge && removes(op)) else {
+        return Ok(());
+    };
+    let left = master.liveness().retire(info.id, boot_ns());
+    left.map_err(|left| {
+        let message = format!(
+            "{} may still answer visitors: stop it, and try again in {} seconds",
+            info.name,
+            left.as_secs() + 1
+        );
+        WireError::new(Code::Conflict, message)
+    })
+}
+
+fn removes(op: &NodeOp) -> bool {
+    matches!(op, NodeOp::Remove { .. } | NodeOp::RemoveGone { .. })
+}
+
+fn known(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
     let Some(info) = nodes::get(tx, node)? else {
         let message = match duties::is_removed(tx, node)? {
             true => format!("node {node} was removed before"),
@@ -66,10 +99,14 @@ fn chunkserver(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
         };
         return Err(WireError::not_found(message).into());
     };
+    Ok(info)
+}
+
+fn chunkserver(info: NodeInfo) -> Apply<NodeInfo> {
     if info.kind != NodeKind::Chunkserver {
         let message = format!(
-            "{} is an edge: it keeps no chunks that could move; only chunkservers are drained, \
-             replaced and removed",
+            "{} is an edge: it keeps no chunks that could move; only chunkservers are drained and \
+             replaced",
             info.name
         );
         return Err(WireError::invalid(message).into());

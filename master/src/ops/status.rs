@@ -54,8 +54,9 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
                         role: if serves { "edge" } else { "shield" }.to_owned(),
                         region: info.region.clone(),
                         seq: liveness.acked(info.id),
-                        lease_ms: liveness.edge_left_ms(info.id, now),
-                        ready: up && node.ready,
+                        lease_ms: liveness.edge_left_ms(info.id, crate::clock::boot_ns()),
+                        // Grace is no readiness: a new leader must hear of it first.
+                        ready: up && node.ready && !liveness.in_grace(info.id, now),
                         up,
                     });
                 }

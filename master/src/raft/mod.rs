@@ -191,6 +191,14 @@ impl Consensus {
         self.raft.server_metrics().borrow().current_leader == Some(self.id)
     }
 
+    /// The term in which this master leads, as far as it knows. No two leaderships of a process
+    /// have the same.
+    pub(crate) fn leadership(&self) -> Option<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        (metrics.current_leader == Some(self.id)).then(|| metrics.vote.leader_id().term)
+    }
+
     /// Refuses unless this master leads, as far as it knows.
     pub(crate) fn check_leads(&self) -> Result<(), WireError> {
         let metrics = self.raft.server_metrics();

@@ -230,7 +230,11 @@ async fn a_silent_server_is_replaced_and_comes_back() {
     rig.settle(&[1, 2, 3], |table| table.groups_of(NodeId(4)) == (0, 0)).await;
     assert!(rig.table().members.iter().all(|members| members.len() == 3));
     // A new leader has heard of nobody yet: that is no sign of life of this one.
-    rig.master.liveness().reset(Instant::now());
+    *rig.master.liveness() = crate::liveness::Liveness::new(
+        rig.master.consensus.leadership(),
+        Instant::now(),
+        crate::clock::boot_ns(),
+    );
     for _ in 0..20 {
         rig.hear(&[1, 2, 3]);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

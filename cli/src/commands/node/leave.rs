@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use atoll_client::Cluster;
-use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeState};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState};
 use atoll_proto::master::NodeOp;
 use atoll_proto::{Code, NodeId};
 use serde::Serialize;
 
-use super::{change, find_chunkserver};
+use super::{change, find, find_chunkserver};
 use crate::commands::status;
 use crate::connect::Context;
 use crate::progress::Countdown;
@@ -97,15 +97,17 @@ fn check_replacement(view: &ClusterView, old: &NodeInfo, typed: &str) -> Result<
     Err(Failure::Failed(format!("{name} {wrong}")))
 }
 
-/// Forgets a chunkserver.
+/// Forgets a node.
 pub(super) async fn remove(
     context: &Context,
     cluster: &Cluster,
     typed: &str,
     force: bool,
 ) -> Result<(), Failure> {
-    let node = known(cluster, typed).await?;
+    let view = cluster.refresh_view().await?;
+    let node = find(&view, typed)?.info.clone();
     let id = node.id;
+    let force = force && node.kind == NodeKind::Chunkserver;
     let plain = change(cluster, NodeOp::Remove { node: id }).await;
     match plain {
         Err(failure) if force && failure.code() == Some(Code::Conflict) => {
@@ -125,10 +127,11 @@ pub(super) async fn remove(
             groups_leaving: 0,
         });
     }
-    context.out.note(format_args!(
-        "removed {}; its id {id} is not used again. Stop it if it runs, and keep or erase its disk",
-        node.name
-    ));
+    let rest = match node.kind {
+        NodeKind::Chunkserver => "Stop it if it runs, and keep or erase its disk",
+        NodeKind::Edge => "No publish waits for it: start it again only under another id",
+    };
+    context.out.note(format_args!("removed {}; its id {id} is not used again. {rest}", node.name));
     Ok(())
 }
 
