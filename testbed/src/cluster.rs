@@ -62,6 +62,7 @@ pub struct DevBuilder {
     counts: Vec<(&'static str, usize)>,
     mount: bool,
     seed: u64,
+    repeat: Option<String>,
     environment: Vec<(String, String)>,
     lossy: Option<(DiskKind, u64)>,
 }
@@ -113,6 +114,12 @@ impl DevBuilder {
     /// The seed of what is done to it, to be told on failure.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// The command that repeats what is done to it, where that is no test, to be told on failure.
+    pub fn repeat(mut self, command: &str) -> Self {
+        self.repeat = Some(command.to_owned());
         self
     }
 
@@ -212,6 +219,7 @@ impl DevCluster {
             counts: Vec::new(),
             mount: false,
             seed: 0,
+            repeat: None,
             environment: Vec::new(),
             lossy: None,
         }
@@ -721,7 +729,9 @@ impl Drop for DevCluster {
             let image = disk.image().display();
             eprintln!("the nodes' disks are images, such as {image}: mount -o loop,ro IMAGE DIR");
         }
-        eprintln!("to repeat: {}", seed::command_to_repeat(self.options.seed));
+        let repeat = self.options.repeat.clone();
+        let repeat = repeat.unwrap_or_else(|| seed::command_to_repeat(self.options.seed));
+        eprintln!("to repeat: {repeat}");
         let child = self.dev.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut child) = child {
             drop(process::signal(child.id(), Signal::SIGTERM));

@@ -2,12 +2,14 @@
 //!
 //! [`acked_is_durable`] and [`no_wrong_bytes`] judge what a running cluster gives back against a
 //! [`History`](crate::history::History); [`replication`] and [`no_orphans`] believe what it says
-//! about itself. A checker that this build gives no means to check says so: [`Verdict::CannotTell`]
+//! about itself; [`never_stale_after_ack`] and [`log_order`] judge what visitors saw of publishes
+//! and need no cluster. A checker that this build gives no means to check says so: [`Verdict::CannotTell`]
 //! is for the reader of the report, never a silent success.
 
 mod durable;
 mod orphans;
 mod replicas;
+mod stale;
 
 use std::sync::Arc;
 
@@ -18,6 +20,9 @@ use tokio::runtime::Handle;
 pub use durable::{Extent, acked_is_durable, no_wrong_bytes};
 pub use orphans::{no_orphans, nothing_unreferenced_is_kept};
 pub use replicas::{counts_copies, replication};
+pub use stale::{
+    Acknowledged, Entry, Publishes, Racer, Request, Seen, Stale, log_order, never_stale_after_ack,
+};
 
 use crate::cluster::DevCluster;
 use crate::volume::Volume;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::runtime::Runtime;
 
-use super::{During, Kind, Round, Scenario, Shape};
+use super::{During, Kind, Round, Scenario};
 use crate::checks::{self, Extent, Eyes, Verdict};
 use crate::cluster::DevCluster;
 use crate::disk::DiskKind;
@@ -64,7 +64,7 @@ pub fn run(
     binary: Option<&Path>,
 ) -> Result<Report> {
     let first = Scenario::plan(kind, seed, rounds, disk, false);
-    let mut act = Run::start(&first.shape, seed, binary)?;
+    let mut act = Run::start(&first, binary)?;
     let heals = checks::counts_copies(&act.cluster)?;
     let scenario = Scenario::plan(kind, seed, rounds, disk, heals);
     ensure!(scenario.shape == first.shape, "the shape must not depend on what the build can do");
@@ -97,12 +97,14 @@ struct Run {
 }
 
 impl Run {
-    fn start(shape: &Shape, seed: u64, binary: Option<&Path>) -> Result<Self> {
+    fn start(scenario: &Scenario, binary: Option<&Path>) -> Result<Self> {
+        let (shape, seed) = (&scenario.shape, scenario.seed);
         let mut builder = DevCluster::builder()
             .masters(shape.masters)
             .chunkservers(shape.chunkservers)
             .edges(shape.edges)
             .shields(0)
+            .repeat(&scenario.command_to_repeat())
             .seed(seed);
         if shape.mounted {
             builder = builder.mounted();

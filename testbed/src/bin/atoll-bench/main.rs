@@ -6,9 +6,11 @@
 //! whether a figure is good.
 
 mod deploys;
+mod latency;
 mod machine;
 mod model;
 mod mounts;
+mod publishes;
 mod requests;
 mod scenario;
 mod soak;
@@ -45,7 +47,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, requests, mount, idle, freeze, kill-write, flip, reconcile, rebuild, drain
+    /// Only these: deploy, requests, mount, latency, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }
@@ -56,6 +58,8 @@ enum Command {
     Soak(soak::SoakArgs),
     /// Rounds of faults from a seed, with checkers: power cuts, kill loops, damage, partitions
     Scenario(scenario::ScenarioArgs),
+    /// Publishes under faults from a seed, with visitors at every edge: none may see a stale answer
+    Publishes(publishes::PublishesArgs),
 }
 
 /// How much of each workload.
@@ -77,6 +81,7 @@ async fn main() -> Result<()> {
     match cli.command {
         Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
         Some(Command::Scenario(args)) => scenario::run(&cli.atoll, args).await,
+        Some(Command::Publishes(args)) => publishes::run(&cli.atoll, args).await,
         None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
     }
 }
@@ -102,6 +107,10 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
         let cluster = DevCluster::builder().binary(atoll).edges(1).mounted().start()?;
         mounts::measure(&cluster, scale, &mut report)?;
         cluster.finish()?;
+    }
+    if wanted("latency") {
+        note("publishes");
+        Box::pin(latency::measure(atoll, scale, &mut report)).await?;
     }
     if storage::NAMES.into_iter().any(wanted) {
         let (atoll, only) = (atoll.to_owned(), args.only.clone());

@@ -1,0 +1,114 @@
+//! From a seed to rounds. Pure.
+
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+
+use super::{Act, Hurt, Plan, Round, Strike};
+use crate::ready::Node;
+use crate::seed;
+
+/// Longer than a lease, in milliseconds.
+const PAST_THE_LEASE_MS: std::ops::Range<u64> = 10_500..13_000;
+
+impl Plan {
+    /// Its rounds: the same for the same plan.
+    pub fn rounds(&self) -> Vec<Round> {
+        let mut rng = seed::rng(self.seed);
+        (0..self.rounds).map(|_| self.round(&mut rng)).collect()
+    }
+
+    fn round(&self, rng: &mut StdRng) -> Round {
+        let strikes = if self.calm { Vec::new() } else { self.strikes(rng) };
+        let count = if self.calm { 6 } else { rng.random_range(2..5) };
+        let acts = (0..count).map(|_| (rng.random_range(0..700), act(rng))).collect();
+        Round { strikes, acts }
+    }
+
+    fn strikes(&self, rng: &mut StdRng) -> Vec<Strike> {
+        let mut edges: Vec<u64> = (1..=self.edges as u64).collect();
+        edges.shuffle(rng);
+        // One edge stays well, so that there always is one that answers.
+        edges.truncate(self.edges.saturating_sub(1).max(1));
+        // Rounds past a lease take as long as one; not all of them are.
+        let long = rng.random_bool(0.4);
+        let hurt = rng.random_range(1..=edges.len());
+        let mut strikes: Vec<Strike> =
+            edges.iter().take(hurt).map(|edge| strike(rng, Node::edge(*edge), long)).collect();
+        if rng.random_bool(if self.masters > 1 { 0.3 } else { 0.15 }) {
+            let node = Node::master(rng.random_range(1..=self.masters as u64));
+            let (after_ms, hold_ms) = (rng.random_range(0..1500), rng.random_range(100..3000));
+            strikes.push(Strike { node, hurt: Hurt::Kill, after_ms, hold_ms });
+        }
+        strikes
+    }
+}
+
+fn strike(rng: &mut StdRng, node: Node, long: bool) -> Strike {
+    let hurt = match rng.random_range(0..10) {
+        0..=2 => Hurt::Freeze,
+        3..=5 => Hurt::Kill,
+        6 => Hurt::Cut,
+        7 => Hurt::CutBack,
+        8 => Hurt::CutThere,
+        _ => Hurt::Poor,
+    };
+    let after_ms = rng.random_range(0..1500);
+    let hold_ms = match hurt {
+        // What matters is that it comes back from its disk, at any moment of a publish.
+        Hurt::Kill => rng.random_range(50..2500),
+        _ if long => rng.random_range(PAST_THE_LEASE_MS),
+        _ => rng.random_range(300..3500),
+    };
+    Strike { node, hurt, after_ms, hold_ms }
+}
+
+fn act(rng: &mut StdRng) -> Act {
+    match rng.random_range(0..10) {
+        0..=2 => Act::Deploy,
+        3..=5 => Act::Promote(rng.random_range(1..6)),
+        6 => Act::Rollback,
+        7 | 8 => Act::Invalidate,
+        _ => Act::Unwaited(rng.random_range(1..6)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::NodeRole;
+    use crate::publishes::Policy;
+
+    fn plan(seed: u64, calm: bool) -> Plan {
+        Plan { seed, rounds: 200, masters: 3, edges: 4, policy: Policy::Strict, calm }
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_rounds() {
+        assert_eq!(plan(1, false).rounds(), plan(1, false).rounds());
+        assert_ne!(plan(1, false).rounds(), plan(2, false).rounds());
+        assert!(plan(1, true).rounds().iter().all(|round| round.strikes.is_empty()));
+    }
+
+    #[test]
+    fn one_edge_stays_well_and_nobody_is_struck_twice() {
+        let rounds = plan(3, false).rounds();
+        for round in &rounds {
+            let nodes: BTreeSet<Node> = round.strikes.iter().map(|strike| strike.node).collect();
+            assert_eq!(nodes.len(), round.strikes.len(), "{round:?}");
+            let edges = nodes.iter().filter(|node| node.role == NodeRole::Edge).count();
+            assert!((1..4).contains(&edges), "{round:?}");
+            assert!((2..5).contains(&round.acts.len()));
+        }
+        let frozen = |strike: &&Strike| strike.hurt == Hurt::Freeze && strike.hold_ms > 10_000;
+        assert!(rounds.iter().flat_map(|round| &round.strikes).filter(frozen).count() > 20);
+    }
+
+    #[test]
+    fn a_plan_is_told_as_a_command() {
+        let told = plan(9, true).to_string();
+        assert!(told.contains("--seed 9 --rounds 200") && told.ends_with("--no-faults"), "{told}");
+    }
+}
