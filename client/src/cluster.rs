@@ -29,6 +29,8 @@ const VIEW_FRESH: Duration = Duration::from_secs(2);
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
 /// How long one attempt at one master may take when there are others to try.
 const ATTEMPT: Duration = Duration::from_secs(4);
+/// The same for the renewal of a lease.
+const RENEW_ATTEMPT: Duration = Duration::from_secs(1);
 /// Requests of a session that may be open at once; the master allows 1,024.
 const OPEN_CHANGES: usize = 512;
 
@@ -197,7 +199,8 @@ impl Cluster {
         };
         let mut attempt = 0;
         loop {
-            let error = match self.ask_one_master(request, until).await {
+            let turn = self.inner.leader.load(Ordering::Relaxed);
+            let error = match self.ask_one_master(turn, request, until).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -213,7 +216,9 @@ impl Cluster {
                 _ => true,
             };
             if elsewhere {
-                self.inner.leader.fetch_add(1, Ordering::Relaxed);
+                // Others may have turned to the next one meanwhile: it is not passed over.
+                let (now, next) = (Ordering::Relaxed, turn.wrapping_add(1));
+                self.inner.leader.compare_exchange(turn, next, now, now).ok();
             }
             let pause = backoff.delay(attempt, rand::random::<f64>());
             attempt += 1;
@@ -231,10 +236,11 @@ impl Cluster {
 
     async fn ask_one_master(
         &self,
+        turn: usize,
         request: &MasterRequest,
         until: Instant,
     ) -> Result<(MasterResponse, Bytes), CallError> {
-        let turn = self.inner.leader.load(Ordering::Relaxed) % self.inner.masters.len().max(1);
+        let turn = turn % self.inner.masters.len().max(1);
         let Some(addr) = self.inner.masters.get(turn).copied() else {
             return Err(CallError::Unreachable {
                 addr: SocketAddr::from(([0, 0, 0, 0], 0)),
@@ -246,8 +252,11 @@ impl Cluster {
         let patience = match request {
             MasterRequest::Watch { .. }
             | MasterRequest::WaitApplied { .. }
+            | MasterRequest::WaitPublished { .. }
             | MasterRequest::Backup(_) => left,
             _ if self.inner.masters.len() == 1 => left,
+            // Its whole deadline is short: a lease must outlast a master that does not answer.
+            MasterRequest::Renew { .. } => left.min(RENEW_ATTEMPT),
             _ => left.min(ATTEMPT),
         };
         self.inner

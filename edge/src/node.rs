@@ -234,7 +234,11 @@ async fn renew(
     let sent_ns = clock::boot_ns();
     let request = MasterRequest::Renew { node, ready, applied };
     match cluster.master(&request, limits::LEASE_RENEW_EVERY).await? {
-        MasterResponse::Renewed { known: false, .. } => Ok(Renewed::Unknown),
+        MasterResponse::Renewed { known: false, .. } => {
+            // No publish waits for it any more.
+            index.lease_is_over();
+            Ok(Renewed::Unknown)
+        }
         MasterResponse::Renewed { granted: true, .. } => {
             index.renewed(sent_ns);
             Ok(Renewed::Granted)

@@ -150,15 +150,21 @@ impl Liveness {
         // An edge that lost its index starts again: what it says last holds.
         let news = heard.acked != upto;
         heard.acked = upto;
+        self.grants.acknowledged(edge, upto);
         news
     }
 
     /// Grants an edge no lease any more (see [`Grants::retire`]).
     ///
     /// # Errors
-    /// With the time until it surely holds none.
-    pub(crate) fn retire(&mut self, edge: NodeId, now_ns: u64) -> Result<(), Duration> {
-        self.grants.retire(edge, now_ns)
+    /// With the time until it surely serves nothing; `None`: it may for ever.
+    pub(crate) fn retire(
+        &mut self,
+        edge: NodeId,
+        policy: Policy,
+        now_ns: u64,
+    ) -> Result<(), Option<Duration>> {
+        self.grants.retire(edge, policy, now_ns)
     }
 
     /// Grants an edge a lease if it has applied everything up to `last` (see [`Grants::grant`]).
@@ -312,10 +318,11 @@ impl Liveness {
         u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Which edges and shields have applied an entry. `policy` tells of an edge that has applied
+    /// Which edges and shields have applied an entry; those that have not, and are not waited for,
+    /// get no lease before they have. `policy` tells of an edge that has applied
     /// the log up to some entry by which policy it may go.
     pub(crate) fn progress(
-        &self,
+        &mut self,
         nodes: &[NodeInfo],
         seq: Seq,
         policy: impl Fn(Seq) -> Policy,
@@ -329,9 +336,10 @@ impl Liveness {
             }
             let acked = self.acked(info.id);
             let policy = policy(acked);
+            let settled = self.grants.settled(info.id, seq, acked >= seq, policy, now_ns);
             let list = if acked >= seq {
                 &mut progress.acked
-            } else if self.grants.settled(info.id, false, policy, now_ns) {
+            } else if settled {
                 &mut progress.down
             } else {
                 let left = self.grants.left(info.id, policy, now_ns);
@@ -545,7 +553,8 @@ mod tests {
             sign(&mut liveness, node, now);
             let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
             assert_eq!(progress.down, ["edge-1"], "it serves nothing before it has a lease");
-            assert!(liveness.grant(node, Seq(5), Seq(5), 0));
+            assert!(!liveness.grant(node, Seq(5), Seq(6), 0), "the sixth may have returned");
+            assert!(liveness.grant(node, Seq(6), Seq(6), 0));
             let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
             assert_eq!(progress.waiting, ["edge-1"]);
             // The second half of a farewell that was on its way when the node began anew.

@@ -2,12 +2,14 @@
 //! since. Read from the publish log, each entry once, and kept in memory.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use atoll_proto::lease::looser;
-use atoll_proto::publish::PublishEvent;
+use atoll_proto::publish::{PublishEvent, Site};
 use atoll_proto::site::Policy;
 use atoll_proto::{Seq, SiteName};
 
+use crate::server::Master;
 use crate::store::{Read, StoreError, publish_log, sites};
 
 /// Entries read at a time.
@@ -25,8 +27,10 @@ pub(crate) struct Policies {
 impl Policies {
     /// Reads what is new in the log.
     pub(crate) fn read(&mut self, read: &impl Read) -> Result<(), StoreError> {
-        if self.floor.is_none() {
-            self.floor = Some(publish_log::floor(read)?);
+        let floor = publish_log::floor(read)?;
+        // What was dropped before it was read here is not known.
+        if self.floor.is_none() || floor > self.upto {
+            *self = Policies { floor: Some(floor), ..Policies::default() };
         }
         loop {
             let (entries, end) = publish_log::after(read, self.upto, PAGE)?;
@@ -60,14 +64,24 @@ impl Policies {
     }
 }
 
+/// The loosest policy of any site that an edge may go by which has applied the log up to `acked`.
+pub(crate) fn loosest_of_all(master: &Master, acked: Seq) -> Result<Policy, StoreError> {
+    let state = master.consensus.state();
+    let sites = sites::all(&*state)?;
+    let mut policies = master.policies.lock().unwrap_or_else(PoisonError::into_inner);
+    policies.read(&*state)?;
+    let each = |site: Site| policies.loosest(site.settings.policy, &site.name, acked);
+    Ok(sites.into_iter().map(each).fold(Policy::Strict, looser))
+}
+
 /// The sites that an entry of the publish log is about, with their policies now: one, or all when
 /// the log does not say.
 pub(crate) fn sites_of(read: &impl Read, seq: Seq) -> Result<Vec<(SiteName, Policy)>, StoreError> {
-    let all = sites::all(read)?.into_iter().map(|site| (site.name, site.settings.policy));
     let before = Seq(seq.0.saturating_sub(1));
     let (entries, _) = publish_log::after(read, before, 1)?;
     let Some(entry) = entries.into_iter().find(|entry| entry.seq == seq) else {
-        return Ok(all.collect());
+        let all = sites::all(read)?.into_iter();
+        return Ok(all.map(|site| (site.name, site.settings.policy)).collect());
     };
     let site = entry.event.site().clone();
     let current = sites::get(read, &site)?.map_or(Policy::Strict, |it| it.settings.policy);

@@ -13,9 +13,11 @@
 //! - The authority confirms between the two that it leads. So a later authority began after every
 //!   renewal that an earlier one granted was sent, and need not know of them: it waits out one
 //!   term from its beginning.
-//! - A lease is granted only to an edge that has applied the last entry of the publish log, as
-//!   read in the same step as the grant is noted. So a lease that was granted after a publish
-//!   needs no waiting, and one from before is known.
+//! - A lease is granted only to an edge that has applied every entry that may have been confirmed
+//!   without it: those of earlier leaderships, those it confirmed itself (it may have lost them
+//!   since), and those for which nobody waited for it because its lease had ended. Any other
+//!   entry waits for it, lease or no lease, so an edge that is a little behind may serve on.
+//! - One that stays behind gets none after a while: waits end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -143,7 +145,13 @@ pub enum MaySend {
 pub struct Grants {
     terms: Terms,
     since_ns: u64,
+    /// The last entry when this leadership was first confirmed: what an earlier one let return.
+    base: Option<Seq>,
     edges: BTreeMap<NodeId, Grant>,
+    /// What each edge must have applied before it gets a lease.
+    owed: BTreeMap<NodeId, Seq>,
+    /// Of edges that are behind: up to where they must have come, and since when.
+    behind: BTreeMap<NodeId, (Seq, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,48 +160,90 @@ enum Grant {
     At(u64),
     /// The edge said that it serves nothing any more.
     Ended,
-    /// It is to be forgotten, and gets no lease under this leadership.
-    Retired,
+    /// It is to be forgotten (since then), and gets no lease until that is surely done.
+    Retired(u64),
 }
+
+/// So many terms after it was to be forgotten an edge may get leases again: it was not.
+const RETIRED_TERMS: u64 = 6;
 
 impl Grants {
     /// Nothing granted yet, by an authority whose leadership began at `now_ns` or before that:
     /// until one term from now any edge may hold a lease of an earlier one.
     pub fn new(terms: Terms, now_ns: u64) -> Grants {
-        Grants { terms, since_ns: now_ns, edges: BTreeMap::new() }
+        Grants {
+            terms,
+            since_ns: now_ns,
+            base: None,
+            edges: BTreeMap::new(),
+            owed: BTreeMap::new(),
+            behind: BTreeMap::new(),
+        }
     }
 
-    /// Grants a lease, if the edge has applied everything. `last` is the last entry of the publish
-    /// log as read while no one else looks at this value; between the arrival of the request
-    /// and now the authority has confirmed that it leads.
+    /// Grants a lease, if the edge has applied everything that may have been confirmed without it
+    /// and does not stay behind. `last` is the last entry of the publish log as read while no one
+    /// else looks at this value; between the arrival of the request and now the authority has
+    /// confirmed that it leads.
     pub fn grant(&mut self, edge: NodeId, applied: Seq, last: Seq, now_ns: u64) -> bool {
-        if applied < last || self.edges.get(&edge) == Some(&Grant::Retired) {
+        let base = *self.base.get_or_insert(last);
+        let owed = self.owed.get(&edge).copied().unwrap_or_default().max(base);
+        let retired = match self.edges.get(&edge) {
+            Some(Grant::Retired(at)) => {
+                now_ns < at.saturating_add(RETIRED_TERMS * self.terms.term_ns)
+            }
+            _ => false,
+        };
+        if retired || applied < owed || self.stays_behind(edge, applied, last, now_ns) {
             return false;
         }
         self.edges.insert(edge, Grant::At(now_ns));
         true
     }
 
+    /// Whether an edge has not come in one term to where the log had ended then.
+    fn stays_behind(&mut self, edge: NodeId, applied: Seq, last: Seq, now_ns: u64) -> bool {
+        if applied >= last {
+            self.behind.remove(&edge);
+            return false;
+        }
+        let (target, since) = self.behind.entry(edge).or_insert((last, now_ns));
+        if applied >= *target {
+            (*target, *since) = (last, now_ns);
+        }
+        now_ns.saturating_sub(*since) >= self.terms.term_ns
+    }
+
+    /// An edge says that it has applied this. Should it lose it again, it gets no lease before it
+    /// has it once more: a publish may have returned because of this.
+    pub fn acknowledged(&mut self, edge: NodeId, seq: Seq) {
+        let owed = self.owed.entry(edge).or_default();
+        *owed = (*owed).max(seq);
+    }
+
     /// The edge serves nothing any more, until it gets another lease.
     pub fn end(&mut self, edge: NodeId) {
-        if self.edges.get(&edge) != Some(&Grant::Retired) {
+        if !matches!(self.edges.get(&edge), Some(Grant::Retired(_))) {
             self.edges.insert(edge, Grant::Ended);
         }
     }
 
-    /// Grants an edge none any more under this leadership, if it surely holds none; otherwise how
-    /// long until then.
+    /// Grants an edge none for a while, so that it can be forgotten, if it has surely stopped to
+    /// answer for sites of this policy.
     ///
     /// # Errors
-    /// With the time that is left.
-    pub fn retire(&mut self, edge: NodeId, now_ns: u64) -> Result<(), Duration> {
-        match self.left(edge, Policy::Strict, now_ns) {
-            Some(left) if left > Duration::ZERO => Err(left),
-            _ => {
-                self.edges.insert(edge, Grant::Retired);
-                Ok(())
-            }
+    /// With the time that is left until then; `None`: it may answer for ever.
+    pub fn retire(
+        &mut self,
+        edge: NodeId,
+        policy: Policy,
+        now_ns: u64,
+    ) -> Result<(), Option<Duration>> {
+        if !self.surely_ended(edge, policy, now_ns) {
+            return Err(self.left(edge, policy, now_ns));
         }
+        self.edges.insert(edge, Grant::Retired(now_ns));
+        Ok(())
     }
 
     /// Whether a lease was granted under this leadership and has not surely ended.
@@ -206,7 +256,7 @@ impl Grants {
     /// renewed; `None`: never.
     pub fn ends_ns(&self, edge: NodeId, policy: Policy) -> Option<u64> {
         let from = match self.edges.get(&edge) {
-            Some(Grant::Ended | Grant::Retired) => return Some(0),
+            Some(Grant::Ended | Grant::Retired(_)) => return Some(0),
             Some(Grant::At(at)) => *at,
             None => self.since_ns,
         };
@@ -220,9 +270,20 @@ impl Grants {
     }
 
     /// Whether a publish need not wait for an edge (any more): it has applied the entry, or cannot
-    /// answer with what was before.
-    pub fn settled(&self, edge: NodeId, acked: bool, policy: Policy, now_ns: u64) -> bool {
-        acked || self.surely_ended(edge, policy, now_ns)
+    /// answer with what was before. Then it gets no lease before it has the entry.
+    pub fn settled(
+        &mut self,
+        edge: NodeId,
+        seq: Seq,
+        acked: bool,
+        policy: Policy,
+        now_ns: u64,
+    ) -> bool {
+        let settled = acked || self.surely_ended(edge, policy, now_ns);
+        if settled {
+            self.acknowledged(edge, seq);
+        }
+        settled
     }
 
     /// How long until [`Grants::surely_ended`]; `None`: never.
@@ -283,8 +344,8 @@ mod tests {
         );
         assert!(grants.grant(EDGE, Seq(5), Seq(5), 70 * SECOND));
         assert!(grants.is_out(EDGE, 80 * SECOND));
-        assert!(!grants.settled(EDGE, false, Policy::Strict, 80 * SECOND));
-        assert!(grants.settled(EDGE, true, Policy::Strict, 70 * SECOND));
+        assert!(!grants.settled(EDGE, Seq(6), false, Policy::Strict, 80 * SECOND));
+        assert!(grants.settled(EDGE, Seq(5), true, Policy::Strict, 70 * SECOND));
         let bounded = Policy::Bounded { secs: 90 };
         assert_eq!(grants.ends_ns(EDGE, bounded), Some(171 * SECOND));
         assert_eq!(grants.ends_ns(EDGE, Policy::Available), None);
@@ -294,10 +355,38 @@ mod tests {
         assert!(grants.grant(EDGE, Seq(5), Seq(5), 70 * SECOND));
         assert!(!grants.surely_ended(EDGE, Policy::Strict, 71 * SECOND), "it is back");
         let end = 80 * SECOND + SECOND / 10;
-        assert_eq!(grants.retire(EDGE, end - 1), Err(Duration::from_nanos(1)));
-        assert_eq!(grants.retire(EDGE, end), Ok(()));
+        let left = Some(Duration::from_nanos(1));
+        assert_eq!(grants.retire(EDGE, Policy::Strict, end - 1), Err(left));
+        assert_eq!(grants.retire(EDGE, Policy::Available, end), Err(None));
+        assert_eq!(grants.retire(EDGE, Policy::Strict, end), Ok(()));
         assert!(!grants.grant(EDGE, Seq(5), Seq(5), end), "nobody would wait for it");
+        grants.end(EDGE);
+        assert!(!grants.grant(EDGE, Seq(5), Seq(5), end), "a farewell changes nothing");
         assert!(grants.surely_ended(EDGE, Policy::Available, end));
+        assert!(grants.grant(EDGE, Seq(5), Seq(5), end + 60 * SECOND), "it was not forgotten");
+    }
+
+    #[test]
+    fn an_edge_that_is_behind_serves_on_if_every_publish_waits_for_it() {
+        let mut grants = Grants::new(T, 0);
+        let grant = |grants: &mut Grants, applied, last, secs| {
+            grants.grant(EDGE, Seq(applied), Seq(last), secs * SECOND)
+        };
+        assert!(!grant(&mut grants, 4, 5, 1), "an earlier leader may have confirmed the fifth");
+        assert!(grant(&mut grants, 5, 6, 2), "nobody can have confirmed the sixth");
+        assert!(grant(&mut grants, 6, 8, 11), "it has come to where the log ended, within a term");
+        assert!(grant(&mut grants, 7, 20, 20));
+        assert!(!grant(&mut grants, 7, 20, 21), "it did not, this time");
+        assert!(grant(&mut grants, 8, 20, 22), "it is not stuck");
+        // What it confirmed it must have, even if it lost it since.
+        grants.acknowledged(EDGE, Seq(9));
+        assert!(!grant(&mut grants, 8, 20, 23));
+        assert!(grant(&mut grants, 9, 20, 23));
+        // So it is with what was confirmed without it.
+        assert!(!grants.settled(EDGE, Seq(11), false, Policy::Strict, 24 * SECOND));
+        assert!(grants.settled(EDGE, Seq(11), false, Policy::Strict, 34 * SECOND));
+        assert!(!grant(&mut grants, 10, 20, 34));
+        assert!(grant(&mut grants, 20, 20, 34));
     }
 
     #[test]

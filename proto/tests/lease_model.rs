@@ -26,7 +26,7 @@ const NEVER_STALE: &str = "no answer older than a publish that has returned";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// A lease for an edge that lacks the last entry.
+    /// A lease for an edge that lacks an entry which returned without it.
     GrantToOneBehind,
     /// The edge counts from when the grant arrived.
     CountFromReceipt,
@@ -36,8 +36,13 @@ enum Mistake {
     NoWaitOfANewAuthority,
     /// A master grants without making sure that it leads.
     NoConfirmation,
-    /// The last entry is read before the confirmation, not in the step that notes the grant.
+    /// A new authority reads the last entry before the confirmation, not in the step that notes
+    /// the grant: it may lack what an earlier one confirmed.
     LastReadTooEarly,
+    /// It is forgotten which entries were confirmed without an edge.
+    ForgetGivenUp,
+    /// It is forgotten what an edge that lost its table had confirmed.
+    ForgetAcknowledged,
     /// Nothing is checked before the first byte.
     NoSecondCheck,
     /// The lease is checked again, but not whether the table is still the same.
@@ -216,10 +221,10 @@ impl Leases {
             }
             Message::Confirmed { edge, run, sent, applied, last, .. } => {
                 let leader = &mut world.leaders[term];
-                let last = match self.mistake {
-                    Mistake::GrantToOneBehind => applied,
-                    Mistake::LastReadTooEarly => last,
-                    _ => leader.last,
+                let (applied, last) = match self.mistake {
+                    Mistake::GrantToOneBehind => (leader.last, leader.last),
+                    Mistake::LastReadTooEarly => (applied, last),
+                    _ => (applied, leader.last),
                 };
                 let (applied, last) = (Seq(applied.into()), Seq(last.into()));
                 if leader.grants.grant(node(edge), applied, last, leader.clock) {
@@ -237,8 +242,11 @@ impl Leases {
                 }
             }
             Message::Acknowledge { edge, seq } => {
-                let acked = &mut world.leaders[term].acked[edge];
-                *acked = (*acked).max(seq);
+                let leader = &mut world.leaders[term];
+                leader.acked[edge] = leader.acked[edge].max(seq);
+                if !self.is(Mistake::ForgetAcknowledged) {
+                    leader.grants.acknowledged(node(edge), Seq(seq.into()));
+                }
             }
         }
     }
@@ -443,14 +451,18 @@ impl Model for Leases {
                 leader.waits = Some(world.committed);
             }
             Action::Return { term } => {
-                let leader = &world.leaders[term];
+                let leader = &mut world.leaders[term];
                 let seq = leader.waits?;
+                let mut grants = leader.grants.clone();
                 let settled = |at: usize| {
                     let acked = leader.acked[at] >= seq;
-                    leader.grants.settled(node(at), acked, self.policy, leader.clock)
+                    grants.settled(node(at), Seq(seq.into()), acked, self.policy, leader.clock)
                 };
                 if (0..self.edges).all(settled) {
                     world.returned = world.returned.max(seq);
+                }
+                if !self.is(Mistake::ForgetGivenUp) && !self.is(Mistake::ForgetAcknowledged) {
+                    leader.grants = grants;
                 }
             }
             action => self.act_on_edge(&mut world, action),
@@ -490,12 +502,20 @@ fn holds(what: &str, model: Leases) {
 }
 
 fn found(mistake: Mistake, policy: Policy) {
-    let restarts = u8::from(mistake == Mistake::ServeFromDisk);
+    let restarts = match mistake {
+        Mistake::ServeFromDisk | Mistake::ForgetAcknowledged => 1,
+        _ => 0,
+    };
     let leaders = match mistake {
-        Mistake::NoWaitOfANewAuthority | Mistake::NoConfirmation => 2,
+        Mistake::NoWaitOfANewAuthority | Mistake::NoConfirmation | Mistake::LastReadTooEarly => 2,
         _ => 1,
     };
-    let renewals = if leaders == 1 && restarts == 0 { 2 } else { 1 };
+    // The first two of an edge that lost its table are of its first run.
+    let renewals = match mistake {
+        Mistake::ForgetAcknowledged => 2,
+        _ if leaders == 1 && restarts == 0 => 2,
+        _ => 1,
+    };
     let model = Leases { restarts, leaders, renewals, ..Leases::small(policy, mistake) };
     let checker = model.checker().threads(threads());
     // Depth first: a counterexample is deep, and one is enough.
@@ -549,6 +569,8 @@ fn planted_mistakes_are_found() {
         NoWaitOfANewAuthority,
         NoConfirmation,
         LastReadTooEarly,
+        ForgetGivenUp,
+        ForgetAcknowledged,
         NoSecondCheck,
         SecondCheckOfTheLeaseOnly,
         NoFirstCheck,

@@ -58,8 +58,9 @@ For a server that will not come back. The new one must be running. For one that 
 With --force a server that still keeps groups is declared lost, its groups are given to others, and
 then it is forgotten, even if something was only there.
 
-No publish waits for a removed edge: see to it that it is off and stays off. One that may still
-answer visitors is not removed.")]
+No publish waits for a removed edge. One that may still answer visitors is not removed; --force
+says of one that serves on without the masters, as the policies of its sites have it, that it is
+off.")]
     Rm(RmArgs),
 }
 
@@ -100,7 +101,7 @@ pub(crate) struct ReplaceArgs {
 pub(crate) struct RmArgs {
     #[command(flatten)]
     one: OneNode,
-    /// Also while it keeps groups
+    /// A chunkserver also while it keeps groups; an edge also where a policy lets it serve on
     #[arg(long)]
     force: bool,
 }

@@ -26,6 +26,11 @@ impl Index {
         self.lease_until_ns.fetch_max(until, Ordering::AcqRel);
     }
 
+    /// The masters do not know this edge: what it has is worth nothing, under no policy.
+    pub fn lease_is_over(&self) {
+        self.lease_until_ns.store(0, Ordering::Release);
+    }
+
     /// The lease it has, or had.
     pub fn lease(&self) -> Held {
         Held { until_ns: self.lease_until_ns.load(Ordering::Acquire) }

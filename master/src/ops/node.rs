@@ -7,11 +7,13 @@
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind};
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{Changed, NodeOp};
+use atoll_proto::site::Policy;
 use atoll_proto::{Code, NodeId, WireError};
 
 use super::change::store_failed;
 use crate::clock::boot_ns;
 use crate::operation::{Apply, Now, Outcome};
+use crate::policies;
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
 use crate::store::duties::{self, DutyRecord};
@@ -76,13 +78,27 @@ pub(crate) fn check(master: &Master, op: &NodeOp) -> WireResult<()> {
     let Some(info) = info.filter(|info| info.kind == NodeKind::Edge && removes(op)) else {
         return Ok(());
     };
-    let left = master.liveness().retire(info.id, boot_ns());
+    let policy = match op {
+        // The operator says that it is off.
+        NodeOp::RemoveGone { .. } => Policy::Strict,
+        _ => {
+            let acked = master.liveness().acked(info.id);
+            policies::loosest_of_all(master, acked).map_err(store_failed)?
+        }
+    };
+    let left = master.liveness().retire(info.id, policy, boot_ns());
     left.map_err(|left| {
-        let message = format!(
-            "{} may still answer visitors: stop it, and try again in {} seconds",
-            info.name,
-            left.as_secs() + 1
-        );
+        let name = &info.name;
+        let message = match left {
+            Some(left) => format!(
+                "{name} may still answer visitors: stop it, and try again in {} seconds",
+                left.as_secs() + 1
+            ),
+            None => format!(
+                "{name} may still answer visitors of sites whose policy is `available`: see to it \
+                 that it is off, then `atoll node rm {name} --force`"
+            ),
+        };
         WireError::new(Code::Conflict, message)
     })
 }

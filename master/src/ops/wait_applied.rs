@@ -10,7 +10,7 @@ use atoll_proto::error::WireResult;
 use atoll_proto::lease::looser;
 use atoll_proto::master::MasterResponse;
 use atoll_proto::site::Policy;
-use atoll_proto::{Seq, SiteName};
+use atoll_proto::{Seq, SiteName, WireError};
 use tokio::time::Instant;
 
 use super::change::store_failed;
@@ -18,7 +18,7 @@ use crate::clock::boot_ns;
 use crate::liveness::Progress;
 use crate::policies::sites_of;
 use crate::server::Master;
-use crate::store::nodes;
+use crate::store::{nodes, publish_log};
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
@@ -47,9 +47,13 @@ pub(crate) async fn wait_published(
 }
 
 async fn wait(master: &Master, context: &Context, seq: Seq, wait_ms: u32) -> WireResult<Progress> {
+    let leadership = master.consensus.leadership();
     // From here on everything that was granted without the entry is known, or was granted by an
     // earlier leader (`atoll_proto::lease`).
     master.consensus.read().await?;
+    if seq > publish_log::last(&*master.consensus.state()).map_err(store_failed)? {
+        return Err(WireError::invalid(format!("there is no entry {seq} in the publish log yet")));
+    }
     let sites = sites_of(&*master.consensus.state(), seq).map_err(store_failed)?;
     let wait = Duration::from_millis(u64::from(wait_ms));
     let until = (Instant::now() + wait).min(context.deadline - MARGIN);
@@ -57,7 +61,7 @@ async fn wait(master: &Master, context: &Context, seq: Seq, wait_ms: u32) -> Wir
     loop {
         acknowledged.borrow_and_update();
         let now = Instant::now();
-        let progress = progress(master, &sites, seq)?;
+        let progress = progress(master, leadership, &sites, seq)?;
         if progress.waiting.is_empty() || now >= until || master.shutdown.is_triggered() {
             return Ok(progress);
         }
@@ -74,7 +78,12 @@ async fn wait(master: &Master, context: &Context, seq: Seq, wait_ms: u32) -> Wir
     }
 }
 
-fn progress(master: &Master, sites: &[(SiteName, Policy)], seq: Seq) -> WireResult<Progress> {
+fn progress(
+    master: &Master,
+    leadership: Option<u64>,
+    sites: &[(SiteName, Policy)],
+    seq: Seq,
+) -> WireResult<Progress> {
     let state = master.consensus.state();
     let nodes = nodes::all(&*state).map_err(store_failed)?;
     let mut policies = master.policies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,6 +92,10 @@ fn progress(master: &Master, sites: &[(SiteName, Policy)], seq: Seq) -> WireResu
         let each = sites.iter().map(|(site, current)| policies.loosest(*current, site, acked));
         each.fold(Policy::Strict, looser)
     };
-    let progress = master.liveness().progress(&nodes, seq, loosest, boot_ns());
-    Ok(progress)
+    let mut liveness = master.liveness();
+    // What was confirmed under one leadership says nothing of what another has granted.
+    if leadership.is_none() || liveness.leadership() != leadership {
+        return Err(WireError::unavailable("the leader has just changed: ask again"));
+    }
+    Ok(liveness.progress(&nodes, seq, loosest, boot_ns()))
 }

@@ -46,6 +46,9 @@ pub struct Entry {
 pub struct Acknowledged {
     /// Its place in the log. For an invalidation no deploy changes there; those before it hold.
     pub seq: u64,
+    /// When the command began: nothing at this place of the log or later was in force before.
+    /// Commands follow each other; none begins before the one before it has ended.
+    pub begun: Duration,
     /// When the command had returned.
     pub at: Duration,
 }
@@ -104,9 +107,9 @@ impl fmt::Display for Stale {
 /// No request that began after a publish was acknowledged may see an older deploy than the newest
 /// one acknowledged by then. Returns the requests that saw a deploy at all.
 ///
-/// A deploy that is published twice counts by its latest place, since nobody can tell which of the
-/// two an answer is of; a newer deploy than the acknowledged one is always right, whether its own
-/// publish was acknowledged or not.
+/// A deploy that is published twice counts by its latest place that can have been in force before
+/// the answer, since nobody can tell which of the two it is of; a newer deploy than the
+/// acknowledged one is always right, whether its own publish was acknowledged or not.
 ///
 /// # Errors
 /// With every answer that breaks it.
@@ -114,32 +117,58 @@ pub fn never_stale_after_ack(
     publishes: &Publishes,
     requests: &[Request],
 ) -> Result<usize, Vec<Stale>> {
-    let mut latest: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut places: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     let mut before = None;
     for entry in &publishes.log {
         if before.is_some_and(|before| before >= entry.seq) {
             return Err(vec![Stale::History(format!("seq {} is out of order", entry.seq))]);
         }
         before = Some(entry.seq);
-        latest.insert(&entry.deploy, entry.seq);
+        places.entry(&entry.deploy).or_default().push(entry.seq);
     }
     let floors = Floors::new(publishes);
+    let beginnings = Beginnings::new(publishes);
     let mut wrong = Vec::new();
     let mut seen = 0;
     for request in requests {
         let Seen::Deploy(deploy) = &request.seen else { continue };
         seen += 1;
-        let Some(seq) = latest.get(deploy.as_str()) else {
+        let places = places.get(deploy.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let possible = |seq: &&u64| beginnings.of(**seq) < request.end;
+        let Some(&seq) = places.iter().rev().find(possible) else {
             wrong.push(Stale::Unpublished(request.clone()));
             continue;
         };
         if let Some((floor, acknowledged)) = floors.at(request.start)
-            && *seq < floor
+            && seq < floor
         {
-            wrong.push(Stale::Older { request: request.clone(), seq: *seq, acknowledged });
+            wrong.push(Stale::Older { request: request.clone(), seq, acknowledged });
         }
     }
     if wrong.is_empty() { Ok(seen) } else { Err(wrong) }
+}
+
+/// Before when nothing at a place of the log was in force, by what is known of the commands.
+struct Beginnings(Vec<(u64, Duration)>);
+
+impl Beginnings {
+    fn new(publishes: &Publishes) -> Self {
+        let mut known: Vec<(u64, Duration)> =
+            publishes.acknowledged.iter().map(|ack| (ack.seq, ack.begun)).collect();
+        known.sort_unstable();
+        // What comes later in the log was there later.
+        let mut latest = Duration::ZERO;
+        for (_, begun) in &mut known {
+            latest = latest.max(*begun);
+            *begun = latest;
+        }
+        Self(known)
+    }
+
+    fn of(&self, seq: u64) -> Duration {
+        let before = self.0.partition_point(|(known, _)| *known <= seq);
+        before.checked_sub(1).map(|at| self.0[at].1).unwrap_or_default()
+    }
 }
 
 /// What was acknowledged by when: the place in the log of the deploy that then was in force.
@@ -241,7 +270,12 @@ mod tests {
     }
 
     fn publishes(deploys: &[&str], acknowledged: &[(u64, u64)]) -> Publishes {
-        let ack = |(seq, at): &(u64, u64)| Acknowledged { seq: *seq, at: ms(*at) };
+        // Each takes 5 ms.
+        let ack = |(seq, at): &(u64, u64)| Acknowledged {
+            seq: *seq,
+            begun: ms(at.saturating_sub(5)),
+            at: ms(*at),
+        };
         Publishes { log: log(deploys), acknowledged: acknowledged.iter().map(ack).collect() }
     }
 
@@ -259,7 +293,7 @@ mod tests {
         let [Stale::Older { seq: 10, acknowledged, .. }] = wrong.as_slice() else {
             panic!("{wrong:?}")
         };
-        assert_eq!(*acknowledged, Acknowledged { seq: 20, at: ms(100) });
+        assert_eq!(*acknowledged, Acknowledged { seq: 20, begun: ms(95), at: ms(100) });
         assert!(wrong[0].to_string().contains("edge-1 H2"), "{}", wrong[0]);
     }
 
@@ -282,8 +316,14 @@ mod tests {
     #[test]
     fn a_rollback_makes_the_older_deploy_the_newer_one() {
         let made = publishes(&["a", "b", "a"], &[(20, 100), (30, 200)]);
-        assert!(never_stale_after_ack(&made, &[ask(201, 202, "a"), ask(101, 102, "a")]).is_ok());
+        let good = [ask(201, 202, "a"), ask(101, 196, "a"), ask(98, 99, "a")];
+        assert!(never_stale_after_ack(&made, &good).is_ok());
         assert!(never_stale_after_ack(&made, &[ask(201, 202, "b")]).is_err());
+        // Before the rollback began it was the older one.
+        assert!(never_stale_after_ack(&made, &[ask(101, 195, "a")]).is_err());
+        // The rollback of which nothing is known may have been there when the request came.
+        let unknown = publishes(&["a", "b", "a"], &[(20, 100)]);
+        assert!(never_stale_after_ack(&unknown, &[ask(101, 195, "a")]).is_ok());
     }
 
     #[test]

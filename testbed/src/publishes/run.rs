@@ -160,7 +160,7 @@ impl Run {
         self.crowd = Crowd::start(&edges, &host(SITE), PATH, &trust, began);
         // What was acknowledged before is known from the start.
         for acknowledged in &mut self.publishes.acknowledged {
-            acknowledged.at = Duration::ZERO;
+            (acknowledged.begun, acknowledged.at) = (Duration::ZERO, Duration::ZERO);
         }
         Ok(())
     }
@@ -371,6 +371,7 @@ fn publish(
         }
     };
     words.extend(wait.map(str::to_owned));
+    let begun = crowd.now();
     let outcome = cluster.atoll(&words)?;
     let at = crowd.now();
     let done = outcome.last().ok();
@@ -379,7 +380,7 @@ fn publish(
         deploys.push((deploy.to_owned(), body));
     }
     match (outcome.code, field("seq").and_then(|seq| seq.as_u64())) {
-        (Some(0), Some(seq)) => Ok(Done::Acknowledged(Acknowledged { seq, at })),
+        (Some(0), Some(seq)) => Ok(Done::Acknowledged(Acknowledged { seq, begun, at })),
         // A rollback with nothing before it, or one that another publish overtook.
         (Some(4), _) => Ok(Done::Nothing),
         (Some(1), _) if act == Act::Rollback => Ok(Done::Nothing),

@@ -175,6 +175,8 @@ async fn an_edge_that_is_off_for_good_is_forgotten_and_no_other() -> Result<()> 
     let one = version(&cluster, "one")?;
     cluster.deploy(&one, "always")?;
     let outcome = cluster.atoll(&["node", "rm", "edge-2"])?.expect_code(4)?;
+    ensure!(outcome.stderr.contains("atoll node rm edge-2 --force"), "{outcome}");
+    let outcome = cluster.atoll(&["node", "rm", "edge-2", "--force"])?.expect_code(4)?;
     ensure!(outcome.stderr.contains("stop it, and try again in"), "{outcome}");
     // Refusing it changed nothing.
     let (code, done) = publish(&cluster, &one, "always", &["--wait", "all"])?;
@@ -184,7 +186,7 @@ async fn an_edge_that_is_off_for_good_is_forgotten_and_no_other() -> Result<()> 
     let (code, done) = publish(&cluster, &one, "always", &["--timeout", "1"])?;
     ensure!(code == 6 && done["edges_unreached"] == json!(["edge-2"]), "{code}: {done}");
     wait::until("its lease has ended", PATIENCE, || {
-        Ok(cluster.atoll(&["node", "rm", "edge-2"])?.ok().ok())
+        Ok(cluster.atoll(&["node", "rm", "edge-2", "--force"])?.ok().ok())
     })?;
     let (code, done) = publish(&cluster, &one, "always", &["--timeout", "1"])?;
     ensure!(code == 0 && number(&done, "edges") == 1, "{code}: {done}");

@@ -107,9 +107,13 @@ pub(super) async fn remove(
     let view = cluster.refresh_view().await?;
     let node = find(&view, typed)?.info.clone();
     let id = node.id;
-    let force = force && node.kind == NodeKind::Chunkserver;
     let plain = change(cluster, NodeOp::Remove { node: id }).await;
     match plain {
+        Err(failure)
+            if force && node.kind == NodeKind::Edge && failure.code() == Some(Code::Conflict) =>
+        {
+            change(cluster, NodeOp::RemoveGone { node: id }).await?;
+        }
         Err(failure) if force && failure.code() == Some(Code::Conflict) => {
             change(cluster, NodeOp::Lose { node: id }).await?;
             until_empty(context, cluster, &node, false).await?;
