@@ -25,11 +25,12 @@ pub const CONTENT_INLINE_CHUNKS_MAX: usize = 1000;
 /// Entries of one list chunk.
 pub const LIST_CHUNK_ENTRIES: usize = 16_384;
 
-/// Target, smallest and largest length of a manifest page in bytes.
-pub const PAGE_BYTES: usize = 64 << 10;
-/// A page is not cut before it has this many bytes.
-pub const PAGE_BYTES_MIN: usize = 16 << 10;
+/// A manifest page is not cut before it has this many bytes. About 16 KiB are usual.
+pub const PAGE_BYTES_MIN: usize = 4 << 10;
 /// A page is always cut when the next entry would pass this.
+pub const PAGE_BYTES_CUT: usize = 48 << 10;
+/// Longest page that is read: one whose only entry is long, and pages of deploys from when they were
+/// cut later.
 pub const PAGE_BYTES_MAX: usize = 192 << 10;
 /// Deepest page tree a reader follows (fan-out is in the hundreds, so 4 levels hold 10^9 files).
 pub const PAGE_DEPTH_MAX: usize = 8;

@@ -210,8 +210,8 @@ pub fn ends_page(path: &ByteName, level: u8, bytes: usize) -> bool {
     hasher.update(path.as_bytes());
     let hash = hasher.finalize();
     let bits = u16::from_be_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]);
-    // Entries have about 120 bytes: one boundary in 400 gives pages of PAGE_BYTES_MIN + 48 KiB.
-    bits < u16::MAX / 400
+    // Entries have about 120 bytes: one boundary in 100 gives pages of PAGE_BYTES_MIN + 12 KiB.
+    bits < u16::MAX / 100
 }
 
 #[cfg(test)]

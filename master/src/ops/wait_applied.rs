@@ -22,6 +22,8 @@ use crate::store::{nodes, publish_log};
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
+/// How long after one acknowledgement others are awaited, before all edges are looked at.
+const COALESCE: Duration = Duration::from_millis(1);
 /// How often leases that have ended are noticed while nothing else happens.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
 
@@ -68,8 +70,8 @@ async fn wait(master: &Master, context: &Context, seq: Seq, wait_ms: u32) -> Wir
         // A lease that is about to end is noticed when it does.
         let left = progress.left.unwrap_or(CHECK_EVERY).clamp(MARGIN / 20, CHECK_EVERY);
         tokio::select! {
-            // The sender lives as long as the master.
-            _ = acknowledged.changed() => {}
+            // The sender lives as long as the master. Many edges confirm at almost the same time.
+            _ = acknowledged.changed() => tokio::time::sleep(COALESCE).await,
             () = tokio::time::sleep_until(until.min(now + left)) => {
                 master.consensus.check_leads()?;
             }

@@ -118,7 +118,7 @@ fn cut_level<T: serde::Serialize>(
         let len = crate::encode(&item).len();
         // An index page has at least two children, or the tree would never get lower.
         let enough = page.len() >= 2 || (level == 0 && !page.is_empty());
-        if enough && bytes + len > limits::PAGE_BYTES_MAX {
+        if enough && bytes + len > limits::PAGE_BYTES_CUT {
             emit(std::mem::take(&mut page), std::mem::take(&mut last), files)?;
             (bytes, files) = (0, 0);
         }
