@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use atoll_client::Wait;
+use atoll_client::{RuleChoices, Wait};
+use atoll_proto::site::{Dialect, HtmlHandling};
 use atoll_proto::{AliasName, SiteName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     Promote(commands::promote::PromoteArgs),
     Publish(commands::publish::PublishArgs),
     Invalidate(commands::invalidate::InvalidateArgs),
+    #[command(subcommand)]
+    Redirects(commands::redirects::RedirectsCommand),
     Upload(commands::upload::UploadArgs),
     Ls(commands::ls::LsArgs),
     Stat(commands::stat::StatArgs),
@@ -155,6 +158,34 @@ impl WaitArgs {
     /// The bound.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
+    }
+}
+
+/// How the rules of a site are read, instead of the site's own settings.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RuleArgs {
+    /// How `_redirects` and `_headers` are read: `netlify` or `pages`
+    #[arg(long, value_name = "DIALECT")]
+    dialect: Option<Dialect>,
+    /// URLs of pages: `lenient`, `auto-trailing-slash`, `force-trailing-slash`,
+    /// `drop-trailing-slash` or `none`
+    #[arg(long, value_name = "MODE")]
+    html_handling: Option<HtmlHandling>,
+    /// Navigations to paths that do not exist get /index.html
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    spa: Option<bool>,
+}
+
+impl RuleArgs {
+    /// In the client library's words.
+    pub(crate) fn choices(&self) -> RuleChoices {
+        RuleChoices { dialect: self.dialect, html_handling: self.html_handling, spa: self.spa }
     }
 }
 

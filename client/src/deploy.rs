@@ -14,11 +14,14 @@ use atoll_proto::manifest::Entry;
 use atoll_proto::master::{AdmitPage, MasterRequest, MasterResponse, ObjectKind};
 use atoll_proto::publish::{Published, SiteOp};
 use atoll_proto::receipt::Receipt;
+use atoll_proto::rules::parse::Faults;
+use atoll_proto::rules::stored::StoredRules;
 use atoll_proto::{AliasName, ByteName, ChunkId, Code, Content, DeployId, Seq, SiteName, limits};
 use futures_util::StreamExt as _;
 
 use crate::manifest::{BuiltManifest, ManifestError, build, entries};
 use crate::publish::{Wait, wait_applied};
+use crate::rules::{self, RuleChoices};
 use crate::stat_cache::{Stamp, StatCache};
 use crate::upload::{
     Place, STAGE_BYTES, STAGE_CHUNKS, blocking, hash_file, read_chunk_again, stage,
@@ -75,6 +78,8 @@ pub struct DeployOptions {
     pub stat_cache: Option<PathBuf>,
     /// Files hashed and uploaded at the same time.
     pub parallel: usize,
+    /// What it has instead of the site's settings.
+    pub rules: RuleChoices,
 }
 
 /// What a deploy came to.
@@ -149,6 +154,12 @@ pub enum DeployError {
     /// The tree makes no manifest.
     #[error("{0}")]
     Manifest(#[from] ManifestError),
+    /// `_redirects` or `_headers` are wrong.
+    #[error("the site's rules are wrong:\n{0}")]
+    Rules(#[from] Faults),
+    /// Too many rules.
+    #[error("{}", .0.reason)]
+    RulesTooLong(atoll_proto::Malformed),
     /// The alias points at another deploy than `--if-current` says.
     #[error("{0}")]
     Conflict(String),
@@ -195,6 +206,8 @@ async fn deploy_files(
     let start = Instant::now();
     let view = cluster.view().await?;
     progress.phase("scan");
+    let rules =
+        rules::compile(cluster, &options.site, options.rules, &files, view.chunk_bytes).await?;
     let previous = previous_entries(cluster, &options).await?;
     let hashed = hash_all(files, view.chunk_bytes, &options, &progress).await?;
     let scanned = start.elapsed();
@@ -225,11 +238,11 @@ async fn deploy_files(
     let uploaded = start.elapsed();
 
     progress.phase("commit");
-    let manifest = uploader.manifest(hashed, &previous, &receipts, options.dry_run).await?;
+    let manifest = uploader.manifest(hashed, &previous, &receipts, &rules, options.dry_run).await?;
     (report.deploy, report.files, report.bytes) = (manifest.root, manifest.files, manifest.bytes);
     let mut all = options.reupload;
     let published = loop {
-        let sent = uploader.send_pages(&manifest, receipts.clone(), &options, all).await;
+        let sent = uploader.send_pages(&manifest, &rules, receipts.clone(), &options, all).await;
         if let Ok((pages, bytes)) = &sent {
             report.pages_uploaded = *pages;
             report.bytes_uploaded += bytes;
@@ -498,6 +511,7 @@ impl Uploader<'_> {
         hashed: Vec<Hashed>,
         previous: &HashMap<ByteName, Entry>,
         receipts: &[Receipt],
+        rules: &StoredRules,
         dry_run: bool,
     ) -> Result<BuiltManifest, DeployError> {
         let mut all = Vec::with_capacity(hashed.len());
@@ -530,14 +544,16 @@ impl Uploader<'_> {
                 base: None,
             });
         }
-        Ok(blocking(move || Ok(build(all, None))).await??)
+        let rules = rules.content.clone();
+        Ok(blocking(move || Ok(build(all, rules))).await??)
     }
 
-    /// Sends the pages the cluster lacks (or all) and admits them, children first. Returns their
-    /// number and bytes.
+    /// Sends the rules and pages the cluster lacks (or all) and admits the pages, children first.
+    /// Returns the number of pages, and the bytes of both.
     async fn send_pages(
         &self,
         manifest: &BuiltManifest,
+        rules: &StoredRules,
         mut receipts: Vec<Receipt>,
         options: &DeployOptions,
         all: bool,
@@ -551,7 +567,9 @@ impl Uploader<'_> {
             .filter(|(_, known)| all || !known)
             .map(|(page, _)| page)
             .collect();
-        let bytes = new.iter().map(|page| page.bytes.len() as u64).sum();
+        let (sent, rule_bytes) = rules::send(self.cluster, rules, all, options.dry_run).await?;
+        receipts.extend(sent);
+        let bytes = rule_bytes + new.iter().map(|page| page.bytes.len() as u64).sum::<u64>();
         if options.dry_run {
             return Ok((new.len() as u64, bytes));
         }

@@ -18,6 +18,7 @@ pub mod locate;
 pub mod manifest;
 pub mod publish;
 pub mod read;
+pub mod rules;
 pub mod stat_cache;
 pub mod upload;
 pub mod write;
@@ -33,5 +34,6 @@ pub use manifest::{
     BuiltManifest, BuiltPage, ListItem, ManifestError, PageSource, build, entries, list, lookup,
 };
 pub use publish::{Wait, Waited, wait_applied};
+pub use rules::{RuleChoices, read_rules};
 pub use upload::{UploadedFile, upload_file};
 pub use write::{ChunkWriter, PutTicket};

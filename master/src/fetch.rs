@@ -1,5 +1,5 @@
-//! Reading chunks from the chunkservers, for the pages the master admits. It never reads file
-//! bytes.
+//! Reading chunks from the chunkservers, for the pages the master admits. Of files it reads the rules
+//! of live sites, and no others.
 //!
 //! Every member of a chunk's group is tried, live ones first, then, while it moves, those it had
 //! before and those that are still filling; every chunk's hash is checked. A member that takes long

@@ -40,6 +40,8 @@ pub const PROOF_PAGE_BYTES_MAX: usize = PAGE_BYTES_MAX + 64;
 pub const PROOF_CHUNKS_MAX: usize = 512;
 /// Most bytes of a proof.
 pub const PROOF_BYTES_MAX: usize = 16 << 20;
+/// Longer rules are not part of proofs, which must have room for pages.
+pub const PROOF_RULES_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest path of a file within a site, in bytes.
 pub const SITE_PATH_BYTES_MAX: usize = 4096;
@@ -77,6 +79,47 @@ pub const LIVE_FILES_MAX: usize = 500_000;
 pub const LIVE_DEPLOYS_KEPT: usize = 500;
 /// How long sealing a live site may take.
 pub const SEAL_DEADLINE: Duration = Duration::from_secs(90);
+/// Most rules in `_redirects`, and most blocks in `_headers`.
+pub const RULES_MAX: usize = 150_000;
+/// Most segments of the paths of all rules, of each file. With the number of rules this bounds what
+/// rules take in memory.
+pub const RULES_SEGMENTS_MAX: usize = 500_000;
+/// Longest `_redirects` or `_headers` in bytes.
+pub const RULES_FILE_BYTES_MAX: usize = 32 << 20;
+/// Longest line of either in bytes.
+pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
+/// Longest compiled form of both in bytes; it is stored in chunks like any content.
+pub const RULES_BYTES_MAX: usize = 16 << 20;
+/// Most segments of the path of a rule.
+pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Most places for captured text in one target or value of a rule.
+pub const RULE_PLACES_MAX: usize = 16;
+/// Longest target or value a rule makes for a request, in bytes; a longer one is not sent.
+pub const LOCATION_BYTES_MAX: usize = 16 << 10;
+/// Of the redirects that fit one URL, so many are looked at.
+pub const RULE_MATCHES_MAX: usize = 64;
+/// Most that one request may cost in looking for rules, in nodes, wildcards and rules compared; rules
+/// with which it could cost more are refused.
+pub const RULE_WORK_MAX: usize = 4096;
+/// The same for rules about headers, each of which counts as often as it has headers.
+pub const HEADER_RULE_WORK_MAX: usize = 2048;
+/// Most parameters of the query that one rule may want.
+pub const RULE_WANTED_MAX: usize = 16;
+/// Most languages, and most cookies, that one rule may name.
+pub const RULE_CONDITIONS_MAX: usize = 64;
+/// Most headers that one rule may change.
+pub const RULE_CHANGES_MAX: usize = 100;
+/// Most headers that the rules may change in one answer, and most bytes of them; what is more is
+/// left out.
+pub const RULED_HEADERS_MAX: usize = 128;
+/// See [`RULED_HEADERS_MAX`].
+pub const RULED_HEADERS_BYTES_MAX: usize = 64 << 10;
+/// Parameters of a query that rules look at: the first.
+pub const RULE_PARAMETERS_MAX: usize = 64;
+/// Longest text of one error in `_redirects` and `_headers`, in bytes.
+pub const RULE_FAULT_BYTES_MAX: usize = 400;
+/// Errors in `_redirects` and `_headers` that are told in full.
+pub const RULE_FAULTS_TOLD: usize = 20;
 /// Most entries of the publish log in one reply.
 pub const WATCH_ENTRIES_MAX: usize = 512;
 
@@ -136,6 +179,9 @@ const _: () = assert!(PUT_BATCH_BYTES + CHUNK_BYTES_MAX as usize <= BODY_BYTES_M
 const _: () = assert!(PAGE_BYTES_MAX < CHUNK_BYTES_MIN as usize);
 const _: () = assert!(IDS_MAX * 40 < HEAD_BYTES_MAX);
 const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);
+const _: () = assert!(PROOF_RULES_BYTES_MAX < PROOF_BYTES_MAX as u64);
+const _: () = assert!(PROOF_RULES_BYTES_MAX / (CHUNK_BYTES_MIN as u64) < PROOF_CHUNKS_MAX as u64);
+const _: () = assert!(RULES_BYTES_MAX / (CHUNK_BYTES_MIN as usize) <= CONTENT_INLINE_CHUNKS_MAX);
 const _: () = assert!(REPLICAS_DURABLE <= REPLICAS);
 const _: () = assert!(PENDING_LIFETIME.as_secs() > RECEIPT_LIFETIME.as_secs());
 const _: () = assert!(QUARANTINE_LIFETIME.as_secs() > PENDING_LIFETIME.as_secs());

@@ -39,8 +39,9 @@ pub struct Root {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// A chunk with compiled redirect and header rules, when the site has some.
-    pub rules: Option<(u32, ChunkId)>,
+    /// The compiled rules ([`crate::rules::RuleSet`]), when the site has some: at most
+    /// `limits::RULES_BYTES_MAX`, so never in list chunks.
+    pub rules: Option<Content>,
 }
 
 /// A reference to a page below.
@@ -122,7 +123,20 @@ impl Page {
         let bad = |reason: &str| Err(Malformed { reason: format!("manifest page: {reason}") });
         let page: Self = crate::decode(bytes)?;
         match &page {
-            Self::RootV1(_) => {}
+            Self::RootV1(root) => {
+                if let Some(rules) = &root.rules {
+                    let Content::Extents(extents) = rules else {
+                        return bad("rules are not stored in chunks");
+                    };
+                    if let Err(error) = rules.check() {
+                        return bad(&error.message);
+                    }
+                    let hole = extents.iter().any(|extent| extent.id.is_none());
+                    if hole || rules.size() > limits::RULES_BYTES_MAX as u64 {
+                        return bad("rules out of bounds");
+                    }
+                }
+            }
             Self::IndexV1(children) => {
                 if children.is_empty() || !children.is_sorted_by(|a, b| a.last < b.last) {
                     return bad("children out of order");
@@ -148,7 +162,8 @@ impl Page {
         match self {
             Self::RootV1(root) => {
                 found.extend(root.top.iter().map(|child| Reference::Page(child.id)));
-                found.extend(root.rules.iter().map(|(_, id)| Reference::Data(*id)));
+                let rules = root.rules.iter().flat_map(Content::direct_chunks);
+                found.extend(rules.map(Reference::Data));
             }
             Self::IndexV1(children) => {
                 found.extend(children.iter().map(|child| Reference::Page(child.id)));
@@ -251,6 +266,43 @@ pub(crate) mod tests {
             assert!(Page::decode(&Page::LeafV1(entries).encode()).is_err());
         }
         assert!(Page::decode(&Page::LeafV1(vec![entry("a/../b")]).encode()).is_err());
+    }
+
+    #[test]
+    fn roots_written_before_there_were_rules_are_read_as_they_are() {
+        // `rules` was `Option<(u32, ChunkId)>` then, and always `None`.
+        let empty = [0, 0, 0, 0, 0];
+        let root = Root { top: None, files: 0, bytes: 0, rules: None };
+        assert_eq!(Page::decode(&empty).unwrap(), Page::RootV1(root.clone()));
+        assert_eq!(Page::RootV1(root).encode(), empty);
+        let mut old = vec![0, 1, 10];
+        old.extend(b"index.html");
+        old.extend([7; 32]);
+        old.extend([120, 1, 1, 5, 0]);
+        let child = Child { last: "index.html".into(), id: ChunkId([7; 32]), len: 120, files: 1 };
+        let root = Page::RootV1(Root { top: Some(child), files: 1, bytes: 5, rules: None });
+        assert_eq!(root.encode(), old, "the id of a deploy without rules stays");
+        assert_eq!(Page::decode(&old).unwrap(), root);
+    }
+
+    #[test]
+    fn rules_are_chunks_within_bounds() {
+        let extent = |id, len| Extent { id, len };
+        let id = Some(ChunkId::of(b"rules"));
+        let many = limits::RULES_BYTES_MAX as u32 / limits::CHUNK_BYTES_MAX + 1;
+        for (rules, fine) in [
+            (Content::Extents(vec![extent(id, 9)]), true),
+            (Content::Empty, false),
+            (Content::Extents(vec![]), false),
+            (Content::Extents(vec![extent(id, 0)]), false),
+            (Content::Extents(vec![extent(id, 9), extent(None, 9)]), false),
+            (Content::Extents(vec![extent(id, limits::CHUNK_BYTES_MAX); many as usize]), false),
+            (Content::Lists { size: 9, lists: vec![(9, ChunkId::of(b"list"))] }, false),
+        ] {
+            let page = Page::RootV1(Root { top: None, files: 0, bytes: 0, rules: Some(rules) });
+            assert_eq!(Page::decode(&page.encode()).is_ok(), fine, "{page:?}");
+            assert!(!fine || page.references() == [Reference::Data(ChunkId::of(b"rules"))]);
+        }
     }
 
     proptest! {

@@ -12,9 +12,8 @@ use crate::{Malformed, limits};
 
 /// What the owner of a site chose. The default is what a site has that was created without.
 ///
-/// Edges go by `policy`, `earlier` and `live`. For the other three there is room here, so that what
-/// is stored need not change again; nothing goes by them yet, and the command line does not offer
-/// them.
+/// Edges go by `policy`, `earlier` and `live`; `dialect`, `html_handling` and `spa` become part of
+/// each deploy ([`crate::rules`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SiteSettings {
     /// What an edge does that has lost touch with the masters.
@@ -61,18 +60,22 @@ pub enum Dialect {
     Pages,
 }
 
-/// The four ways of Cloudflare's `html_handling`.
+/// How URLs of pages are treated: the four ways of Cloudflare's `html_handling`, and our own.
+/// Variant numbers are stable on the wire and on disk: only append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum HtmlHandling {
-    /// `/about` for `about.html`, `/docs/` for `docs/index.html`.
+    /// As `AutoTrailingSlash`, but a page is served under its file's own name too. What every site
+    /// had before there was a choice.
     #[default]
-    AutoTrailingSlash,
+    Lenient,
     /// A final slash always.
     ForceTrailingSlash,
     /// Never a final slash.
     DropTrailingSlash,
     /// Files under their own names only.
     None,
+    /// `/about` for `about.html`, `/docs/` for `docs/index.html`; other URLs of a page redirect.
+    AutoTrailingSlash,
 }
 
 /// Which files of deploys that an alias pointed at before stay reachable under their names.
@@ -246,7 +249,8 @@ words!(
     "auto-trailing-slash" => AutoTrailingSlash,
     "force-trailing-slash" => ForceTrailingSlash,
     "drop-trailing-slash" => DropTrailingSlash,
-    "none" => None
+    "none" => None,
+    "lenient" => Lenient
 );
 
 #[cfg(test)]
@@ -266,10 +270,21 @@ mod tests {
         for word in ["netlify", "pages"] {
             assert_eq!(word.parse::<Dialect>().unwrap().to_string(), word);
         }
-        for word in ["auto-trailing-slash", "force-trailing-slash", "drop-trailing-slash", "none"] {
+        for word in [
+            "auto-trailing-slash",
+            "force-trailing-slash",
+            "drop-trailing-slash",
+            "none",
+            "lenient",
+        ] {
             assert_eq!(word.parse::<HtmlHandling>().unwrap().to_string(), word);
         }
         assert!("auto".parse::<HtmlHandling>().is_err());
+        // Sites from before there was a choice have the first variant of each.
+        let (policy, dialect, html, spa) = crate::decode(&[0u8, 0, 0, 0]).unwrap();
+        let before =
+            SiteSettings { policy, dialect, html_handling: html, spa, ..Default::default() };
+        assert_eq!(before, SiteSettings::default());
     }
 
     #[test]

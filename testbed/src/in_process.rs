@@ -326,6 +326,7 @@ impl InProcess {
             wait_timeout: START_TIMEOUT,
             stat_cache: None,
             parallel: 4,
+            rules: atoll_client::RuleChoices::default(),
         };
         let files = sources(folder.path(), tree)?;
         let deploy = atoll_client::deploy(client, files, options, std::sync::Arc::new(Unheard));

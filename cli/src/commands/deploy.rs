@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::published::{
     DeployName, DeployText, deploy_url, down_said, edges_said, unconfirmed, url,
 };
-use crate::args::{AliasArgs, ExpiresArgs, WaitArgs};
+use crate::args::{AliasArgs, ExpiresArgs, RuleArgs, WaitArgs};
 use crate::connect::Context;
 use crate::progress::Progress;
 use crate::report::Failure;
@@ -32,6 +32,10 @@ const PARALLEL: usize = 8;
   atoll deploy ./public --site blog --if-current 4f1d20aa --json
   atoll deploy ./public --site blog --dry-run
   atoll deploy ./public --site blog --reupload
+  atoll deploy ./public --site app --spa --html-handling drop-trailing-slash
+
+The files _redirects and _headers at the top of DIR are rules of the site; every error in them is
+told before anything is uploaded (`atoll redirects test` tries them out).
 
 A file .atollignore (gitignore syntax) in any directory keeps files out, as do .git, .atoll and
 .DS_Store always. Exit code 4: --if-current lost. 6: published, but not every edge confirmed.")]
@@ -66,6 +70,8 @@ pub(crate) struct DeployArgs {
     /// Keep out what fits the patterns in this file (gitignore syntax)
     #[arg(long, value_name = "FILE")]
     pub(crate) exclude_from: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
     /// Follow symbolic links that leave DIR instead of refusing them
     #[arg(long)]
     pub(crate) follow_symlinks: bool,
@@ -200,6 +206,7 @@ pub(crate) async fn publish(
         wait_timeout: args.wait.timeout(),
         stat_cache: stat_cache(&args.dir),
         parallel: std::thread::available_parallelism().map_or(PARALLEL, |n| n.get().max(2) * 2),
+        rules: args.rules.choices(),
     };
     let progress = Arc::new(Progress::new(&context.out));
     let told: Arc<dyn DeployProgress> = progress.clone();

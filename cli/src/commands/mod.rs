@@ -21,6 +21,7 @@ pub(crate) mod node;
 pub(crate) mod promote;
 pub(crate) mod publish;
 pub(crate) mod published;
+pub(crate) mod redirects;
 pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod role;
@@ -48,6 +49,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Promote(args) => promote::run(context, args).await,
         Command::Publish(args) => publish::run(context, args).await,
         Command::Invalidate(args) => invalidate::run(context, args).await,
+        Command::Redirects(command) => redirects::run(context, command).await,
         Command::Upload(args) => upload::run(context, args).await,
         Command::Ls(args) => ls::run(context, args).await,
         Command::Stat(args) => stat::run(context, args).await,

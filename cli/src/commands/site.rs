@@ -3,7 +3,7 @@
 use atoll_proto::SiteName;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{Alias, Site, SiteOp, check_domain};
-use atoll_proto::site::{Policy, SiteChanges, SiteSettings};
+use atoll_proto::site::{Dialect, HtmlHandling, Policy, SiteChanges, SiteSettings};
 use atoll_proto::{AliasName, limits};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -25,7 +25,8 @@ pub(crate) enum SiteCommand {
     #[command(after_help = "EXAMPLES
   atoll site create blog
   atoll site create shop --domain shop.example --domain www.shop.example
-  atoll site create notes --live /sites/notes --policy available")]
+  atoll site create notes --live /sites/notes --policy available
+  atoll site create app --spa --html-handling drop-trailing-slash")]
     Create(SiteConfig),
     /// List all sites
     #[command(after_help = "EXAMPLES
@@ -40,7 +41,11 @@ pub(crate) enum SiteCommand {
     #[command(after_help = "EXAMPLES
   atoll site set blog --domain blog.example --domain www.blog.example
   atoll site set blog --no-domains
-  atoll site set blog --policy bounded=300 --earlier-count 20 --earlier-days 30")]
+  atoll site set blog --policy bounded=300 --earlier-count 20 --earlier-days 30
+  atoll site set blog --dialect pages --html-handling auto-trailing-slash
+
+What says how rules are read (--dialect, --html-handling, --spa) is part of each deploy: a change
+takes effect with the next deploy, and for a site that follows a directory at once.")]
     Set(SetConfig),
     /// Remove a site with its aliases and deploys
     #[command(after_help = "EXAMPLES
@@ -83,6 +88,21 @@ struct Choices {
     /// [default: strict]
     #[arg(long, value_name = "POLICY")]
     policy: Option<Policy>,
+    /// How `_redirects` and `_headers` are read: `netlify` or `pages` [default: netlify]
+    #[arg(long, value_name = "DIALECT")]
+    dialect: Option<Dialect>,
+    /// URLs of pages: `lenient`, `auto-trailing-slash`, `force-trailing-slash`,
+    /// `drop-trailing-slash` or `none` [default: lenient]
+    #[arg(long, value_name = "MODE")]
+    html_handling: Option<HtmlHandling>,
+    /// Whether navigations to paths that do not exist get /index.html [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    spa: Option<bool>,
     /// Files of so many earlier deploys stay reachable; 0 for none [default: 10]
     #[arg(long, value_name = "N")]
     earlier_count: Option<u32>,
@@ -99,10 +119,12 @@ impl Choices {
         SiteChanges {
             domains: (!self.domains.is_empty()).then_some(self.domains),
             policy: self.policy,
+            dialect: self.dialect,
+            html_handling: self.html_handling,
+            spa: self.spa,
             earlier_count: self.earlier_count,
             earlier_age_secs: self.earlier_days.map(|days| days * 24 * 3600),
             live: self.live.map(Some),
-            ..SiteChanges::default()
         }
     }
 }
@@ -133,6 +155,9 @@ struct SiteObject {
     domains: Vec<String>,
     created_ms: u64,
     policy: String,
+    dialect: String,
+    html_handling: String,
+    spa: bool,
     earlier_count: u32,
     earlier_age_secs: u32,
     live: Option<String>,
@@ -237,6 +262,8 @@ async fn shown(
         out.line(format_args!("live     {live}"))?;
     }
     out.line(format_args!("policy   {}", site.policy))?;
+    let spa = if site.spa { ", a single-page application" } else { "" };
+    out.line(format_args!("rules    {}, {}{spa}", site.dialect, site.html_handling))?;
     out.line(format_args!(
         "earlier  files of {} deploys, for {}",
         site.earlier_count,
@@ -278,6 +305,9 @@ fn object(view: &atoll_proto::cluster::ClusterView, site: Site, aliases: Vec<Ali
         domains: site.domains,
         created_ms: site.created_ms,
         policy: site.settings.policy.to_string(),
+        dialect: site.settings.dialect.to_string(),
+        html_handling: site.settings.html_handling.to_string(),
+        spa: site.settings.spa,
         earlier_count: site.settings.earlier.count,
         earlier_age_secs: site.settings.earlier.age_secs,
         live: site.settings.live,

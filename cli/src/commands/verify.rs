@@ -10,13 +10,16 @@ use std::sync::Arc;
 use atoll_client::{Cluster, manifest};
 use atoll_edge::http::path::{self, BadPath, SitePath};
 use atoll_edge::http::proof as edge_proof;
+use atoll_edge::rules::ask;
 use atoll_proto::manifest::proof::{Proof, Proven};
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::Alias;
+use atoll_proto::rules::decide::Question;
+use atoll_proto::rules::request::Facts;
 use atoll_proto::{DeployId, limits};
 use clap::Args;
 use http::header::ACCEPT_ENCODING;
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
 use self::judge::{Judge, Verdict};
@@ -154,7 +157,11 @@ async fn round(
             };
             match cluster {
                 Some(cluster) => {
-                    let names = edge_proof::names(asked);
+                    let mut names = edge_proof::names(asked);
+                    let rules = atoll_client::rules::of_deploy(cluster, claimed).await?;
+                    let question = Question::new(&rules, edge.facts(asked));
+                    let decided = atoll_client::rules::decide(cluster, claimed, &question).await?;
+                    names.extend(decided.1.names());
                     (manifest::prove(cluster, claimed, &names).await?, "cluster")
                 }
                 None => (edge.proof().await?, "edge"),
@@ -165,11 +172,14 @@ async fn round(
     let wrong = |error| Failure::Failed(format!("{}: {error}", args.url));
     let proven = proof.open(wanted).map_err(wrong)?;
     let source = ProofObject { source, pages: proven.pages(), bytes: proof.bytes() };
-    let (status, mut judged) = Box::pin(edge.judged(&proven, asked)).await?;
-    let current = match (cluster, args.deploy) {
-        (Some(cluster), None) => is_current(cluster, host(&args.url), wanted, &asked.path).await?,
+    let standing = match (cluster, args.deploy) {
+        (Some(cluster), None) => standing(cluster, host(&args.url), wanted, &asked.path).await?,
         _ => None,
     };
+    let earlier = standing == Some(Standing::Earlier);
+    let facts = edge.facts(asked);
+    let (status, mut judged) = Box::pin(edge.judged(&proven, facts, earlier)).await?;
+    let current = standing.map(|standing| standing != Standing::Past);
     if let (Some(false), Ok(_)) = (current, &judged) {
         judged = Err(vec![format!(
             "everything is as deploy {} says, but the site's alias points at another deploy now",
@@ -189,14 +199,25 @@ fn load(file: &Path) -> Result<Proof, Failure> {
     Proof::decode(&bytes).map_err(wrong)
 }
 
-/// Whether the alias that this host stands for points at the deploy, or did within what the site
-/// keeps reachable; `None` when the host belongs to no site that the cluster knows of.
-async fn is_current(
+/// What a deploy is to an alias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The alias points at it.
+    Current,
+    /// The alias did within what the site keeps reachable, and the current deploy has no such path.
+    Earlier,
+    /// Neither.
+    Past,
+}
+
+/// What the deploy is to the alias that this host stands for; `None` when the host belongs to no
+/// site that the cluster knows of.
+async fn standing(
     cluster: &Cluster,
     host: &str,
     deploy: DeployId,
     path: &[u8],
-) -> Result<Option<bool>, Failure> {
+) -> Result<Option<Standing>, Failure> {
     let answer = cluster.master(&MasterRequest::Sites, limits::METADATA_DEADLINE).await?;
     let MasterResponse::Sites(sites) = answer else {
         return Err(crate::cluster_path::unexpected("sites"));
@@ -213,13 +234,14 @@ async fn is_current(
     };
     let Some(found) = found.and_then(alias_of) else { return Ok(None) };
     if found.deploy == deploy {
-        return Ok(Some(true));
+        return Ok(Some(Standing::Current));
     }
     // Files of earlier deploys stay reachable, but only where the current one has no such path.
     if !found.earlier.iter().any(|earlier| earlier.deploy == deploy) {
-        return Ok(Some(false));
+        return Ok(Some(Standing::Past));
     }
-    Ok(Some(atoll_client::lookup(cluster, found.deploy, path).await?.is_none()))
+    let replaced = atoll_client::lookup(cluster, found.deploy, path).await?.is_some();
+    Ok(Some(if replaced { Standing::Past } else { Standing::Earlier }))
 }
 
 /// The edge that serves the URL.
@@ -230,6 +252,12 @@ struct Edge {
 }
 
 impl Edge {
+    /// What the rules of a site look at of the request that is judged.
+    fn facts(&self, asked: &SitePath) -> Facts {
+        let host = host(&self.url).trim_end_matches('.').to_ascii_lowercase();
+        ask::facts(asked, &host, self.url.query(), &HeaderMap::new())
+    }
+
     fn request(&self, method: Method, url: Uri) -> Fetch {
         Fetch {
             method,
@@ -260,7 +288,8 @@ impl Edge {
     /// The proof that the edge itself gives.
     async fn proof(&self) -> Result<Proof, Failure> {
         let mut parts = self.url.clone().into_parts();
-        let target = format!("{}?path={}", edge_proof::PATH, self.url.path());
+        let asked = self.url.path_and_query().map_or("/", |asked| asked.as_str());
+        let target = format!("{}?path={asked}", edge_proof::PATH);
         parts.path_and_query = Some(target.parse().map_err(|error| self.wrong(error))?);
         let url = Uri::from_parts(parts).map_err(|error| self.wrong(error))?;
         let mut all = Collect { url: &self.url, bytes: Vec::new() };
@@ -279,10 +308,10 @@ impl Edge {
     async fn judged(
         &self,
         proven: &Proven,
-        asked: &SitePath,
+        facts: Facts,
+        earlier: bool,
     ) -> Result<(StatusCode, Result<Verdict, Vec<String>>), Failure> {
-        let authority = self.url.authority().map_or("", |authority| authority.as_str());
-        let judge = Judge::new(proven, asked, authority);
+        let judge = Judge::new(proven, facts, earlier);
         let mut court = Court { judge, status: StatusCode::OK };
         let fetched = fetch(&self.request(Method::GET, self.url.clone()), &mut court).await;
         match fetched {
@@ -401,7 +430,7 @@ fn said(args: &VerifyArgs, round: &Round, verdict: &Verdict) -> String {
     };
     let what = match verdict {
         Verdict::File(entry) => of(entry),
-        Verdict::Redirect(location) => format!("a redirect to {location}, where the file is"),
+        Verdict::Redirect(location) => format!("a redirect to {location}"),
         Verdict::Absent(Some(page)) => format!("proved absent; the body is {}", of(page)),
         Verdict::Absent(None) => "proved absent; the body is the edge's own".to_owned(),
     };

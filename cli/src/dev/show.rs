@@ -9,7 +9,7 @@ use atoll_proto::AliasName;
 use super::layout::Layout;
 use super::plan::site_name;
 use super::ready::ReadyObject;
-use crate::args::{AliasArgs, ExpiresArgs, WaitArgs, WaitFor};
+use crate::args::{AliasArgs, ExpiresArgs, RuleArgs, WaitArgs, WaitFor};
 use crate::commands::deploy::{DeployArgs, publish, scan_tree, summary as deploy_summary};
 use crate::commands::published::url;
 use crate::connect::Context;
@@ -39,6 +39,7 @@ pub(crate) async fn deploy(
         dry_run: false,
         create: true,
         exclude_from: None,
+        rules: RuleArgs::default(),
         follow_symlinks: false,
     };
     let scanned = scan_tree(context, &args).await?;

@@ -256,7 +256,9 @@ mod tests {
     /// Stores deploys in one place and gives their ids.
     fn store(source: &mut Stored, files: &Files, rules: bool) -> DeployId {
         let entries = files.iter().map(|(path, content)| entry(path, content)).collect();
-        let rules = rules.then(|| (1, atoll_proto::ChunkId::of(b"rules")));
+        let id = Some(atoll_proto::ChunkId::of(b"rules"));
+        let extent = atoll_proto::content::Extent { id, len: 5 };
+        let rules = rules.then(|| atoll_proto::Content::from_extents(vec![extent]));
         let built = build(entries, rules).unwrap();
         source.pages.extend(built.pages.into_iter().map(|page| (page.id, page.bytes)));
         built.root

@@ -8,4 +8,5 @@ mod walk;
 pub use atoll_proto::manifest::build::{BuiltManifest, BuiltPage, ManifestError, build};
 pub use diff::{Difference, FileChange, diff};
 pub use prove::{Proving, prove, prove_pages};
+pub(crate) use walk::root;
 pub use walk::{ListItem, PageSource, entries, list, lookup};

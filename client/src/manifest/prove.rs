@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use atoll_proto::manifest::proof::Proof;
-use atoll_proto::manifest::{Entry, Page, Step};
+use atoll_proto::manifest::{Entry, Page, Root, Step};
 use atoll_proto::{ChunkId, Content, DeployId, limits};
 
 use super::walk::{PageSource, wrong};
@@ -18,31 +18,35 @@ use crate::{ClientError, Cluster};
 pub struct Proving {
     chunks: Vec<Vec<u8>>,
     found: Vec<Entry>,
+    /// The chunks of the deploy's rules.
+    rules: Vec<ChunkId>,
 }
 
 impl Proving {
-    /// The list chunks of long files among them, each once: without them the proof says which file
-    /// it is, but not how to check its bytes. Whoever has them hands them to [`Proving::seal`].
-    pub fn lists(&self) -> Vec<ChunkId> {
+    /// What else belongs into the proof, each chunk once: the lists of long files, without which it
+    /// says which file it is, but not how to check its bytes; and the rules, unless they are so long
+    /// that they would leave no room. Whoever has them hands them to [`Proving::seal`].
+    pub fn more(&self) -> Vec<ChunkId> {
         let mut seen = HashSet::new();
         let lists = self.found.iter().filter_map(|entry| match &entry.content {
             Content::Lists { lists, .. } => Some(lists),
             Content::Empty | Content::Extents(_) => None,
         });
-        lists.flatten().map(|(_, id)| *id).filter(|id| seen.insert(*id)).collect()
+        let lists = lists.flatten().map(|(_, id)| *id);
+        lists.chain(self.rules.iter().copied()).filter(|id| seen.insert(*id)).collect()
     }
 
-    /// The proof, with these list chunks.
+    /// The proof, with these chunks.
     ///
     /// # Errors
     /// When it would be out of bounds.
-    pub fn seal(mut self, lists: Vec<Vec<u8>>) -> Result<Proof, ClientError> {
-        self.chunks.extend(lists);
+    pub fn seal(mut self, more: Vec<Vec<u8>>) -> Result<Proof, ClientError> {
+        self.chunks.extend(more);
         Proof::new(self.chunks).map_err(|error| ClientError::Malformed { what: error.to_string() })
     }
 }
 
-/// The proof of what a deploy holds under these paths, with the lists of long files.
+/// The proof of what a deploy holds under these paths, with its rules and the lists of long files.
 ///
 /// # Errors
 /// When a page or list cannot be read, is not what it should be, or there are too many.
@@ -52,8 +56,8 @@ pub async fn prove(
     paths: &[Vec<u8>],
 ) -> Result<Proof, ClientError> {
     let proving = prove_pages(cluster, deploy, paths).await?;
-    let lists = cluster.read_chunks(&proving.lists()).await?;
-    proving.seal(lists.into_iter().map(Vec::from).collect())
+    let more = cluster.read_chunks(&proving.more()).await?;
+    proving.seal(more.into_iter().map(Vec::from).collect())
 }
 
 /// The pages that decide these paths. Each is read once.
@@ -80,6 +84,11 @@ pub async fn prove_pages<S: PageSource>(
             }
             if have.insert(id, page.clone()).is_none() {
                 proving.chunks.push(encoded(id, &page)?);
+                if let Page::RootV1(Root { rules: Some(rules), .. }) = &*page
+                    && rules.size() <= limits::PROOF_RULES_BYTES_MAX
+                {
+                    proving.rules = rules.direct_chunks();
+                }
             }
             steps += 1;
             match page.step(path) {
@@ -122,7 +131,7 @@ mod tests {
             assert_eq!(answer, want);
         }
         let proving = prove_pages(&source, deploy, &present).await.unwrap();
-        assert!(proving.found.len() == present.len() && proving.lists().is_empty());
+        assert!(proving.found.len() == present.len() && proving.more().is_empty());
         let proof = proving.seal(vec![]).unwrap();
         let proven = proof.open(deploy).unwrap();
         for path in &present {

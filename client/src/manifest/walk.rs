@@ -40,7 +40,7 @@ pub(super) fn wrong(id: ChunkId) -> ClientError {
     ClientError::Malformed { what: format!("page {id} is not the kind of page expected there") }
 }
 
-pub(super) async fn root<S: PageSource>(source: &S, deploy: DeployId) -> Result<Root, ClientError> {
+pub(crate) async fn root<S: PageSource>(source: &S, deploy: DeployId) -> Result<Root, ClientError> {
     match &*source.page(deploy).await? {
         Page::RootV1(root) => Ok(root.clone()),
         Page::IndexV1(_) | Page::LeafV1(_) => Err(wrong(deploy)),

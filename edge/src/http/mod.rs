@@ -4,7 +4,7 @@
 //! carry its answers; [`plain`] sends visitors from HTTP to HTTPS. What can be decided without
 //! input or output is in [`path`], [`conditional`], [`range`] and [`freshness`].
 //!
-//! Not here yet: rate limits, 0-RTT, compressed variants, `_redirects` and `_headers`.
+//! Not here yet: rate limits, 0-RTT, compressed variants.
 
 pub mod body;
 pub mod conditional;

@@ -1,30 +1,9 @@
 //! From the path of a request to the path of a file: decoded once, checked, nothing else.
 //!
 //! Called by [`super::respond`]. Which file answers a path (`index.html`, clean URLs, `404.html`)
-//! is decided in [`crate::rules`]. The query is no business of this module.
+//! is decided by `atoll_proto::rules`. The query is no business of this module.
 
 use atoll_proto::limits;
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-
-/// What must be encoded when a path is written into `Location`: everything but the unreserved
-/// characters, the slash, and what is harmless in a path segment. A backslash is encoded, because
-/// browsers read it as a slash, which would turn a path into a host.
-const PATH: &AsciiSet = &CONTROLS
-    .add(b' ')
-    .add(b'"')
-    .add(b'#')
-    .add(b'%')
-    .add(b'<')
-    .add(b'>')
-    .add(b'?')
-    .add(b'[')
-    .add(b'\\')
-    .add(b']')
-    .add(b'^')
-    .add(b'`')
-    .add(b'{')
-    .add(b'|')
-    .add(b'}');
 
 /// The decoded path of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +19,16 @@ pub struct SitePath {
 pub enum BadPath {
     /// The request is wrong, for this reason: 400.
     Malformed(&'static str),
-    /// No file of any site can have this name: 404.
+    /// Longer than the path of any file, or the root with slashes too many: 404.
     Impossible,
-}
-
-impl SitePath {
-    /// The path as it is written into a URL, with slashes at both ends.
-    pub fn directory_url(&self) -> String {
-        format!("/{}/", percent_encode(&self.path, PATH))
-    }
 }
 
 /// Decodes and checks the path of a request target, which starts with a slash.
 ///
 /// # Errors
 /// `Malformed` for an incomplete escape, NUL or a `..` segment, encoded or not; `Impossible` for
-/// empty segments, `.` segments, and lengths no file can have.
+/// lengths no file can have. No file has a path with empty or `.` segments or with one that is too
+/// long either, but rules may be about it.
 pub fn parse(raw: &[u8]) -> Result<SitePath, BadPath> {
     let Some(raw) = raw.strip_prefix(b"/") else {
         return Err(BadPath::Malformed("the path must start with '/'"));
@@ -75,11 +48,7 @@ pub fn parse(raw: &[u8]) -> Result<SitePath, BadPath> {
     if directory {
         path.pop();
     }
-    let impossible = |segment: &[u8]| {
-        segment.is_empty() || segment == b"." || segment.len() > limits::NAME_BYTES_MAX
-    };
-    if path.len() > limits::SITE_PATH_BYTES_MAX || path.split(|byte| *byte == b'/').any(impossible)
-    {
+    if path.len() > limits::SITE_PATH_BYTES_MAX || path.is_empty() {
         return Err(BadPath::Impossible);
     }
     Ok(SitePath { path, directory })
@@ -107,6 +76,7 @@ fn decode(raw: &[u8]) -> Result<Vec<u8>, BadPath> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::rules::template::{Within, encode};
     use proptest::prelude::*;
 
     use super::*;
@@ -165,28 +135,25 @@ mod tests {
         }
         let long = format!("/{}", "a".repeat(256));
         let deep = format!("/{}", "a/".repeat(3000));
-        for raw in
-            ["//", "//a", "/a//b", "/a//", "/./a", "/a/.", "/.", "//evil.example/", &long, &deep]
-        {
+        for raw in ["//", &deep] {
             assert_eq!(parse(raw.as_bytes()), Err(BadPath::Impossible), "{raw}");
         }
-    }
-
-    #[test]
-    fn a_location_never_names_another_host() {
-        let parsed = parse(b"/%5Cevil.example").unwrap();
-        assert_eq!(parsed.directory_url(), "/%5Cevil.example/");
-        let parsed = parse(b"/a%20b/%e2%82%ac").unwrap();
-        assert_eq!(parsed.directory_url(), "/a%20b/%E2%82%AC/");
+        // No file has these, but rules may be about them.
+        for raw in ["//a", "/a//b", "/a//", "/./a", "/a/.", "/.", "//evil.example/", &long] {
+            let parsed = parse(raw.as_bytes()).unwrap();
+            assert!(atoll_proto::name::check_site_path(&parsed.path).is_err(), "{raw}");
+        }
     }
 
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused(raw in proptest::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(parsed) = parse(&raw) {
-                prop_assert!(parsed.path.is_empty() || atoll_proto::name::check_site_path(&parsed.path).is_ok());
-                let url = parsed.directory_url();
-                prop_assert_eq!(parse(url.replace("//", "/").as_bytes()).unwrap().path, parsed.path);
+            if let Ok(parsed) = parse(&raw)
+                && (parsed.path.is_empty() || atoll_proto::name::check_site_path(&parsed.path).is_ok())
+            {
+                let mut url = "/".to_owned();
+                encode(&parsed.path, Within::Path, &mut url);
+                prop_assert_eq!(parse(url.as_bytes()).unwrap().path, parsed.path);
             }
         }
 
@@ -196,7 +163,8 @@ mod tests {
         ) {
             let path = parts.join(&b'/');
             prop_assume!(atoll_proto::name::check_site_path(&path).is_ok());
-            let raw = format!("/{}", percent_encode(&path, percent_encoding::NON_ALPHANUMERIC));
+            let mut raw = "/".to_owned();
+            encode(&path, Within::Query, &mut raw);
             prop_assert_eq!(parse(raw.as_bytes()).unwrap().path, path);
         }
     }

@@ -2,25 +2,27 @@
 //!
 //! The answer is a [`atoll_proto::manifest::proof::Proof`] from the current deploy for every file
 //! name that could decide what the path is answered with, so that anyone who knows the deploy's id
-//! can check an answer without access to the cluster. `path=` is followed by the path exactly as it
-//! stands in the URL. The pages are at hand like those of any other answer; a site cannot have a
-//! file of this name.
-
-use std::sync::Arc;
+//! can check an answer without access to the cluster; with the rules of the deploy, where it has
+//! some. `path=` is followed by the path exactly as it stands in the URL, with the query. The pages
+//! are at hand like those of any other answer; a site cannot have a file of this name.
 
 use atoll_client::ClientError;
 use atoll_client::manifest::prove_pages;
+use atoll_proto::rules::decide::not_found_pages;
+use atoll_proto::rules::request::Facts;
 use atoll_proto::{DeployId, limits};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use tokio::sync::Semaphore;
 
 use super::Response;
 use super::body::Body;
 use super::path::{self, BadPath, SitePath};
 use super::respond::{ATOLL_DEPLOY, page, set};
-use crate::fetch::{Chunks, Worth};
+use crate::fetch::Worth;
 use crate::index::Index;
-use crate::rules;
+use crate::rules::ask;
+use crate::rules::book::Book;
 
 /// Where proofs are asked for.
 pub const PATH: &str = "/.well-known/atoll/proof";
@@ -46,20 +48,39 @@ pub fn names(asked: &SitePath) -> Vec<Vec<u8>> {
         names.extend([&b""[..], b"/index.html", b".html"].map(|end| [path, end].concat()));
     }
     names.push(b"index.html".to_vec());
-    names.extend(rules::not_found_pages(asked));
+    names.extend(not_found_pages(&asked.path, asked.directory));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
     names
 }
 
-/// The proof for a path as it stands in a URL.
-pub async fn answer(index: &Index, chunks: &Arc<Chunks>, deploy: DeployId, raw: &str) -> Response {
-    let parsed = match path::parse(raw.as_bytes()) {
+/// Proofs that are made at once: each holds megabytes at most, and nobody is in a hurry for one.
+static MAKING: Semaphore = Semaphore::const_new(8);
+
+/// The proof for a path as it stands in a URL, with a query where that has one. Which of the names
+/// decide by the site's rules is as for a request for that URL with these headers.
+pub async fn answer(
+    index: &Index,
+    book: &Book,
+    deploy: DeployId,
+    raw: &str,
+    host: &str,
+    headers: &HeaderMap,
+) -> Response {
+    let (raw, query) = match raw.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (raw, None),
+    };
+    let asked = match path::parse(raw.as_bytes()) {
         Ok(parsed) => parsed,
         Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
         Err(BadPath::Impossible) => SitePath { path: Vec::new(), directory: true },
     };
-    let proof = match prove(index, chunks, deploy, &names(&parsed)).await {
+    let Ok(_room) = MAKING.try_acquire() else {
+        return busy();
+    };
+    let facts = ask::facts(&asked, host, query, headers);
+    let proof = match prove(index, book, deploy, names(&asked), facts, headers).await {
         Ok(proof) => proof,
         Err(error) => {
             tracing::warn!(deploy = %deploy.short(), %error, "a proof cannot be given");
@@ -74,27 +95,38 @@ pub async fn answer(index: &Index, chunks: &Arc<Chunks>, deploy: DeployId, raw: 
     Response { status: StatusCode::OK, headers, body: Body::Whole(Bytes::from(proof)) }
 }
 
+fn busy() -> Response {
+    let text = "Too many proofs are asked for at this moment.";
+    let mut response = page(StatusCode::SERVICE_UNAVAILABLE, text);
+    response.headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
 async fn prove(
     index: &Index,
-    chunks: &Arc<Chunks>,
+    book: &Book,
     deploy: DeployId,
-    names: &[Vec<u8>],
+    mut names: Vec<Vec<u8>>,
+    facts: Facts,
+    headers: &HeaderMap,
 ) -> Result<Vec<u8>, ClientError> {
-    let proving = prove_pages(index.pages(), deploy, names).await?;
-    let mut lists = Vec::new();
+    names.extend(ask::names(index, book, deploy, facts, headers).await?);
+    let proving = prove_pages(index.pages(), deploy, &names).await?;
+    let mut more = Vec::new();
     let mut bytes = 0;
-    for id in proving.lists() {
-        let got = chunks.get(id, Worth::Use).await.map_err(|error| ClientError::Unreachable {
-            what: format!("list chunk {}", id.short()),
+    for id in proving.more() {
+        let got = book.chunks().get(id, Worth::Use).await;
+        let got = got.map_err(|error| ClientError::Unreachable {
+            what: format!("chunk {}", id.short()),
             reason: error.to_string(),
         })?;
         bytes += got.bytes.len();
-        lists.push(got.bytes.to_vec());
+        more.push(got.bytes.to_vec());
         if bytes > limits::PROOF_BYTES_MAX {
             break;
         }
     }
-    Ok(proving.seal(lists)?.encode())
+    Ok(proving.seal(more)?.encode())
 }
 
 #[cfg(test)]

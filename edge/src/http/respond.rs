@@ -10,19 +10,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use atoll_client::ClientError;
 use atoll_proto::lease::MaySend;
 use atoll_proto::manifest::Entry;
+use atoll_proto::rules::decide::Vary;
+use atoll_proto::rules::effect::HeaderEffect;
+use atoll_proto::rules::request::is_loaded;
 use atoll_proto::{AliasName, DeployId, SiteName};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
 use super::body::{self, Body, BodyError, Part};
 use super::conditional::{self, Outcome, Validators};
-use super::path::{self, BadPath, SitePath};
+use super::path::{self, BadPath};
 use super::range::{self, Asked, ByteRange, Multipart};
 use super::{Request, Response, freshness, proof};
 use crate::clock;
 use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
-use crate::rules::{self, Action, asset};
+use crate::rules::ask::{self, Said, Target};
+use crate::rules::asset;
+use crate::rules::book::Book;
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -38,23 +43,16 @@ const TRIES: u32 = 3;
 pub struct Responder {
     index: Arc<Index>,
     chunks: Arc<Chunks>,
+    rules: Book,
     /// The name of this edge as `Cache-Status` says it.
     name: String,
-}
-
-/// What answers a request, once the path rules are done.
-enum Target {
-    File(Entry),
-    /// Of an earlier deploy.
-    Earlier(DeployId, Entry),
-    Redirect(String),
-    NotFound(Option<Entry>),
 }
 
 impl Responder {
     /// `name` is the node's name.
     pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
-        Responder { index, chunks, name: structured_name(name) }
+        let rules = Book::new(chunks.clone());
+        Responder { index, chunks, rules, name: structured_name(name) }
     }
 
     /// Answers a request.
@@ -72,7 +70,9 @@ impl Responder {
         }
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        }
         if host.is_ok_and(|host| self.index.is_preview(&host)) {
             headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
         }
@@ -148,47 +148,31 @@ impl Responder {
             Found::Unknown => return page(StatusCode::NOT_FOUND, "There is no such site here."),
         };
         if let Some(raw) = proof::asked(&request.uri) {
-            return proof::answer(&self.index, &self.chunks, deploy, raw).await;
+            let headers = &request.headers;
+            return proof::answer(&self.index, &self.rules, deploy, raw, host, headers).await;
         }
-        let asked = match path::parse(request.uri.path().as_bytes()) {
-            Ok(asked) => Some(asked),
+        let raw = request.uri.path().as_bytes();
+        let (said, asked) = match path::parse(raw) {
+            Ok(asked) => {
+                let facts = ask::facts(&asked, host, request.uri.query(), &request.headers);
+                let headers = &request.headers;
+                let said = ask::ask(&self.index, &self.rules, deploy, facts, headers).await;
+                (said, asked.path)
+            }
             Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
-            Err(BadPath::Impossible) => None,
+            // A path that no file can have is judged as it was written.
+            Err(BadPath::Impossible) => (self.impossible(deploy).await, raw.to_vec()),
         };
-        let target = match &asked {
-            Some(asked) => match self.target(deploy, asked, request.uri.query()).await {
-                Ok(Target::NotFound(page)) => {
-                    let earlier = self.earlier(&site, alias.as_ref(), asked, now).await;
-                    earlier.map(|earlier| earlier.unwrap_or(Target::NotFound(page)))
-                }
-                target => target,
-            },
-            None => {
-                let root = SitePath { path: Vec::new(), directory: true };
-                self.not_found(deploy, &root).await
-            }
+        let said = match said {
+            Ok(said) => self.or_earlier(said, &site, alias.as_ref(), &mut deploy, now).await,
+            Err(error) => Err(error),
         };
-        // A path that no file can have is judged as it was written.
-        let loaded = asked.as_ref().map_or(request.uri.path().as_bytes(), |asked| &asked.path);
-        let mut response = match target {
-            Ok(Target::File(entry)) => self.file(request, &entry, now).await,
-            Ok(Target::Earlier(from, entry)) => {
-                deploy = from;
-                metrics::counter!("atoll_edge_earlier_files_total").increment(1);
-                self.file(request, &entry, now).await
+        let mut response = match said {
+            Ok(Said { target, effect, vary }) => {
+                let mut response = self.target(request, target, &asked, &effect, now).await;
+                depends(&mut response, vary);
+                response
             }
-            Ok(Target::Redirect(location)) => redirect(&location),
-            Ok(Target::NotFound(_)) if asset::is_loaded(loaded) => no_such_file(),
-            Ok(Target::NotFound(Some(entry))) => {
-                let head = request.method == Method::HEAD;
-                let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
-                if !head {
-                    answer = self.fill_whole(answer, &entry).await;
-                }
-                // Whether the site's own page can be read does not change what is not there.
-                if answer.status == StatusCode::NOT_FOUND { answer } else { no_such_page() }
-            }
-            Ok(Target::NotFound(None)) => no_such_page(),
             Err(error) => {
                 tracing::warn!(deploy = %deploy.short(), %error, "a manifest page cannot be had");
                 self.unavailable("The index of this site cannot be read right now.")
@@ -201,52 +185,69 @@ impl Responder {
         response
     }
 
-    /// What a page that was loaded before the last publish may still ask for: the file of this
-    /// very path in an earlier deploy of the alias.
-    async fn earlier(
+    /// No file and no rule can be about the path.
+    async fn impossible(&self, deploy: DeployId) -> Result<Said, ClientError> {
+        let page = self.index.lookup(deploy, b"404.html").await?;
+        let target = Target::NotFound { status: StatusCode::NOT_FOUND, page, missing: None };
+        Ok(Said { target, effect: HeaderEffect::default(), vary: Vary::default() })
+    }
+
+    /// What a page that was loaded before the last publish may still ask for: the file of just the
+    /// path that is missing, in an earlier deploy of the alias.
+    async fn or_earlier(
         &self,
+        said: Said,
         site: &SiteName,
         alias: Option<&AliasName>,
-        asked: &SitePath,
+        deploy: &mut DeployId,
         now: SystemTime,
-    ) -> Result<Option<Target>, ClientError> {
-        let Some(alias) = alias.filter(|_| asset::may_be_earlier(asked)) else { return Ok(None) };
+    ) -> Result<Said, ClientError> {
+        let Target::NotFound { missing: Some(missing), .. } = &said.target else {
+            return Ok(said);
+        };
+        let Some(alias) = alias.filter(|_| asset::may_be_earlier(missing)) else {
+            return Ok(said);
+        };
         let now_ms = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
-        let found = self.index.lookup_earlier(site, alias, &asked.path, now_ms).await?;
+        let found = self.index.lookup_earlier(site, alias, missing, now_ms).await?;
         let found = found.filter(|(_, entry)| !asset::is_page(&entry.content_type));
-        Ok(found.map(|(deploy, entry)| Target::Earlier(deploy, entry)))
+        let Some((from, entry)) = found else { return Ok(said) };
+        *deploy = from;
+        metrics::counter!("atoll_edge_earlier_files_total").increment(1);
+        Ok(Said { target: Target::File(entry), ..said })
     }
 
-    /// The path rules, looked up in the manifest.
+    /// The answer that the rules decided on.
     async fn target(
         &self,
-        deploy: DeployId,
-        asked: &SitePath,
-        query: Option<&str>,
-    ) -> Result<Target, ClientError> {
-        for candidate in rules::candidates(asked) {
-            let Some(entry) = self.index.lookup(deploy, &candidate.file).await? else {
-                continue;
-            };
-            return Ok(match candidate.action {
-                Action::Serve => Target::File(entry),
-                Action::RedirectToDirectory => {
-                    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-                    Target::Redirect(asked.directory_url() + &query)
-                }
-            });
-        }
-        self.not_found(deploy, asked).await
-    }
-
-    async fn not_found(&self, deploy: DeployId, asked: &SitePath) -> Result<Target, ClientError> {
-        for file in rules::not_found_pages(asked) {
-            if let Some(entry) = self.index.lookup(deploy, &file).await? {
-                return Ok(Target::NotFound(Some(entry)));
+        request: &Request,
+        target: Target,
+        asked: &[u8],
+        effect: &HeaderEffect,
+        now: SystemTime,
+    ) -> Response {
+        let (status, entry) = match target {
+            Target::Redirect(status, location) => return redirect(status, &location),
+            Target::File(entry) => {
+                let mut response = self.file(request, &entry, now).await;
+                take_effect(effect, &mut response);
+                return response;
             }
+            Target::NotFound { status, .. } if is_loaded(asked) => return no_such_file(status),
+            Target::NotFound { status, page: None, .. } => return no_such_page(status),
+            Target::NotFound { status, page: Some(entry), .. } => (status, entry),
+        };
+        let mut response = self.instead(&entry, status, now);
+        if request.method != Method::HEAD {
+            response = self.fill_whole(response, &entry).await;
         }
-        Ok(Target::NotFound(None))
+        // Whether the site's own page can be read does not change what is not there.
+        if response.status != status {
+            return no_such_page(status);
+        }
+        take_effect(&effect.of_missing(), &mut response);
+        response
     }
 
     /// A file that exists, with preconditions and ranges.
@@ -404,14 +405,44 @@ impl Responder {
     }
 }
 
-fn no_such_page() -> Response {
-    page(StatusCode::NOT_FOUND, "There is no such page on this site.")
+fn no_such_page(status: StatusCode) -> Response {
+    page(status, "There is no such page on this site.")
 }
 
 /// For who cannot use a page: a script that is HTML hides what is wrong.
-fn no_such_file() -> Response {
+fn no_such_file(status: StatusCode) -> Response {
     let text = Bytes::from_static(b"There is no such file on this site.\n");
-    own(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", text)
+    own(status, "text/plain; charset=utf-8", text)
+}
+
+/// Changes the headers of a file as the site's rules say.
+fn take_effect(effect: &HeaderEffect, response: &mut Response) {
+    let status = response.status;
+    let failed = [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE];
+    if status.is_server_error() || failed.contains(&status) {
+        return;
+    }
+    let multipart = response.headers.get(header::CONTENT_TYPE);
+    let multipart = multipart.is_some_and(|value| value.as_bytes().starts_with(b"multipart/"));
+    for (name, value) in &effect.headers {
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+        // The type of several ranges says where they begin; a 304 repeats no type.
+        let typed = name == header::CONTENT_TYPE;
+        if typed && (multipart || status == StatusCode::NOT_MODIFIED) {
+            continue;
+        }
+        match value {
+            Some(value) => set(&mut response.headers, name, value),
+            None => drop(response.headers.remove(name)),
+        }
+    }
+}
+
+/// Says what an answer depends on beside its URL.
+fn depends(response: &mut Response, vary: Vary) {
+    for name in vary.names() {
+        response.headers.append(header::VARY, HeaderValue::from_static(name));
+    }
 }
 
 /// A file under a host that names its deploy is the same for ever.
@@ -479,8 +510,8 @@ fn allowed(status: StatusCode) -> Response {
     response
 }
 
-fn redirect(location: &str) -> Response {
-    let mut response = page(StatusCode::PERMANENT_REDIRECT, "This page has another address.");
+fn redirect(status: StatusCode, location: &str) -> Response {
+    let mut response = page(status, "This page has another address.");
     set(&mut response.headers, header::LOCATION, location);
     response
 }

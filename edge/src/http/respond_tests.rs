@@ -163,7 +163,7 @@ async fn paths_lead_to_files_redirects_and_404_pages() {
         assert_eq!(answer.header("atoll-deploy"), site.deploy.to_string());
     }
     let answer = site.get("/docs?a=b&c", &[]).await;
-    assert_eq!((answer.status, answer.header("location")), (308, "/docs/?a=b&c"));
+    assert_eq!((answer.status, answer.header("location")), (307, "/docs/?a=b&c"));
     for target in ["/../x", "/%2e%2e/x", "/a%00b", "/%", "/%zz"] {
         assert_eq!(site.get(target, &[]).await.status, 400, "{target}");
     }
@@ -353,3 +353,6 @@ proptest! {
 
 #[path = "earlier_tests.rs"]
 mod earlier;
+
+#[path = "ruled_tests.rs"]
+mod ruled;

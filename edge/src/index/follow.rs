@@ -12,10 +12,12 @@ use atoll_net::shutdown::Shutdown;
 use atoll_proto::manifest::Page;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
-use atoll_proto::{DeployId, NodeId, limits};
+use atoll_proto::{Content, DeployId, NodeId, limits};
+use futures_util::future::join_all;
 
 use super::table::Table;
 use super::{Index, invalidate};
+use crate::fetch::Worth;
 
 /// How long the master may hold a request. Well below the time after which an edge is given up.
 const WAIT: Duration = Duration::from_secs(3);
@@ -127,19 +129,24 @@ fn deploys_of(entries: &[PublishEntry]) -> Vec<DeployId> {
     entries.iter().rev().filter_map(deploy).take(16).collect()
 }
 
-/// Fetches the first two pages of new manifests, so that the first visitor does not wait for
-/// them. That they cannot be had delays a publish, but does not stop it.
+/// Fetches the first two pages of new manifests, and their rules, so that the first visitor does not
+/// wait for them. That they cannot be had delays a publish, but does not stop it.
 async fn prefetch(index: &Index, deploys: Vec<DeployId>) {
     let fetch = |deploy: DeployId| async move {
         let page = index.pages().page(deploy).await?;
-        if let Page::RootV1(root) = &*page
-            && let Some(top) = &root.top
-        {
+        let Page::RootV1(root) = &*page else { return Ok(()) };
+        if let Some(top) = &root.top {
             index.pages().page(top.id).await?;
         }
-        Ok::<(), ClientError>(())
+        let rules = root.rules.iter().flat_map(Content::direct_chunks);
+        let rules = rules.map(|id| async move { index.chunks.get(id, Worth::Keep).await });
+        let failed = join_all(rules).await.into_iter().find_map(Result::err);
+        failed.map_or(Ok(()), |error| {
+            let what = format!("the rules of {}", deploy.short());
+            Err(ClientError::Unreachable { what, reason: error.to_string() })
+        })
     };
-    let all = futures_util::future::join_all(deploys.into_iter().map(fetch));
+    let all = join_all(deploys.into_iter().map(fetch));
     match tokio::time::timeout(PREFETCH, all).await {
         Ok(results) => {
             for error in results.into_iter().filter_map(Result::err) {

@@ -110,7 +110,7 @@ fn files_of(pattern: &Pattern) -> Vec<Vec<u8>> {
         return Vec::new();
     };
     match path::parse(path.as_bytes()) {
-        Ok(asked) => rules::candidates(&asked).into_iter().map(|c| c.file).collect(),
+        Ok(asked) => rules::candidates(&asked),
         Err(_) => Vec::new(),
     }
 }

@@ -213,6 +213,8 @@ impl Index {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::content::Extent;
+    use atoll_proto::rules::parse::{Sources, parse};
+    use atoll_proto::site::SiteSettings;
     use atoll_proto::{ByteName, ChunkId, Content};
 
     use super::*;
@@ -238,7 +240,14 @@ pub(crate) mod tests {
                 variants: Vec::new(),
                 base: None,
             });
-            let built = atoll_client::build(entries.collect(), None).unwrap();
+            let of = |name| files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| *bytes);
+            let sources = Sources { redirects: of("_redirects"), headers: of("_headers") };
+            let rules = parse(sources, &SiteSettings::default()).unwrap();
+            let rules = rules.store(1 << 20).unwrap();
+            for (_, bytes) in rules.chunks {
+                upstream.add(bytes);
+            }
+            let built = atoll_client::build(entries.collect(), rules.content).unwrap();
             for page in built.pages {
                 upstream.add(page.bytes);
             }

@@ -1,6 +1,6 @@
 //! Warming: the pages of new deploys are fetched before anyone needs them.
 //!
-//! One task per edge. A publish waits only for the first two pages of a manifest
+//! One task per edge. A publish waits only for the rules and the first two pages of a manifest
 //! ([`super::follow`]); the others come here, in the background, so that a path that does not exist
 //! or a redirect costs no upstream request: not even the first time, not even a flood of them.
 //! Pages that the deploy before had are at hand already, and nothing below them is looked at.

@@ -2,12 +2,14 @@
 //! something under the directory changes.
 //!
 //! [`marks`] has what the log changed; [`known`] keeps what was read; [`walk`] finds the files;
-//! [`seal`] makes the manifest, stores its new pages and proposes it; [`task`] decides when. What
-//! the state machine makes of it is in [`crate::ops::site`]. Nothing here reads the bytes of a
-//! file, and nothing runs while nothing changes.
+//! [`rules`] compiles `_redirects` and `_headers`; [`seal`] makes the manifest, stores its new pages
+//! and proposes it; [`task`] decides when. What the state machine makes of it is in
+//! [`crate::ops::site`]. Nothing here reads the bytes of a file but those two, and nothing runs
+//! while nothing changes.
 
 mod known;
 pub(crate) mod marks;
+mod rules;
 mod seal;
 pub(crate) mod task;
 #[cfg(test)]

@@ -9,19 +9,26 @@ use atoll_proto::manifest::build::{BuiltManifest, BuiltPage, build};
 use atoll_proto::master::{AdmitPage, Change, Changed, MasterResponse, ObjectKind};
 use atoll_proto::publish::Published;
 use atoll_proto::receipt::Receipt;
-use atoll_proto::{AliasName, Code, DeployId, Seq, SessionId, SiteName, WireError, limits};
+use atoll_proto::rules::stored::StoredRules;
+use atoll_proto::{
+    AliasName, ChunkId, Code, DeployId, Seq, SessionId, SiteName, WireError, limits,
+};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::known::{Known, Look};
 use super::marks::Marks;
+use super::rules::{self, Compiled, Source};
 use super::walk::{Walked, walk};
 use crate::auth::Principal;
 use crate::operation::{Operation, Outcome, RootFacts, Seal};
 use crate::ops::change::{self, Numbers, store_failed};
 use crate::server::Master;
 use crate::store::rocks::Rocks;
-use crate::store::{StoreError, aliases, live, meta, objects};
+use crate::store::{StoreError, aliases, live, meta, objects, sites};
 
+/// How often rules are compiled for one seal, when they change meanwhile.
+const COMPILATIONS_MAX: usize = 3;
 /// Children that one admission may name, so that its receipts stay small.
 const ADMIT_CHILDREN: usize = 8_000;
 
@@ -54,6 +61,8 @@ impl From<WireError> for Unsealed {
 enum Looked {
     Absent,
     Problems(String),
+    /// Rules must be compiled from this first.
+    Rules(Source),
     Built(Built),
 }
 
@@ -73,17 +82,31 @@ impl Sealer {
     pub(super) async fn seal(
         &mut self,
         master: &Master,
-        known: &mut Known,
+        (known, rules): (&mut Known, &mut Compiled),
         site: &SiteName,
         path: &str,
         forced: bool,
         deadline: Instant,
     ) -> Result<Option<Published>, Unsealed> {
         master.consensus.read().await?;
-        let built = match look(master, known, site, path).await? {
-            Looked::Absent => return Err(Unsealed::Absent),
-            Looked::Problems(problems) => return Err(Unsealed::Problems(problems)),
-            Looked::Built(built) => built,
+        let mut compilations = 0;
+        let built = loop {
+            match look(master, known, rules, site, path).await? {
+                Looked::Absent => return Err(Unsealed::Absent),
+                Looked::Problems(problems) => return Err(Unsealed::Problems(problems)),
+                Looked::Rules(source) if compilations < COMPILATIONS_MAX => {
+                    compilations += 1;
+                    let compiled = rules::compile(master, &source, deadline).await?;
+                    let content = compiled.content.clone();
+                    self.store_rules(master, compiled, deadline).await?;
+                    *rules = Compiled::new(source, content);
+                }
+                Looked::Rules(_) => {
+                    let message = "its rules change faster than they can be compiled";
+                    return Err(WireError::new(Code::Unavailable, message).into());
+                }
+                Looked::Built(built) => break built,
+            }
         };
         let deploy = built.manifest.root;
         if built.sealed == Some(deploy) {
@@ -147,11 +170,33 @@ impl Sealer {
         pages: Vec<BuiltPage>,
         deadline: Instant,
     ) -> WireResult<()> {
+        let chunks: Vec<_> = pages.into_iter().map(|page| (page.id, page.bytes)).collect();
+        self.store_chunks(master, ObjectKind::Page, chunks, deadline).await
+    }
+
+    /// Stores the chunks of rules, so that a root page may refer to them.
+    async fn store_rules(
+        &mut self,
+        master: &Master,
+        rules: StoredRules,
+        deadline: Instant,
+    ) -> WireResult<()> {
+        if rules.chunks.is_empty() {
+            return Ok(());
+        }
+        self.store_chunks(master, ObjectKind::Data, rules.chunks, deadline).await
+    }
+
+    async fn store_chunks(
+        &mut self,
+        master: &Master,
+        kind: ObjectKind,
+        chunks: Vec<(ChunkId, Bytes)>,
+        deadline: Instant,
+    ) -> WireResult<()> {
         let principal = own(master);
         let numbers = self.numbers(master, &principal, deadline).await?;
-        let admitted =
-            pages.iter().map(|page| AdmitPage { id: page.id, kind: ObjectKind::Page }).collect();
-        let chunks: Vec<_> = pages.into_iter().map(|page| (page.id, page.bytes)).collect();
+        let admitted = chunks.iter().map(|(id, _)| AdmitPage { id: *id, kind }).collect();
         let receipts = master.put_chunks(numbers.session, &chunks, deadline).await?;
         let changed = admit(master, &principal, numbers, admitted, receipts, deadline).await;
         match self.checked(changed)? {
@@ -234,14 +279,15 @@ async fn admit(
 async fn look(
     master: &Master,
     known: &mut Known,
+    rules: &Compiled,
     site: &SiteName,
     path: &str,
 ) -> WireResult<Looked> {
-    let (site, path) = (site.clone(), path.to_owned());
+    let (site, path, rules) = (site.clone(), path.to_owned(), rules.clone());
     let (state, marks) = (master.consensus.state(), master.consensus.marks());
     let mut lent = std::mem::take(known);
     let looked = atoll_net::task::spawn_blocking("seal", move || {
-        let looked = look_now(&state, &marks, &mut lent, &site, &path);
+        let looked = look_now(&state, &marks, &mut lent, &rules, &site, &path);
         (lent, looked)
     });
     let (back, looked) = looked.await.map_err(|error| WireError::internal(error.to_string()))?;
@@ -253,6 +299,7 @@ fn look_now(
     state: &Arc<Rocks>,
     marks: &Marks,
     known: &mut Known,
+    rules: &Compiled,
     site: &SiteName,
     path: &str,
 ) -> Result<Looked, StoreError> {
@@ -268,7 +315,10 @@ fn look_now(
         Walked::Problems(problems) => return Ok(Looked::Problems(problems)),
         Walked::Files(entries) => entries,
     };
-    let manifest = match build(entries, None) {
+    let settings = sites::get(&view, site)?.map(|site| site.settings).unwrap_or_default();
+    let source = Source::new(&entries, &settings);
+    let Some(rules) = rules.content(&source, &view)? else { return Ok(Looked::Rules(source)) };
+    let manifest = match build(entries, rules) {
         Ok(manifest) => manifest,
         Err(error) => return Ok(Looked::Problems(format!("{path}: {error}"))),
     };

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use atoll_proto::error::WireResult;
 use atoll_proto::publish::Published;
+use atoll_proto::rules::RuleSet;
 use atoll_proto::{Code, InodeId, SiteName, WireError, limits};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Ask;
 use super::known::Known;
+use super::rules::Compiled;
 use super::seal::{Sealer, Unsealed};
 use crate::ops::change::store_failed;
 use crate::raft::Applied;
@@ -39,6 +41,9 @@ const INODES_KEPT: usize = 1_000_000;
 struct Followed {
     path: String,
     known: Known,
+    rules: Compiled,
+    /// The settings that rules are compiled with.
+    settings: RuleSet,
     /// The first and the last change that is not sealed yet.
     dirty: Option<(Instant, Instant)>,
     /// After attempts that failed: how long the pause is, and when it ends.
@@ -48,9 +53,9 @@ struct Followed {
 }
 
 impl Followed {
-    fn new(path: String, now: Instant) -> Self {
-        let (known, dirty) = (Known::default(), Some((now, now)));
-        Self { path, known, dirty, retry: None, note: None }
+    fn new(path: String, settings: RuleSet, now: Instant) -> Self {
+        let (known, rules, dirty) = (Known::default(), Compiled::default(), Some((now, now)));
+        Self { path, known, rules, settings, dirty, retry: None, note: None }
     }
 
     fn changed(&mut self, now: Instant) {
@@ -177,10 +182,17 @@ impl Sites {
         let all = sites::all(&*master.consensus.state()).map_err(store_failed)?;
         let mut before = std::mem::take(&mut self.followed);
         for site in all {
+            let settings = RuleSet::of_settings(&site.settings);
             let Some(path) = site.settings.live else { continue };
             let followed = match before.remove(&site.name) {
-                Some(followed) if followed.path == path => followed,
-                _ => Followed::new(path, now),
+                Some(mut followed) if followed.path == path => {
+                    if followed.settings != settings {
+                        followed.settings = settings;
+                        followed.changed(now);
+                    }
+                    followed
+                }
+                _ => Followed::new(path, settings, now),
             };
             self.followed.insert(site.name, followed);
         }
@@ -210,8 +222,8 @@ impl Sites {
             return Err(WireError::not_found(format!("site {site} follows no directory")));
         };
         followed.dirty = None;
-        let Followed { known, path, .. } = followed;
-        let sealing = self.sealer.seal(master, known, site, path, forced, deadline);
+        let Followed { known, rules, path, .. } = followed;
+        let sealing = self.sealer.seal(master, (known, rules), site, path, forced, deadline);
         let sealed = tokio::time::timeout_at(deadline, sealing).await;
         let sealed = sealed.unwrap_or_else(|_| Err(late().into()));
         let now = Instant::now();

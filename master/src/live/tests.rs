@@ -122,6 +122,8 @@ fn a_live_directory_holds_what_a_deploy_of_it_would() {
     assert!(rig.link("/live/file-link", "/live/real/a"));
     let expected = [
         ".hidden",
+        "_headers",
+        "_redirects",
         "alias/_headers",
         "alias/a",
         "alias/deep/b",

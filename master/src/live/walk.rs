@@ -4,7 +4,7 @@
 //! files, an empty directory is nothing. Reads metadata only, never the bytes of a file.
 
 use atoll_proto::manifest::Entry;
-use atoll_proto::name::{NEVER_SERVED, RULE_FILES, check_site_path};
+use atoll_proto::name::{NEVER_SERVED, check_site_path};
 use atoll_proto::namespace::FileKind;
 use atoll_proto::{ByteName, InodeId, content_type, limits};
 
@@ -93,7 +93,7 @@ impl<R: Read> Walk<'_, '_, R> {
         for (name, dentry) in names.iter() {
             let name = name.as_bytes();
             let top = directory.path.is_empty();
-            if NEVER_SERVED.contains(&name) || (top && RULE_FILES.contains(&name)) {
+            if NEVER_SERVED.contains(&name) {
                 continue;
             }
             let path = if top { name.to_vec() } else { [&directory.path, name].join(&b'/') };

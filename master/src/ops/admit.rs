@@ -221,7 +221,7 @@ fn page_references(page: &Page) -> Vec<Child> {
     };
     match page {
         Page::RootV1(root) => {
-            let rules = root.rules.map(|(len, id)| Child { id, len, kind: ObjectKind::Data });
+            let rules = root.rules.iter().flat_map(references);
             root.top.iter().map(page_child).chain(rules).collect()
         }
         Page::IndexV1(children) => children.iter().map(page_child).collect(),

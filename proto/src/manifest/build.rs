@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::{Child, Entry, Page, Root, ends_page};
-use crate::{ByteName, ChunkId, Malformed, limits};
+use crate::{ByteName, ChunkId, Content, Malformed, limits};
 
 /// A manifest as pages, ready to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub enum ManifestError {
 /// When paths repeat or collide, or an entry breaks a rule of the format.
 pub fn build(
     mut entries: Vec<Entry>,
-    rules: Option<(u32, ChunkId)>,
+    rules: Option<Content>,
 ) -> Result<BuiltManifest, ManifestError> {
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     check_paths(&entries)?;
@@ -165,7 +165,6 @@ impl Pages {
 mod tests {
     use proptest::prelude::*;
 
-    use crate::Content;
     use crate::content::Extent;
 
     use super::*;

@@ -6,15 +6,17 @@
 //! hands the pages over is needed (Merkle 1987; for absence in sorted trees, Kocher 1998).
 //!
 //! A [`Proof`] may cover several paths: pages that they share are in it once. List chunks of long
-//! files may be in it too, without which the bytes of such a file cannot be checked. Every chunk but
-//! the root must be named by one before it, so that nothing in a proof is unchecked.
+//! files may be in it too, without which the bytes of such a file cannot be checked, and the chunks of
+//! the deploy's rules, without which nobody can tell what a URL is answered with. Every chunk but the
+//! root must be named by one before it, so that nothing in a proof is unchecked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, Page, Reference, Root, Step};
 use crate::content::{Extent, ExtentList};
+use crate::rules::Rules;
 use crate::{ChunkId, Content, DeployId, limits};
 
 /// Chunks in the order in which they are checked: the root first, each other one after one that
@@ -93,6 +95,8 @@ pub struct Proven {
     root: Root,
     pages: HashMap<ChunkId, Page>,
     lists: HashMap<ChunkId, Vec<Extent>>,
+    /// Chunks of the rules.
+    rules: HashMap<ChunkId, Vec<u8>>,
 }
 
 /// Checks a proof about one path.
@@ -175,8 +179,15 @@ impl Proof {
         let Page::RootV1(root) = &page else {
             return Err(ProofError::WrongKind { at: 0, reason: "it should be a root".to_owned() });
         };
-        let mut proven =
-            Proven { deploy, root: root.clone(), pages: HashMap::new(), lists: HashMap::new() };
+        let mut proven = Proven {
+            deploy,
+            root: root.clone(),
+            pages: HashMap::new(),
+            lists: HashMap::new(),
+            rules: HashMap::new(),
+        };
+        let mut rules: HashSet<ChunkId> =
+            root.rules.iter().flat_map(Content::direct_chunks).collect();
         // What the chunks so far name, and how many pages are above it.
         let mut named: HashMap<Reference, usize> = HashMap::new();
         named.extend(page.references().into_iter().map(|reference| (reference, 1)));
@@ -198,6 +209,8 @@ impl Proof {
                 let list = ExtentList::decode(bytes)
                     .map_err(|error| ProofError::WrongKind { at, reason: error.reason })?;
                 proven.lists.insert(id, list);
+            } else if rules.remove(&id) {
+                proven.rules.insert(id, bytes.clone());
             } else {
                 return Err(ProofError::Stray { at, id });
             }
@@ -244,6 +257,20 @@ impl Proven {
             }
         }
         Err(ProofError::Bounds { what: "the depth of the tree" })
+    }
+
+    /// The rules of the deploy; those without any if it has none.
+    ///
+    /// # Errors
+    /// When they are not in the proof, or are no rules.
+    pub fn rules(&self) -> Result<Rules, ProofError> {
+        let Some(content) = &self.root.rules else { return Ok(Rules::default()) };
+        let mut bytes = Vec::new();
+        for id in content.direct_chunks() {
+            bytes.extend_from_slice(self.rules.get(&id).ok_or(ProofError::Incomplete { id })?);
+        }
+        let wrong = |reason| ProofError::Malformed { reason };
+        Rules::decode(&bytes).map_err(|error| wrong(error.reason))
     }
 
     /// All extents of a content, out of the lists of the proof where it has some.

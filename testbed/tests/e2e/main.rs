@@ -31,6 +31,7 @@ mod publish;
 mod race;
 mod redeploy;
 mod resume;
+mod rules;
 mod storage;
 mod verify;
 

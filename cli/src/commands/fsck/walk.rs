@@ -335,8 +335,9 @@ impl<'a> Walk<'a> {
             let mut well = true;
             let children: Vec<(ChunkId, String)> = match &*page {
                 Page::RootV1(root) => {
-                    if let Some((_, rules)) = root.rules {
-                        well &= self.chunks(&[rules], &at("its rules".to_owned())).await?;
+                    if let Some(rules) = &root.rules {
+                        let rules = rules.direct_chunks();
+                        well &= self.chunks(&rules, &at("its rules".to_owned())).await?;
                     }
                     let top = root.top.iter();
                     top.map(|child| (child.id, "every file (its top page)".to_owned())).collect()

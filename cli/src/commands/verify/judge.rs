@@ -1,20 +1,21 @@
 //! Judging an answer against a proof. Pure: it is fed the head and the body, and says what differs.
 
-use atoll_edge::http::path::SitePath;
-use atoll_edge::rules;
 use atoll_proto::content::Extent;
 use atoll_proto::manifest::Entry;
 use atoll_proto::manifest::proof::{ProofError, Proven};
+use atoll_proto::rules::decide::{Lookups, Need, Outcome, Question};
+use atoll_proto::rules::effect::HeaderEffect;
+use atoll_proto::rules::request::Facts;
 use atoll_proto::{ChunkId, Content};
 use http::header::{self, HeaderName};
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, StatusCode};
 
 /// What an answer turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The bytes of this file.
     File(Entry),
-    /// A redirect to where the deploy has the file.
+    /// A redirect, to a clean URL or by a rule.
     Redirect(String),
     /// Nothing is there; the body is that of the site's own page, if it has one.
     Absent(Option<Entry>),
@@ -23,17 +24,19 @@ pub(super) enum Verdict {
 /// An answer under judgement.
 pub(super) struct Judge<'a> {
     proven: &'a Proven,
-    asked: &'a SitePath,
-    authority: &'a str,
+    facts: Facts,
+    /// Whether the deploy is an earlier one, whose rules count no more: only its file of just the
+    /// path may be served.
+    earlier: bool,
     verdict: Option<Verdict>,
     body: Option<BodyCheck>,
     differs: Vec<String>,
 }
 
 impl<'a> Judge<'a> {
-    /// `asked` is the path of the URL, `authority` its host and port.
-    pub(super) fn new(proven: &'a Proven, asked: &'a SitePath, authority: &'a str) -> Self {
-        Self { proven, asked, authority, verdict: None, body: None, differs: Vec::new() }
+    /// `facts` is the request that is answered.
+    pub(super) fn new(proven: &'a Proven, facts: Facts, earlier: bool) -> Self {
+        Self { proven, facts, earlier, verdict: None, body: None, differs: Vec::new() }
     }
 
     /// Whether something differs already, so that the rest need not be read.
@@ -54,17 +57,16 @@ impl<'a> Judge<'a> {
         if self.is_lost() {
             return;
         }
-        let judged = match status {
-            StatusCode::OK => self.file(headers),
-            StatusCode::NOT_FOUND => self.absent(headers),
-            status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
-                self.redirect(headers)
-            }
-            status => {
-                self.differ(format!("the status is {status}: nothing that a deploy could say"));
+        let judged = self.expected().and_then(|(outcome, effect)| match outcome {
+            Outcome::File { path } => self.file(&path, status, headers, &effect),
+            Outcome::Redirect { status: code, location } => {
+                self.redirect(code, &location, status, headers);
                 Ok(())
             }
-        };
+            Outcome::NotFound { status: code, page, .. } => {
+                self.absent(code, page.as_deref(), status, headers, &effect)
+            }
+        });
         if let Err(error) = judged {
             self.differ(error.to_string());
         }
@@ -97,58 +99,62 @@ impl<'a> Judge<'a> {
         self.differs.push(what);
     }
 
-    /// The files that may answer the path itself, under any setting of the site.
-    fn candidates(&self) -> Result<Vec<Entry>, ProofError> {
-        let with = |end: &[u8]| [self.asked.path.as_slice(), end].concat();
-        if self.asked.path.is_empty() {
-            return self.existing(&[b"index.html".to_vec()]);
+    /// What the rules of the deploy say about the request, by what the proof says about its files.
+    fn expected(&self) -> Result<(Outcome, HeaderEffect), ProofError> {
+        if self.earlier {
+            return Ok((Outcome::File { path: self.facts.path.clone() }, HeaderEffect::default()));
         }
-        if !self.asked.directory {
-            // A file of just this name leaves no choice.
-            let exact = self.existing(&[with(b"")])?;
-            if !exact.is_empty() {
-                return Ok(exact);
-            }
+        let rules = self.proven.rules()?;
+        let question = Question::new(&rules, self.facts.clone());
+        match question.decide(&Known(self.proven)) {
+            Ok(decision) => Ok((decision.outcome, question.headers())),
+            // The proof does not say whether there is such a file.
+            Err(Need(path)) => match self.proven.lookup(&path) {
+                Err(error) => Err(error),
+                Ok(_) => Err(ProofError::Bounds { what: "what rules look up" }),
+            },
         }
-        self.existing(&[with(b"/index.html"), with(b".html")])
     }
 
-    fn existing(&self, names: &[Vec<u8>]) -> Result<Vec<Entry>, ProofError> {
-        let mut found = Vec::new();
-        for name in names {
-            found.extend(self.proven.lookup(name)?.cloned());
-        }
-        Ok(found)
-    }
-
-    fn file(&mut self, headers: &HeaderMap) -> Result<(), ProofError> {
-        let mut may = self.candidates()?;
-        if may.is_empty() {
-            // A site of one page answers navigations with that page.
-            may = self.existing(&[b"index.html".to_vec()])?;
-        }
-        let etag = text(headers, header::ETAG);
-        let of = |entry: &Entry| format!("\"{}\"", entry.content.id());
-        let Some(first) = may.first() else {
-            self.differ("it answers with a file where the deploy has none".to_owned());
+    fn file(
+        &mut self,
+        path: &[u8],
+        status: StatusCode,
+        headers: &HeaderMap,
+        effect: &HeaderEffect,
+    ) -> Result<(), ProofError> {
+        let name = String::from_utf8_lossy(path);
+        let Some(entry) = self.proven.lookup(path)?.cloned() else {
+            self.differ(format!("it answers with a file where the deploy has none at {name}"));
             return Ok(());
         };
-        let Some(entry) = may.iter().find(|entry| of(entry) == etag) else {
-            let what =
-                format!("ETag is {etag}, but {} of this deploy has {}", first.path, of(first));
-            self.differ(what);
+        if status != StatusCode::OK {
+            self.differ(format!("the status is {status}, but the deploy has {name}"));
             return Ok(());
-        };
-        self.whole(headers, entry)?;
-        self.verdict = Some(Verdict::File(entry.clone()));
+        }
+        let (etag, own) = (text(headers, header::ETAG), format!("\"{}\"", entry.content.id()));
+        if etag != own {
+            self.differ(format!("ETag is {etag}, but {name} of this deploy has {own}"));
+            return Ok(());
+        }
+        self.whole(headers, &entry, effect)?;
+        self.verdict = Some(Verdict::File(entry));
         Ok(())
     }
 
-    /// Type and length as the manifest says, and every byte.
-    fn whole(&mut self, headers: &HeaderMap, entry: &Entry) -> Result<(), ProofError> {
-        let expected = match entry.content_type.as_str() {
-            "" => "application/octet-stream",
-            known => known,
+    /// Type and length as the manifest and the rules say, and every byte.
+    fn whole(
+        &mut self,
+        headers: &HeaderMap,
+        entry: &Entry,
+        effect: &HeaderEffect,
+    ) -> Result<(), ProofError> {
+        let mut changed = effect.headers.iter().rev();
+        let ruled = changed.find(|(name, _)| name == header::CONTENT_TYPE.as_str());
+        let expected = match (ruled, entry.content_type.as_str()) {
+            (Some((_, value)), _) => value.as_deref().unwrap_or_default(),
+            (None, "") => "application/octet-stream",
+            (None, known) => known,
         };
         let found = text(headers, header::CONTENT_TYPE);
         if found != expected {
@@ -163,56 +169,50 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    fn absent(&mut self, headers: &HeaderMap) -> Result<(), ProofError> {
-        if let Some(entry) = self.candidates()?.first() {
-            self.differ(format!("it answers 404, but the deploy has {}", entry.path));
+    fn absent(
+        &mut self,
+        code: u16,
+        page: Option<&[u8]>,
+        status: StatusCode,
+        headers: &HeaderMap,
+        effect: &HeaderEffect,
+    ) -> Result<(), ProofError> {
+        if status != code {
+            let what = "but the deploy has none to answer with";
+            self.differ(format!("the status is {status}, {what}: it should be {code}"));
             return Ok(());
         }
-        // Who cannot use a page is told in plain text.
-        let pages = match rules::asset::is_loaded(&self.asked.path) {
-            true => Vec::new(),
-            false => self.existing(&rules::not_found_pages(self.asked))?,
+        let page = match page {
+            Some(page) => self.proven.lookup(page)?.cloned(),
+            None => None,
         };
-        let page = pages.into_iter().next();
         if let Some(page) = &page {
-            self.whole(headers, page)?;
+            self.whole(headers, page, &effect.of_missing())?;
         }
         self.verdict = Some(Verdict::Absent(page));
         Ok(())
     }
 
-    fn redirect(&mut self, headers: &HeaderMap) -> Result<(), ProofError> {
-        let location = text(headers, header::LOCATION);
-        let stem = |path: &SitePath| {
-            let whole = [path.path.as_slice(), if path.directory { b"/" } else { b"" }].concat();
-            let ends = [&b"/index.html"[..], b".html", b"/"];
-            let end = ends.iter().find_map(|end| whole.strip_suffix(*end));
-            end.unwrap_or(&whole).to_vec()
-        };
-        let leads = local(&location, self.authority)
-            .and_then(|path| atoll_edge::http::path::parse(path.as_bytes()).ok());
-        let (from, to) = (stem(self.asked), leads.as_ref().map(stem));
-        let names = [&b""[..], b"/index.html", b".html"].map(|end| [from.as_slice(), end].concat());
-        let elsewhere = to.as_ref() == Some(&from) && leads.as_ref() != Some(self.asked);
-        if elsewhere && !self.existing(&names)?.is_empty() {
-            self.verdict = Some(Verdict::Redirect(location));
-            return Ok(());
+    fn redirect(&mut self, code: u16, location: &str, status: StatusCode, headers: &HeaderMap) {
+        let found = text(headers, header::LOCATION);
+        if status != code || found != location {
+            self.differ(format!(
+                "the status is {status} and Location {found:?}, but the deploy makes it redirect \
+                 with {code} to {location:?}"
+            ));
+            return;
         }
-        let ruled = if self.proven.root().rules.is_some() {
-            "; the deploy has rules, which may say so, but `atoll verify` does not evaluate rules"
-        } else {
-            ""
-        };
-        self.differ(format!("no file of the deploy makes it redirect to {location:?}{ruled}"));
-        Ok(())
+        self.verdict = Some(Verdict::Redirect(found));
     }
 }
 
-/// The path of a `Location` on the same host.
-fn local(location: &str, authority: &str) -> Option<String> {
-    let uri: Uri = location.parse().ok()?;
-    let same = uri.authority().is_none_or(|named| named.as_str().eq_ignore_ascii_case(authority));
-    (same && !location.starts_with("//")).then(|| uri.path().to_owned())
+/// The files of a deploy as far as a proof goes.
+struct Known<'a>(&'a Proven);
+
+impl Lookups for Known<'_> {
+    fn exists(&self, path: &[u8]) -> Option<bool> {
+        self.0.lookup(path).ok().map(|entry| entry.is_some())
+    }
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> String {
@@ -281,8 +281,9 @@ impl BodyCheck {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use atoll_proto::manifest::Page;
     use atoll_proto::manifest::proof::Proof;
+    use atoll_proto::rules::parse::{Sources, parse};
+    use atoll_proto::site::SiteSettings;
 
     use super::*;
 
@@ -303,7 +304,11 @@ mod tests {
         }
     }
 
-    fn site() -> Proven {
+    const RULES: &str =
+        "/old/* /new/:splat 302\n/in /c.html 200\n/a /b 301!\n/lost /404.html 410\n";
+    const HEADERS: &str = "/c.html\n  Content-Type: text/markdown\n";
+
+    fn site(ruled: bool) -> Proven {
         let mut entries = vec![
             entry("404.html", &[b"gone"]),
             entry("a/index.html", &[b"index"]),
@@ -311,22 +316,31 @@ mod tests {
             entry("c.html", &[b"see"]),
         ];
         entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let built = atoll_client::build(entries, None).unwrap();
-        let pages: Vec<Page> =
-            built.pages.iter().rev().map(|p| Page::decode(&p.bytes).unwrap()).collect();
-        let proof = Proof::new(pages.iter().map(Page::encode).collect()).unwrap();
-        proof.open(built.root).unwrap()
+        let (redirects, headers) = if ruled { (RULES, HEADERS) } else { ("", "") };
+        let (redirects, headers) = (Some(redirects.as_bytes()), Some(headers.as_bytes()));
+        let set = parse(Sources { redirects, headers }, &SiteSettings::default()).unwrap();
+        let stored = set.store(1 << 20).unwrap();
+        let built = atoll_client::build(entries, stored.content).unwrap();
+        let mut chunks: Vec<Vec<u8>> = built.pages.iter().rev().map(|p| p.bytes.to_vec()).collect();
+        chunks.extend(stored.chunks.into_iter().map(|(_, bytes)| bytes.to_vec()));
+        Proof::new(chunks).unwrap().open(built.root).unwrap()
     }
 
+    /// The answer to a URL of the site, with rules where it is written so: `rules: /a`.
     fn judge(
         url: &str,
         status: u16,
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Verdict, Vec<String>> {
-        let proven = site();
+        let (ruled, url) = match url.strip_prefix("rules: ") {
+            Some(url) => (true, url),
+            None => (false, url),
+        };
+        let proven = site(ruled);
         let asked = atoll_edge::http::path::parse(url.as_bytes()).unwrap();
-        let mut judge = Judge::new(&proven, &asked, "blog.test:1");
+        let facts = atoll_edge::rules::ask::facts(&asked, "blog.test", None, &HeaderMap::new());
+        let mut judge = Judge::new(&proven, facts, false);
         let mut map = HeaderMap::new();
         map.insert("atoll-deploy", proven.deploy().to_string().parse().unwrap());
         map.insert("content-type", "text/html".parse().unwrap());
@@ -347,14 +361,20 @@ mod tests {
         let big = etag(&[b"one", b"two"]);
         assert!(matches!(judge("/big", 200, &[("etag", &big)], b"onetwo"), Ok(Verdict::File(_))));
         let see = etag(&[b"see"]);
-        for url in ["/c", "/c.html", "/c/"] {
+        for url in ["/c", "/c.html", "rules: /c", "rules: /in"] {
             assert!(judge(url, 200, &[("etag", &see)], b"see").is_ok(), "{url}");
         }
+        let typed = [("etag", see.as_str()), ("content-type", "text/markdown")];
+        assert!(judge("rules: /c.html", 200, &typed, b"see").is_ok());
         assert!(matches!(judge("/nowhere", 404, &[], b"gone"), Ok(Verdict::Absent(Some(_)))));
+        assert!(matches!(judge("rules: /lost", 410, &[], b"gone"), Ok(Verdict::Absent(Some(_)))));
         let plain = [("content-type", "text/plain; charset=utf-8")];
         assert!(matches!(judge("/no.js", 404, &plain, b"no"), Ok(Verdict::Absent(None))));
-        for (url, to) in [("/a", "/a/"), ("/c.html", "/c"), ("/a", "https://blog.test:1/a/?q")] {
-            assert!(judge(url, 308, &[("location", to)], b"").is_ok(), "{url} to {to}");
+        for (url, status, to) in
+            [("/a", 307, "/a/"), ("rules: /a", 301, "/b"), ("rules: /old/x", 302, "/new/x")]
+        {
+            let judged = judge(url, status, &[("location", to)], b"");
+            assert_eq!(judged, Ok(Verdict::Redirect(to.to_owned())), "{url} to {to}");
         }
     }
 
@@ -378,16 +398,34 @@ mod tests {
             ("/big", 200, vec![("etag", &big), ("content-encoding", "br")], b"", "coding"),
             ("/big", 200, vec![("etag", &big), ("atoll-deploy", &other)], b"", "Atoll-Deploy"),
             ("/big", 404, vec![], b"gone", "has big"),
+            ("/big", 503, vec![], b"", "503"),
             ("/nowhere", 404, vec![], b"mine", "wrong bytes"),
             ("/nowhere", 200, vec![("etag", &see)], b"see", "none"),
-            ("/a", 308, vec![("location", "https://evil.test/a/")], b"", "redirect"),
-            ("/a", 308, vec![("location", "//evil.test/a/")], b"", "redirect"),
-            ("/nowhere", 308, vec![("location", "/nowhere/")], b"", "redirect"),
-            ("/a", 302, vec![("location", "/a")], b"", "redirect"),
-            ("/big", 503, vec![], b"", "503"),
+            ("/nowhere", 307, vec![("location", "/nowhere/")], b"", "none"),
+            ("/a", 307, vec![("location", "//evil.test/a/")], b"", "redirect"),
+            ("/a", 302, vec![("location", "/a/")], b"", "redirect"),
+            ("rules: /a", 307, vec![("location", "/a/")], b"", "301 to \"/b\""),
+            ("rules: /old/x", 404, vec![], b"gone", "302 to \"/new/x\""),
+            ("rules: /old/x", 302, vec![("location", "/new/y")], b"", "/new/x"),
+            ("rules: /in", 404, vec![], b"gone", "has c.html"),
+            ("rules: /lost", 404, vec![], b"gone", "should be 410"),
+            ("rules: /c.html", 200, vec![("etag", &see)], b"see", "Content-Type"),
         ] {
             let differs = judge(url, status, &headers, body).unwrap_err().join("; ");
             assert!(differs.contains(word), "{url} {status}: {differs:?} lacks {word:?}");
         }
+    }
+
+    #[test]
+    fn without_the_rules_nothing_is_said_about_what_they_decide() {
+        let set = parse(
+            Sources { redirects: Some(RULES.as_bytes()), headers: None },
+            &SiteSettings::default(),
+        );
+        let stored = set.unwrap().store(1 << 20).unwrap();
+        let built = atoll_client::build(vec![entry("a", &[b"a"])], stored.content).unwrap();
+        let pages = built.pages.iter().rev().map(|page| page.bytes.to_vec()).collect();
+        let proven = Proof::new(pages).unwrap().open(built.root).unwrap();
+        assert!(matches!(proven.rules(), Err(ProofError::Incomplete { .. })));
     }
 }
