@@ -215,7 +215,7 @@ mod tests {
         let built = build(site(20_000), None).unwrap();
         let total: usize = built.pages.iter().map(|page| page.bytes.len()).sum();
         let mean = total / built.pages.len();
-        assert!((24 << 10..128 << 10).contains(&mean), "mean page has {mean} bytes");
+        assert!((6 << 10..32 << 10).contains(&mean), "mean page has {mean} bytes");
     }
 
     #[test]
