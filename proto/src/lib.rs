@@ -23,6 +23,7 @@ pub mod namespace;
 pub mod publish;
 pub mod receipt;
 pub mod site;
+pub mod tags;
 pub mod tree;
 
 pub use content::Content;

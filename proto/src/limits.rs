@@ -54,6 +54,10 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 pub const READDIR_ENTRIES_MAX: usize = 4096;
 /// Most patterns in one invalidation.
 pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
+/// Longest cache tag in bytes.
+pub const TAG_BYTES_MAX: usize = 1024;
+/// Most cache tags of a file; more are ignored.
+pub const TAGS_MAX: usize = 1000;
 /// Most earlier deploys of an alias whose files stay reachable.
 pub const EARLIER_DEPLOYS_MAX: usize = 32;
 /// Digits of a deploy's id that its host name has at least.

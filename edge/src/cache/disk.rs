@@ -52,6 +52,8 @@ pub struct DiskTier {
 struct Shared {
     index: RwLock<HashMap<ChunkId, Place>>,
     queued_bytes: AtomicUsize,
+    /// Files with marks of dropped chunks that may not be on the medium yet, by number.
+    marked: Mutex<HashMap<u64, Arc<Block>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +88,7 @@ impl DiskTier {
         let shared = Arc::new(Shared {
             index: RwLock::new(HashMap::new()),
             queued_bytes: AtomicUsize::new(0),
+            marked: Mutex::new(HashMap::new()),
         });
         let mut writer = Writer {
             shared: shared.clone(),
@@ -144,8 +147,46 @@ impl DiskTier {
         };
         drop(index);
         if let Err(error) = place.block.file.write_all_at(&[0], place.offset + STATE_OFFSET) {
-            tracing::warn!(%error, "a dropped chunk cannot be marked; it may return at a restart");
+            tracing::warn!(%error, path = %place.block.path.display(),
+                "a dropped chunk cannot be marked; its whole file is given up");
+            self.give_up(&place.block);
         }
+        let mut marked = self.shared.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        marked.insert(place.block.number, place.block);
+    }
+
+    /// Sees to it that nothing in a file is found again, neither now nor after a restart.
+    fn give_up(&self, block: &Block) {
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.retain(|_, place| place.block.number != block.number);
+        drop(index);
+        if let Err(error) = fs::remove_file(&block.path) {
+            tracing::warn!(%error, path = %block.path.display(), "cannot remove a block file");
+        }
+    }
+
+    /// Waits until no chunk dropped so far would return after a power cut. Blocking.
+    ///
+    /// # Errors
+    /// When the disk refuses; what was dropped is tried again by the next call.
+    pub fn sync_drops(&self) -> io::Result<()> {
+        let take = |marked: &Mutex<HashMap<u64, Arc<Block>>>| {
+            std::mem::take(&mut *marked.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let blocks = take(&self.shared.marked);
+        for block in blocks.values() {
+            if let Err(error) = block.file.sync_data() {
+                self.shared.marked.lock().unwrap_or_else(PoisonError::into_inner).extend(blocks);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunks that are there, in no order.
+    pub fn ids(&self) -> Vec<ChunkId> {
+        let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.keys().copied().collect()
     }
 
     /// Waits until everything put so far is written. Blocking; for shutdown and tests.

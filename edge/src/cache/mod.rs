@@ -6,6 +6,7 @@
 //! A hit in memory takes a shared lock on one of a few parts; it moves nothing.
 
 pub mod disk;
+mod drops;
 pub mod s3fifo;
 
 use std::io;
@@ -16,6 +17,8 @@ use atoll_proto::ChunkId;
 use bytes::Bytes;
 
 use disk::DiskTier;
+use drops::Drops;
+pub use drops::Epoch;
 use s3fifo::S3Fifo;
 
 /// Memory is divided into parts of at least this many bytes, so that a few large chunks do not
@@ -30,6 +33,7 @@ const ENTRY_OVERHEAD: usize = 160;
 pub struct Cache {
     parts: Vec<RwLock<S3Fifo<ChunkId, Bytes>>>,
     disk: Option<Arc<DiskTier>>,
+    drops: RwLock<Drops>,
 }
 
 impl Cache {
@@ -37,7 +41,7 @@ impl Cache {
     pub fn in_memory(ram_bytes: usize) -> Cache {
         let parts = (ram_bytes / PART_BYTES_MIN).clamp(1, PARTS_MAX);
         let part = || RwLock::new(S3Fifo::new(ram_bytes / parts));
-        Cache { parts: (0..parts).map(|_| part()).collect(), disk: None }
+        Cache { parts: (0..parts).map(|_| part()).collect(), disk: None, drops: RwLock::default() }
     }
 
     /// A cache with a disk tier in `dir`. Blocking: it reads the headers of what is there.
@@ -47,6 +51,12 @@ impl Cache {
     pub fn open(ram_bytes: usize, dir: &Path, disk_bytes: u64) -> io::Result<Cache> {
         let disk = DiskTier::open(dir, disk_bytes)?;
         Ok(Cache { disk: Some(Arc::new(disk)), ..Cache::in_memory(ram_bytes) })
+    }
+
+    /// The moment, as drops count it: bytes that were got hold of before a chunk was dropped are
+    /// not taken in after it.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.drops().epoch)
     }
 
     /// A chunk from memory. Its second hit has it written to disk.
@@ -59,7 +69,11 @@ impl Cache {
         if hits == 2
             && let Some(disk) = &self.disk
         {
-            disk.put(*id, bytes.clone());
+            // Under this lock no drop begins; one that came before has emptied memory.
+            let drops = self.drops();
+            if !drops.is_barred(id) && self.read(id).peek(id).is_some() {
+                disk.put(*id, bytes.clone());
+            }
         }
         Some(bytes)
     }
@@ -67,22 +81,31 @@ impl Cache {
     /// A chunk from disk, verified; it is in memory afterwards.
     pub async fn disk(&self, id: ChunkId) -> Option<Bytes> {
         let disk = self.disk.clone()?;
-        if !disk.contains(&id) {
-            return None;
-        }
+        let since = {
+            let drops = self.drops();
+            if drops.is_barred(&id) || !disk.contains(&id) {
+                return None;
+            }
+            Epoch(drops.epoch)
+        };
         let read = atoll_net::task::spawn_blocking("cache-read", move || disk.read(&id));
         let bytes = read.await.ok().flatten()?;
-        self.insert(id, bytes.clone());
+        self.insert(id, bytes.clone(), since);
         Some(bytes)
     }
 
-    /// Takes in a chunk whose bytes were verified.
-    pub fn insert(&self, id: ChunkId, bytes: Bytes) {
+    /// Takes in a chunk whose bytes were verified, unless it was dropped after `since`.
+    pub fn insert(&self, id: ChunkId, bytes: Bytes, since: Epoch) {
+        let drops = self.drops();
+        if !drops.admits(&id, since) {
+            return;
+        }
         let cost = bytes.len() + ENTRY_OVERHEAD;
         let evicted = self.write(&id).insert(id, bytes, cost);
         for entry in evicted {
             metrics::counter!("atoll_edge_cache_evicted_total", "tier" => "memory").increment(1);
             if entry.hits > 0
+                && !drops.is_barred(&entry.key)
                 && let Some(disk) = &self.disk
             {
                 disk.put(entry.key, entry.value);
@@ -90,33 +113,80 @@ impl Cache {
         }
     }
 
-    /// Has a chunk written to disk although it was not asked for twice: manifest pages, without
-    /// which a restarted edge could not tell what exists.
-    pub fn keep(&self, id: ChunkId, bytes: &Bytes) {
-        if let Some(disk) = &self.disk {
+    /// Has a chunk written to disk although it was not asked for twice, unless it was dropped
+    /// after `since`: manifest pages, without which a restarted edge could not tell what exists.
+    pub fn keep(&self, id: ChunkId, bytes: &Bytes, since: Epoch) {
+        let drops = self.drops();
+        if let Some(disk) = &self.disk
+            && drops.admits(&id, since)
+        {
             disk.put(id, bytes.clone());
         }
     }
 
-    /// Drops chunks from both tiers. Returns how many there were.
+    /// Drops chunks from both tiers; what is on its way into them now does not get in. Returns
+    /// how many were in memory.
     pub async fn drop_chunks(&self, ids: Vec<ChunkId>) -> usize {
-        let mut dropped = 0;
-        for id in &ids {
-            if self.write(id).remove(id).is_some() {
-                dropped += 1;
+        self.change_drops(|drops| drops.bar(&ids));
+        let dropped = ids.iter().filter(|id| self.write(id).remove(id).is_some()).count();
+        let ids = self.drop_from_disk(ids).await;
+        self.change_drops(|drops| drops.unbar(&ids));
+        dropped
+    }
+
+    /// Drops everything, in the same way.
+    pub async fn clear(&self) {
+        self.change_drops(|drops| drops.all_barred += 1);
+        for part in &self.parts {
+            let mut part = part.write().unwrap_or_else(PoisonError::into_inner);
+            let keys: Vec<ChunkId> = part.keys().copied().collect();
+            keys.iter().for_each(|id| drop(part.remove(id)));
+        }
+        if let Some(disk) = self.disk.clone() {
+            let work = move || {
+                disk.flush();
+                disk.ids().iter().for_each(|id| disk.drop_chunk(id));
+            };
+            if atoll_net::task::spawn_blocking("cache-clear", work).await.is_err() {
+                tracing::error!("clearing the disk cache panicked");
             }
         }
+        self.change_drops(Drops::end_of_all);
+    }
+
+    /// Waits until nothing dropped so far would return after a power cut.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn sync_drops(&self) -> io::Result<()> {
         let Some(disk) = self.disk.clone() else {
-            return dropped;
+            return Ok(());
         };
+        let work = atoll_net::task::spawn_blocking("cache-sync", move || disk.sync_drops());
+        work.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    async fn drop_from_disk(&self, ids: Vec<ChunkId>) -> Vec<ChunkId> {
+        let Some(disk) = self.disk.clone() else {
+            return ids;
+        };
+        let dropped = ids.clone();
         let work = move || {
             disk.flush();
-            ids.iter().for_each(|id| disk.drop_chunk(id));
+            dropped.iter().for_each(|id| disk.drop_chunk(id));
         };
         if atoll_net::task::spawn_blocking("cache-drop", work).await.is_err() {
             tracing::error!("dropping chunks from the disk cache panicked");
         }
-        dropped
+        ids
+    }
+
+    fn drops(&self) -> RwLockReadGuard<'_, Drops> {
+        self.drops.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_drops(&self, change: impl FnOnce(&mut Drops)) {
+        change(&mut self.drops.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits until everything on its way to disk is there.
@@ -166,7 +236,7 @@ mod tests {
         let cache = Cache::open(1 << 20, dir.path(), 64 << 20).unwrap();
         let (once, twice) = (chunk(1), chunk(2));
         for (id, bytes) in [&once, &twice] {
-            cache.insert(*id, bytes.clone());
+            cache.insert(*id, bytes.clone(), cache.epoch());
             assert_eq!(cache.memory(id).unwrap(), bytes);
         }
         cache.memory(&twice.0);
@@ -183,10 +253,35 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(1 << 20, dir.path(), 64 << 20).unwrap();
         let (id, bytes) = chunk(3);
-        cache.insert(id, bytes.clone());
-        cache.keep(id, &bytes);
+        cache.insert(id, bytes.clone(), cache.epoch());
+        cache.keep(id, &bytes, cache.epoch());
         assert_eq!(cache.drop_chunks(vec![id]).await, 1);
         assert!(cache.memory(&id).is_none());
+        assert!(cache.disk(id).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_got_before_a_drop_is_not_taken_in_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(1 << 20, dir.path(), 64 << 20).unwrap();
+        let ((id, bytes), (other, others)) = (chunk(3), chunk(4));
+        let before = cache.epoch();
+        cache.drop_chunks(vec![id]).await;
+        cache.insert(id, bytes.clone(), before);
+        cache.keep(id, &bytes, before);
+        cache.insert(other, others, before);
+        assert!(cache.memory(&id).is_none() && cache.disk(id).await.is_none());
+        assert!(cache.memory(&other).is_some(), "only what was dropped");
+        cache.insert(id, bytes.clone(), cache.epoch());
+        cache.keep(id, &bytes, cache.epoch());
+        let before = cache.epoch();
+        cache.clear().await;
+        cache.sync_drops().await.unwrap();
+        cache.insert(other, bytes.clone(), before);
+        assert!(cache.memory(&id).is_none() && cache.disk(id).await.is_none());
+        assert!(cache.memory(&other).is_none());
+        drop(cache);
+        let cache = Cache::open(1 << 20, dir.path(), 64 << 20).unwrap();
         assert!(cache.disk(id).await.is_none());
     }
 
@@ -195,11 +290,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(20_000, dir.path(), 64 << 20).unwrap();
         let (id, bytes) = chunk(0);
-        cache.insert(id, bytes.clone());
+        cache.insert(id, bytes.clone(), cache.epoch());
         cache.memory(&id);
         for seed in 1..60 {
             let (id, bytes) = chunk(seed);
-            cache.insert(id, bytes);
+            cache.insert(id, bytes, cache.epoch());
         }
         cache.flush().await;
         assert!(cache.memory(&id).is_none());

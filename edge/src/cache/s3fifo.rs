@@ -134,6 +134,11 @@ impl<K: Hash + Eq + Clone, V> S3Fifo<K, V> {
         Some(slot.value)
     }
 
+    /// The keys of all entries, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.entries.keys()
+    }
+
     /// Bytes of all entries.
     pub fn bytes(&self) -> usize {
         self.small_bytes + self.main_bytes

@@ -23,7 +23,20 @@ pub struct Coalescer<T> {
 type Landing<T> = watch::Receiver<Option<T>>;
 
 #[derive(Debug)]
-struct Flights<T>(Mutex<HashMap<ChunkId, Landing<T>>>);
+struct Flights<T>(Mutex<Board<T>>);
+
+#[derive(Debug)]
+struct Board<T> {
+    flights: HashMap<ChunkId, Flight<T>>,
+    next_number: u64,
+}
+
+#[derive(Debug)]
+struct Flight<T> {
+    /// Tells it from others for the same chunk.
+    number: u64,
+    landing: Landing<T>,
+}
 
 /// What came of a flight.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +62,10 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
     /// With room for so many fetches and so many waiters at once.
     pub fn new(flights_max: usize, waiters_max: usize) -> Coalescer<T> {
         Coalescer {
-            flights: Arc::new(Flights(Mutex::new(HashMap::new()))),
+            flights: Arc::new(Flights(Mutex::new(Board {
+                flights: HashMap::new(),
+                next_number: 0,
+            }))),
             waiting: AtomicUsize::new(0),
             flights_max,
             waiters_max,
@@ -74,6 +90,20 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
         }
     }
 
+    /// Lets nobody join the flights for these chunks any more: who comes now starts a new one.
+    /// Those who wait already get the outcome of the old one.
+    pub fn forget(&self, ids: &[ChunkId]) {
+        let mut board = self.flights.lock();
+        for id in ids {
+            board.flights.remove(id);
+        }
+    }
+
+    /// The same for all chunks.
+    pub fn forget_all(&self) {
+        self.flights.lock().flights.clear();
+    }
+
     /// How many wait now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -92,17 +122,19 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
         F: FnOnce() -> W,
         W: Future<Output = T> + Send + 'static,
     {
-        let mut flights = self.flights.lock();
-        if let Some(landing) = flights.get(&id) {
-            return Ok((landing.clone(), true));
+        let mut board = self.flights.lock();
+        if let Some(flight) = board.flights.get(&id) {
+            return Ok((flight.landing.clone(), true));
         }
-        if flights.len() >= self.flights_max {
+        if board.flights.len() >= self.flights_max {
             return Err(NoFlight::Busy);
         }
         let (land, landing) = watch::channel(None);
-        flights.insert(id, landing.clone());
-        drop(flights);
-        let over = Over { flights: self.flights.clone(), id };
+        let number = board.next_number;
+        board.next_number += 1;
+        board.flights.insert(id, Flight { number, landing: landing.clone() });
+        drop(board);
+        let over = Over { flights: self.flights.clone(), id, number };
         let work = work();
         atoll_net::task::spawn("edge-fill", async move {
             // Dropped last: whoever comes before that still finds the outcome here, and whoever
@@ -116,7 +148,7 @@ impl<T: Clone + Send + Sync + 'static> Coalescer<T> {
 }
 
 impl<T> Flights<T> {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkId, Landing<T>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Board<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,11 +157,15 @@ impl<T> Flights<T> {
 struct Over<T> {
     flights: Arc<Flights<T>>,
     id: ChunkId,
+    number: u64,
 }
 
 impl<T> Drop for Over<T> {
     fn drop(&mut self) {
-        self.flights.lock().remove(&self.id);
+        let mut board = self.flights.lock();
+        if board.flights.get(&self.id).is_some_and(|flight| flight.number == self.number) {
+            board.flights.remove(&self.id);
+        }
     }
 }
 
@@ -217,6 +253,21 @@ mod tests {
         let landed = tokio::time::timeout(Duration::from_secs(5), second).await.unwrap();
         assert_eq!(landed.unwrap().unwrap(), Landed { value: 7, joined: true });
         assert_eq!(slow.fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_flight_is_not_joined_and_ends_on_its_own() {
+        let slow = Slow::new(10, 1000);
+        let first = atoll_net::task::spawn("test", slow.clone().ask(1));
+        slow.until_waiting(1).await;
+        slow.coalescer.forget(&[id(1)]);
+        let second = atoll_net::task::spawn("test", slow.clone().ask(1));
+        slow.until_waiting(2).await;
+        slow.gate.add_permits(2);
+        for asked in [first, second] {
+            assert!(!asked.await.unwrap().unwrap().joined);
+        }
+        assert_eq!(slow.fetches.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]

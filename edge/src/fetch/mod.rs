@@ -124,6 +124,20 @@ impl Chunks {
         &self.cache
     }
 
+    /// Drops chunks: whoever asks for one from now on gets bytes that were fetched after this was
+    /// called, also when a fetch is under way. Returns how many were in memory.
+    pub async fn drop_chunks(&self, ids: &[ChunkId]) -> usize {
+        let dropped = self.cache.drop_chunks(ids.to_vec()).await;
+        self.coalescer.forget(ids);
+        dropped
+    }
+
+    /// Drops everything, in the same way.
+    pub async fn clear(&self) {
+        self.cache.clear().await;
+        self.coalescer.forget_all();
+    }
+
     /// One whole chunk, verified. Cancel-safe: a fetch that began goes on and fills the cache.
     ///
     /// # Errors
@@ -154,6 +168,7 @@ async fn fill(
     id: ChunkId,
     worth: Worth,
 ) -> Result<(Bytes, Source), FillError> {
+    let since = cache.epoch();
     // It may have arrived between the look into the cache and this flight.
     if let Some(bytes) = cache.memory(&id) {
         metrics::counter!("atoll_edge_cache_hits_total", "tier" => "memory").increment(1);
@@ -178,9 +193,9 @@ async fn fill(
     metrics::counter!("atoll_edge_upstream_chunks_total", "source" => label).increment(1);
     metrics::counter!("atoll_edge_upstream_bytes_total", "source" => label)
         .increment(bytes.len() as u64);
-    cache.insert(id, bytes.clone());
+    cache.insert(id, bytes.clone(), since);
     if worth == Worth::Keep {
-        cache.keep(id, &bytes);
+        cache.keep(id, &bytes, since);
     }
     Ok((bytes, source))
 }

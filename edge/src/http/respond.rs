@@ -66,6 +66,10 @@ impl Responder {
             response.body = Body::Empty;
         }
         let headers = &mut response.headers;
+        // Tags are for edges alone.
+        for name in atoll_proto::tags::TAG_HEADERS {
+            headers.remove(name);
+        }
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

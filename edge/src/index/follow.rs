@@ -23,8 +23,6 @@ const WAIT: Duration = Duration::from_secs(3);
 const SLACK: Duration = Duration::from_secs(3);
 /// How long new deploys may hold up their entry while their first pages are fetched.
 const PREFETCH: Duration = Duration::from_secs(2);
-/// How long one invalidation may take to find its chunks.
-const INVALIDATE: Duration = Duration::from_secs(5);
 
 /// Follows the log until shutdown.
 pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Shutdown) {
@@ -102,10 +100,8 @@ pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEn
             if *soft {
                 index.count_soft();
             } else {
-                let work = invalidate::drop_matching(index, site, patterns);
-                if tokio::time::timeout(INVALIDATE, work).await.is_err() {
-                    tracing::warn!(%site, "an invalidation took too long; cached copies stay");
-                }
+                // The table so far, not the one in force: it has what came before in this batch.
+                invalidate::drop_matching(index, table, site, patterns).await;
             }
         }
         table.apply(entry);
@@ -113,11 +109,13 @@ pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEn
     }
 }
 
-/// The whole state, for an edge that knows too little to resume.
+/// The whole state, for an edge that knows too little to resume. It may have missed
+/// invalidations, so nothing that is cached stays.
 async fn take(index: &Index, snapshot: PublishSnapshot) {
     let cluster = index.table().cluster();
     tracing::info!(seq = %snapshot.seq, sites = snapshot.sites.len(), "took a snapshot of all sites");
     let table = Table::of_snapshot(cluster, snapshot);
+    index.chunks.clear().await;
     index.put(table).await;
 }
 

@@ -1,57 +1,98 @@
 //! Hard invalidations: which chunks the patterns are about, and dropping them.
 //!
-//! Called by [`super::follow`] before the entry is acknowledged. Cached bytes are named by their
-//! hash and never stale, so this is about getting rid of copies, not about correctness: a chunk
-//! that another path uses too is simply fetched again.
+//! Called by [`super::follow`] before the entry is acknowledged: whatever is asked for afterwards
+//! is fetched anew. When what the patterns are about cannot be found out in time, everything goes.
+//! Cached bytes are named by their hash and never stale, so this is about getting rid of copies: a
+//! chunk that another path uses too is simply fetched again.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use atoll_client::ClientError;
 use atoll_proto::content::ExtentList;
 use atoll_proto::manifest::Entry;
 use atoll_proto::publish::Pattern;
+use atoll_proto::tags::{same_tag, tags_of};
 use atoll_proto::{ChunkId, Content, DeployId, SiteName};
 
 use super::Index;
+use super::table::Table;
 use crate::fetch::Worth;
 use crate::http::path;
 use crate::rules;
 
-/// Drops what is cached of the matching paths, in all current deploys of the site. What cannot be
-/// resolved (a page that is not to be had now) stays, with a warning.
-pub(super) async fn drop_matching(index: &Index, site: &SiteName, patterns: &[Pattern]) {
-    let table = index.table();
+/// How long finding the chunks may hold up the log.
+const RESOLVE: Duration = Duration::from_secs(3);
+/// How long the disk may take to make the drops last through a power cut.
+const SYNC: Duration = Duration::from_secs(1);
+
+/// Drops what is cached of the matching paths, in all current deploys of the site.
+pub(super) async fn drop_matching(
+    index: &Index,
+    table: &Table,
+    site: &SiteName,
+    patterns: &[Pattern],
+) {
     let Some(state) = table.site(site) else {
         return;
     };
     let deploys: HashSet<DeployId> = state.aliases.values().map(|alias| alias.deploy).collect();
-    let mut chunks = HashSet::new();
-    for deploy in deploys {
-        match matching(index, deploy, patterns).await {
-            Ok(entries) => {
-                for entry in &entries {
-                    collect(index, entry, &mut chunks).await;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%site, deploy = %deploy.short(), %error,
-                    "an invalidation cannot be resolved; cached copies stay (they are not stale)");
-            }
+    match tokio::time::timeout(RESOLVE, chunks_of(index, &deploys, patterns)).await {
+        Ok(Ok(chunks)) => {
+            let dropped = index.chunks.drop_chunks(&chunks).await;
+            metrics::counter!("atoll_edge_invalidated_chunks_total").increment(dropped as u64);
+            tracing::info!(%site, chunks = chunks.len(), dropped, "invalidated");
+        }
+        unresolved => {
+            let error = match unresolved {
+                Ok(Err(error)) => error.to_string(),
+                _ => "it takes too long".to_owned(),
+            };
+            tracing::warn!(%site, error, "an invalidation cannot be resolved: all copies go");
+            metrics::counter!("atoll_edge_cache_cleared_total").increment(1);
+            index.chunks.clear().await;
         }
     }
-    let dropped = index.chunks.cache().drop_chunks(chunks.into_iter().collect()).await;
-    metrics::counter!("atoll_edge_invalidated_chunks_total").increment(dropped as u64);
-    tracing::info!(%site, dropped, "invalidated");
+    match tokio::time::timeout(SYNC, index.chunks.cache().sync_drops()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "drops may be undone by a power cut"),
+        Err(_) => tracing::info!("the disk is slow: drops may be undone by a power cut"),
+    }
+}
+
+async fn chunks_of(
+    index: &Index,
+    deploys: &HashSet<DeployId>,
+    patterns: &[Pattern],
+) -> Result<Vec<ChunkId>, ClientError> {
+    let mut chunks = HashSet::new();
+    for deploy in deploys {
+        for entry in matching(index, *deploy, patterns, &headers_by_rules).await? {
+            collect(index, &entry, &mut chunks).await?;
+        }
+    }
+    Ok(chunks.into_iter().collect())
+}
+
+/// Headers that the rules of a deploy give a file; its tags are among them ([`tags_of`]).
+type HeadersOf<'a> = &'a (dyn Fn(&Entry) -> Vec<(String, String)> + Sync);
+
+/// The one place that knows which headers a file has. No rules are compiled into manifests yet, so
+/// no file has any; once they are, this is theirs applied to the path of the entry.
+fn headers_by_rules(_entry: &Entry) -> Vec<(String, String)> {
+    Vec::new()
 }
 
 async fn matching(
     index: &Index,
     deploy: DeployId,
     patterns: &[Pattern],
-) -> Result<Vec<Entry>, atoll_client::ClientError> {
-    let whole = patterns.iter().any(|p| matches!(p, Pattern::Prefix(_) | Pattern::All));
-    if whole {
+    headers: HeadersOf<'_>,
+) -> Result<Vec<Entry>, ClientError> {
+    let paths_only = patterns.iter().all(|pattern| matches!(pattern, Pattern::Path(_)));
+    if !paths_only {
         let mut entries = atoll_client::entries(index.pages(), deploy).await?;
-        entries.retain(|entry| patterns.iter().any(|pattern| matches(pattern, &entry.path.0)));
+        entries.retain(|entry| patterns.iter().any(|pattern| matches(pattern, entry, headers)));
         return Ok(entries);
     }
     let mut entries = Vec::new();
@@ -74,8 +115,9 @@ fn files_of(pattern: &Pattern) -> Vec<Vec<u8>> {
     }
 }
 
-/// Whether a file is meant. No file has a tag yet, so a tag means none.
-fn matches(pattern: &Pattern, file: &[u8]) -> bool {
+/// Whether a file is meant.
+fn matches(pattern: &Pattern, entry: &Entry, headers: HeadersOf<'_>) -> bool {
+    let file = entry.path.as_bytes();
     match pattern {
         Pattern::All => true,
         Pattern::Prefix(prefix) => {
@@ -83,43 +125,76 @@ fn matches(pattern: &Pattern, file: &[u8]) -> bool {
             file.starts_with(prefix)
         }
         Pattern::Path(_) => files_of(pattern).iter().any(|wanted| wanted == file),
-        Pattern::Tag(_) => false,
+        Pattern::Tag(tag) => tags_of(&headers(entry)).any(|found| same_tag(found, tag)),
     }
 }
 
-/// All chunks of a file and its variants. List chunks are read only where they are at hand or to
-/// be had.
-async fn collect(index: &Index, entry: &Entry, chunks: &mut HashSet<ChunkId>) {
+/// All chunks of a file and its variants.
+async fn collect(
+    index: &Index,
+    entry: &Entry,
+    chunks: &mut HashSet<ChunkId>,
+) -> Result<(), ClientError> {
     let variants = entry.variants.iter().map(|variant| &variant.content);
     for content in std::iter::once(&entry.content).chain(variants) {
         let direct = content.direct_chunks();
         if let Content::Lists { .. } = content {
             for list in &direct {
-                let Ok(got) = index.chunks.get(*list, Worth::Use).await else {
-                    continue;
+                let bad = |reason: String| {
+                    let what = format!("list chunk {}", list.short());
+                    ClientError::Unreachable { what, reason }
                 };
-                let extents = ExtentList::decode(&got.bytes).unwrap_or_default();
+                let got = index.chunks.get(*list, Worth::Use).await;
+                let got = got.map_err(|error| bad(error.to_string()))?;
+                let extents = ExtentList::decode(&got.bytes);
+                let extents = extents.map_err(|error| bad(error.to_string()))?;
                 chunks.extend(extents.iter().filter_map(|extent| extent.id));
             }
         }
         chunks.extend(direct);
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn entry(path: &str) -> Entry {
+        Entry {
+            path: path.as_bytes().into(),
+            mode: 0o644,
+            mtime_ns: 0,
+            content: Content::from_extents(Vec::new()),
+            content_type: String::new(),
+            header_rule: None,
+            variants: Vec::new(),
+            base: None,
+        }
+    }
+
     #[test]
     fn patterns_name_files() {
+        let none = |_: &Entry| Vec::new();
+        let named = |pattern: &Pattern, file: &str| matches(pattern, &entry(file), &none);
         let path = |text: &str| Pattern::Path(text.to_owned());
         let prefix = |text: &str| Pattern::Prefix(text.to_owned());
-        assert!(matches(&Pattern::All, b"a/b"));
-        assert!(matches(&prefix("/a/"), b"a/b") && !matches(&prefix("/a/"), b"ab"));
-        assert!(matches(&prefix("/"), b"anything"));
-        assert!(matches(&path("/"), b"index.html") && matches(&path("/a/"), b"a/index.html"));
-        assert!(matches(&path("/a"), b"a") && matches(&path("/a"), b"a.html"));
-        assert!(!matches(&path("/a"), b"b") && !matches(&path("nonsense/../"), b"nonsense"));
-        assert!(!matches(&Pattern::Tag("t".to_owned()), b"a"));
+        assert!(named(&Pattern::All, "a/b"));
+        assert!(named(&prefix("/a/"), "a/b") && !named(&prefix("/a/"), "ab"));
+        assert!(named(&prefix("/"), "anything"));
+        assert!(named(&path("/"), "index.html") && named(&path("/a/"), "a/index.html"));
+        assert!(named(&path("/a"), "a") && named(&path("/a"), "a.html"));
+        assert!(!named(&path("/a"), "b") && !named(&path("nonsense/../"), "nonsense"));
+        assert!(!named(&Pattern::Tag("t".to_owned()), "a"));
+    }
+
+    #[test]
+    fn tags_come_from_headers() {
+        let headers = |entry: &Entry| {
+            let tags = if entry.path.as_bytes() == b"a" { "News, home" } else { "other" };
+            vec![("Cache-Tag".to_owned(), tags.to_owned())]
+        };
+        let tag = Pattern::Tag("news".to_owned());
+        assert!(matches(&tag, &entry("a"), &headers) && !matches(&tag, &entry("b"), &headers));
     }
 }

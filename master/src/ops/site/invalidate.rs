@@ -1,6 +1,7 @@
 //! Tell every edge to drop cached answers.
 
 use atoll_proto::publish::{Pattern, PublishEvent, Published};
+use atoll_proto::tags::check_tag;
 use atoll_proto::{Code, SiteName, WireError, limits};
 
 use super::log;
@@ -41,9 +42,7 @@ fn check(patterns: &[Pattern]) -> Result<(), WireError> {
                 text
             }
             Pattern::Tag(text) => {
-                if text.is_empty() {
-                    return Err(WireError::invalid("a cache tag is empty"));
-                }
+                check_tag(text).map_err(WireError::invalid)?;
                 text
             }
             Pattern::All => continue,
