@@ -381,6 +381,7 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");
     describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
     describe_counter!("atoll_edge_cache_cleared_total", "Invalidations that emptied the cache.");
+    describe_counter!("atoll_edge_erased_chunks_total", "Chunks of the cache taken down.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }
 

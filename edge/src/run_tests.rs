@@ -110,6 +110,9 @@ impl Service for Master {
         _body: Bytes,
     ) -> Result<Answer<MasterResponse>, WireError> {
         let response = match request {
+            MasterRequest::Erased { after, .. } => {
+                MasterResponse::Erased { erased: Vec::new(), upto: after, more: false }
+            }
             MasterRequest::Watch { after, edge, wait_ms } => self.watch(after, edge, wait_ms).await,
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             MasterRequest::Register { info } => {

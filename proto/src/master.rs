@@ -8,6 +8,7 @@ use crate::{
     backup::{BackupAnswer, BackupAsk},
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
+    erase::{Erased, ErasedBy},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
@@ -173,6 +174,23 @@ pub enum MasterRequest {
         seq: Seq,
         /// How long to wait at most, in milliseconds.
         wait_ms: u32,
+    },
+    /// The list of erased chunks: what changed after a log index. Waits until there is something,
+    /// or `wait_ms`. From a chunkserver it also says that everything up to `after` is carried out
+    /// there. Answered with `Erased`.
+    Erased {
+        /// The last log index the asker has carried out; 0 for none.
+        after: u64,
+        /// For a chunkserver: its id.
+        node: Option<NodeId>,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
+    /// Which chunkservers have carried out the list of erased chunks up to a log index? Answered
+    /// with `ErasedBy`.
+    ErasedBy {
+        /// Which.
+        index: u64,
     },
 }
 
@@ -538,6 +556,17 @@ pub enum MasterResponse {
         /// Milliseconds until those that are waited for surely cannot either; `None`: never.
         left_ms: Option<u64>,
     },
+    /// To `Erased`: in the order of their last change.
+    Erased {
+        /// About `limits::ERASED_PART`; all of one log index are in one answer.
+        erased: Vec<Erased>,
+        /// Everything up to this log index is in `erased`.
+        upto: u64,
+        /// There is more: ask again.
+        more: bool,
+    },
+    /// To `ErasedBy`.
+    ErasedBy(ErasedBy),
 }
 
 /// What came of a [`Change`].

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::erase::Doomed;
 use crate::site::{SiteChanges, SiteSettings};
-use crate::{AliasName, DeployId, Seq, SiteName, limits};
+use crate::{AliasName, ChunkId, DeployId, Seq, SiteName, limits};
 
 /// A site as its owner configured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +124,12 @@ pub enum PublishEvent {
         /// Which.
         deploy: DeployId,
     },
+    /// The list of erased chunks has changed: read what is new of it
+    /// ([`crate::master::MasterRequest::Erased`]) and carry it out before anything is acknowledged.
+    Erased {
+        /// For the sake of which site.
+        site: SiteName,
+    },
 }
 
 impl PublishEvent {
@@ -134,7 +141,8 @@ impl PublishEvent {
             Self::SiteRemoved(site)
             | Self::AliasRemoved { site, .. }
             | Self::DeployRemoved { site, .. }
-            | Self::Invalidate { site, .. } => site,
+            | Self::Invalidate { site, .. }
+            | Self::Erased { site } => site,
         }
     }
 }
@@ -271,6 +279,23 @@ pub enum SiteOp {
         if_current: Option<Option<DeployId>>,
         /// After so many seconds, at most `limits::ALIAS_LIFETIME_MAX`.
         lifetime_secs: u64,
+    },
+    /// Erase chunks, wherever they are; `Conflict` when something refers to one that the asker does
+    /// not know of.
+    Erase {
+        /// For the sake of which site.
+        site: SiteName,
+        /// Which; with `withheld` at most `limits::ERASE_CHUNKS_MAX`.
+        chunks: Vec<Doomed>,
+        /// List chunks of the contents that lose bytes.
+        withheld: Vec<ChunkId>,
+    },
+    /// Let chunks be uploaded again that were erased.
+    Unerase {
+        /// For the sake of which site.
+        site: SiteName,
+        /// Which, at most `limits::ERASE_CHUNKS_MAX`. Those that were never erased are passed over.
+        chunks: Vec<ChunkId>,
     },
 }
 

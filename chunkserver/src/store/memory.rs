@@ -275,6 +275,19 @@ impl ChunkStore for MemoryStore {
         Ok(purged)
     }
 
+    fn erase(&self, ids: &[ChunkId], _upto: u64) -> Result<Purged, StoreError> {
+        let mut inner = self.open()?;
+        let mut purged = Purged::default();
+        for id in ids {
+            if let Some(old) = inner.records.get(id).filter(|old| old.has_bytes()).copied() {
+                self.set(&mut inner, id, None);
+                purged.chunks += 1;
+                purged.bytes += u64::from(old.len);
+            }
+        }
+        Ok(purged)
+    }
+
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         let inner = self.open()?;
         Ok(if inner.has(id) { inner.bodies.get(id).cloned() } else { None })

@@ -103,6 +103,8 @@ pub enum Meta {
     View,
     /// The last order to verify everything, and how far it was carried out.
     Scrub,
+    /// The log index up to which erased chunks are in no file.
+    Erased,
 }
 
 /// Why the store could not do what it was asked.
@@ -238,6 +240,16 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// When the disk fails.
     fn purge(&self, before_ms: u64, limit: usize) -> Result<Purged, StoreError>;
+
+    /// Deletes the bytes of chunks that were taken down, whatever state they are in, so that they
+    /// are in no file of the store any more, also not where an earlier deletion left them. Chunks
+    /// that are not here are passed over, unless they were erased after the log index of the last
+    /// call. Synced; `upto` is the log index up to which everything is erased now. What was set
+    /// aside is not looked at.
+    ///
+    /// # Errors
+    /// When the disk fails, or has no room to write the other chunks anew; then some may be erased.
+    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError>;
 
     /// The whole chunk as it is on disk, if it is present. The caller verifies the hash; a range
     /// is cut from the whole, because only the whole can be verified.
@@ -390,8 +402,15 @@ pub trait ChunkStore: Send + Sync + 'static {
 
 impl Meta {
     /// Every key.
-    pub const ALL: [Self; 6] =
-        [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View, Self::Scrub];
+    pub const ALL: [Self; 7] = [
+        Self::Format,
+        Self::Cluster,
+        Self::Node,
+        Self::Fence,
+        Self::View,
+        Self::Scrub,
+        Self::Erased,
+    ];
 }
 
 impl Marked {

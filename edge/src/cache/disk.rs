@@ -8,13 +8,15 @@
 //! ```text
 //! file     "ATOLLBLK"  8 bytes · version 4 bytes (1) · zeros 4 bytes · records
 //! record   magic  4 bytes  "CHNK"
-//!          state  1 byte   1 live, 0 dropped; the only byte that ever changes
+//!          state  1 byte   1 live, 0 dropped; the only byte that ever changes, unless it is erased
 //!          zeros  3 bytes
 //!          length 4 bytes  big-endian
 //!          check  4 bytes  first bytes of BLAKE3 of length and id
 //!          id    32 bytes
 //!          bytes
 //! ```
+
+mod erase;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -43,6 +45,7 @@ const QUEUE_BYTES: usize = 32 << 20;
 /// The disk tier. Dropping it ends the writer after what is queued.
 #[derive(Debug)]
 pub struct DiskTier {
+    dir: PathBuf,
     shared: Arc<Shared>,
     queue: Option<SyncSender<Job>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -102,7 +105,8 @@ impl DiskTier {
         let (queue, jobs) = sync_channel(QUEUE_CHUNKS);
         let thread = std::thread::Builder::new().name("disk-cache".into());
         let handle = thread.spawn(move || writer.run(&jobs))?;
-        Ok(DiskTier { shared, queue: Some(queue), writer: Mutex::new(Some(handle)) })
+        let (dir, writer) = (dir.to_owned(), Mutex::new(Some(handle)));
+        Ok(DiskTier { dir, shared, queue: Some(queue), writer })
     }
 
     /// Whether the chunk is there.

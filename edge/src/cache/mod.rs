@@ -9,6 +9,7 @@ pub mod disk;
 mod drops;
 pub mod s3fifo;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -152,6 +153,30 @@ impl Cache {
             }
         }
         self.change_drops(Drops::end_of_all);
+    }
+
+    /// Erases chunks: as [`Cache::drop_chunks`], and their bytes are in no file any more when this
+    /// returns, whatever happens to the power. Returns how many were in memory or on disk.
+    ///
+    /// # Errors
+    /// When the disk refuses; then some may still be there.
+    pub async fn erase(&self, ids: HashSet<ChunkId>) -> io::Result<u64> {
+        let all: Vec<ChunkId> = ids.iter().copied().collect();
+        self.change_drops(|drops| drops.bar(&all));
+        let in_memory = all.iter().filter(|id| self.write(id).remove(id).is_some()).count() as u64;
+        let on_disk = match self.disk.clone() {
+            None => Ok(0),
+            Some(disk) => {
+                let work = move || {
+                    disk.flush();
+                    disk.erase(&ids)
+                };
+                let work = atoll_net::task::spawn_blocking("cache-erase", work);
+                work.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+            }
+        };
+        self.change_drops(|drops| drops.unbar(&all));
+        Ok(in_memory + on_disk?)
     }
 
     /// Waits until nothing dropped so far would return after a power cut.

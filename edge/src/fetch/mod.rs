@@ -6,6 +6,7 @@
 
 pub mod breaker;
 pub mod coalesce;
+pub mod erased;
 pub mod origin;
 pub mod serve;
 pub mod shield;
@@ -15,11 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_proto::ChunkId;
+use atoll_proto::erase::Erased;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::cache::Cache;
 use coalesce::{Coalescer, NoFlight};
+use erased::TakenDown;
 
 /// Fetches under way at once.
 const FLIGHTS_MAX: usize = 512;
@@ -74,19 +77,25 @@ pub struct Got {
     pub collapsed: bool,
 }
 
-/// Why a chunk cannot be had now. All of these may pass.
+/// Why a chunk cannot be had now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FillError {
-    /// This node has too much to do.
+    /// This node has too much to do. This may pass.
     #[error("too many requests wait for upstream; try again in a moment")]
     Busy,
-    /// Nobody upstream returned the chunk in good order.
+    /// Nobody upstream returned the chunk in good order. This may pass.
     #[error("chunk {} cannot be fetched: {reason}", id.short())]
     Upstream {
         /// Which.
         id: ChunkId,
         /// What was tried.
         reason: Arc<str>,
+    },
+    /// It was taken down. This does not pass.
+    #[error("chunk {} was taken down", id.short())]
+    Erased {
+        /// Which.
+        id: ChunkId,
     },
 }
 
@@ -111,12 +120,14 @@ pub struct Chunks {
     cache: Arc<Cache>,
     coalescer: Coalescer<Result<(Bytes, Source), FillError>>,
     upstream: Arc<dyn Upstream>,
+    taken_down: TakenDown,
 }
 
 impl Chunks {
     /// A cache in front of an upstream.
     pub fn new(cache: Arc<Cache>, upstream: Arc<dyn Upstream>) -> Chunks {
-        Chunks { cache, coalescer: Coalescer::new(FLIGHTS_MAX, WAITERS_MAX), upstream }
+        let coalescer = Coalescer::new(FLIGHTS_MAX, WAITERS_MAX);
+        Chunks { cache, coalescer, upstream, taken_down: TakenDown::default() }
     }
 
     /// The cache.
@@ -138,11 +149,35 @@ impl Chunks {
         self.coalescer.forget_all();
     }
 
+    /// What was taken down.
+    pub fn taken_down(&self) -> &TakenDown {
+        &self.taken_down
+    }
+
+    /// Follows changes of the list of erased chunks: when this returns, nobody gets what is erased,
+    /// and its bytes are in no file. Returns how many chunks the cache had.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nobody gets them, but they may be there.
+    pub async fn erase(&self, changes: &[Erased]) -> std::io::Result<u64> {
+        let ids = self.taken_down.learn(changes);
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let all: Vec<ChunkId> = ids.iter().copied().collect();
+        let erased = self.cache.erase(ids).await;
+        self.coalescer.forget(&all);
+        erased
+    }
+
     /// One whole chunk, verified. Cancel-safe: a fetch that began goes on and fills the cache.
     ///
     /// # Errors
-    /// When it is neither in the cache nor to be had upstream.
+    /// When it is neither in the cache nor to be had upstream, or was taken down.
     pub async fn get(&self, id: ChunkId, worth: Worth) -> Result<Got, FillError> {
+        if self.taken_down.is_erased(&id) {
+            return Err(FillError::Erased { id });
+        }
         if let Some(bytes) = self.cache.memory(&id) {
             metrics::counter!("atoll_edge_cache_hits_total", "tier" => "memory").increment(1);
             return Ok(Got { bytes, source: Source::Memory, collapsed: false });
@@ -155,6 +190,10 @@ impl Chunks {
         })?;
         if landed.joined {
             metrics::counter!("atoll_edge_fill_waiters_total").increment(1);
+        }
+        // It may have been taken down while it was on its way.
+        if self.taken_down.is_erased(&id) {
+            return Err(FillError::Erased { id });
         }
         let (bytes, source) = landed.value?;
         Ok(Got { bytes, source, collapsed: landed.joined })
@@ -279,6 +318,34 @@ pub(crate) mod tests {
         assert!(matches!(chunks.get(id, Worth::Use).await, Err(FillError::Upstream { .. })));
         upstream.corrupt.store(false, Ordering::SeqCst);
         assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "right");
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_down_is_given_to_nobody_and_is_on_no_disk() {
+        use atoll_proto::erase::Erasure;
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let (id, other) = (upstream.add("taken down"), upstream.add("other"));
+        let cache = Arc::new(Cache::open(1 << 20, dir.path(), 64 << 20).unwrap());
+        let chunks = Chunks::new(cache, upstream.clone());
+        for id in [id, other] {
+            chunks.get(id, Worth::Keep).await.unwrap();
+        }
+        chunks.cache().flush().await;
+        let change = |index, what| [Erased { index, id, what }];
+        assert_eq!(chunks.erase(&change(1, Erasure::Erased)).await.unwrap(), 2, "in both tiers");
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap_err(), FillError::Erased { id });
+        assert_eq!(upstream.fetches(), 2);
+        assert!(chunks.cache().memory(&id).is_none() && chunks.cache().disk(id).await.is_none());
+        assert_eq!(chunks.get(other, Worth::Use).await.unwrap().source, Source::Memory);
+        // A list that names it stays, and what it is the list of is not served.
+        chunks.erase(&change(2, Erasure::Withheld)).await.unwrap();
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "taken down");
+        let lists = vec![(10, id)];
+        assert!(chunks.taken_down().covers(&atoll_proto::Content::Lists { lists, size: 10 }));
+        chunks.erase(&change(3, Erasure::Lifted)).await.unwrap();
+        let lists = vec![(10, id)];
+        assert!(!chunks.taken_down().covers(&atoll_proto::Content::Lists { lists, size: 10 }));
     }
 
     #[tokio::test]

@@ -179,6 +179,11 @@ impl Responder {
             }
             Ok(Target::Redirect(location)) => redirect(&location),
             Ok(Target::NotFound(_)) if asset::is_loaded(loaded) => no_such_file(),
+            Ok(Target::NotFound(Some(entry)))
+                if self.chunks.taken_down().covers(&entry.content) =>
+            {
+                no_such_page()
+            }
             Ok(Target::NotFound(Some(entry))) => {
                 let head = request.method == Method::HEAD;
                 let mut answer = self.instead(&entry, StatusCode::NOT_FOUND, now);
@@ -251,6 +256,9 @@ impl Responder {
 
     /// A file that exists, with preconditions and ranges.
     async fn file(&self, request: &Request, entry: &Entry, now: SystemTime) -> Response {
+        if self.chunks.taken_down().covers(&entry.content) {
+            return gone();
+        }
         let etag = format!("\"{}\"", entry.content.id());
         let last_modified = last_modified(entry, now);
         let is = Validators { etag: &etag, last_modified };
@@ -356,6 +364,7 @@ impl Responder {
                 response.body = opened.body;
                 response
             }
+            Err(BodyError::Fill(FillError::Erased { .. })) => gone(),
             Err(error) => {
                 if error != BodyError::Fill(FillError::Busy) {
                     tracing::warn!(path = %entry.path, %error, "a file cannot be served");
@@ -402,6 +411,15 @@ impl Responder {
         set(&mut response.headers, CACHE_STATUS, &format!("{}; fwd=miss", self.name));
         response
     }
+}
+
+/// A file whose bytes were taken down. Not 451: why they were is not known here. No page: it may
+/// have been a script.
+fn gone() -> Response {
+    let text = Bytes::from_static(b"This file was taken down.\n");
+    let mut response = own(StatusCode::GONE, "text/plain; charset=utf-8", text);
+    response.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 fn no_such_page() -> Response {

@@ -5,6 +5,7 @@
 //! pages that are not at hand yet. Changes become visible to all requests at once: the whole table
 //! is replaced.
 
+pub mod erased;
 pub mod follow;
 pub mod host;
 pub mod invalidate;
@@ -15,8 +16,8 @@ pub mod table;
 pub mod warm;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
@@ -63,6 +64,8 @@ pub struct Index {
     /// Grows with every change of the table.
     version: watch::Sender<u64>,
     soft_invalidations: AtomicU64,
+    /// The log index up to which the list of erased chunks is carried out since the start.
+    erased_upto: Mutex<Option<u64>>,
 }
 
 impl Index {
@@ -88,6 +91,7 @@ impl Index {
             lease_until_ns: AtomicU64::new(0),
             version: watch::Sender::new(0),
             soft_invalidations: AtomicU64::new(0),
+            erased_upto: Mutex::new(None),
         }
     }
 
@@ -202,6 +206,16 @@ impl Index {
         metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
         self.table.store(table);
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The log index up to which the list of erased chunks is carried out; `None` when nothing was
+    /// asked since the start.
+    pub(crate) fn erased_upto(&self) -> Option<u64> {
+        *self.erased_upto.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_erased_upto(&self, upto: u64) {
+        *self.erased_upto.lock().unwrap_or_else(PoisonError::into_inner) = Some(upto);
     }
 
     fn count_soft(&self) {

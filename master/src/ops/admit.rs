@@ -19,6 +19,7 @@ use atoll_proto::{ChunkId, Code, Content, DeployId, Retry, SessionId, WireError,
 use bytes::Bytes;
 
 use super::change::{Prepared, store_failed};
+use super::erased::refusal;
 use super::namespace::content;
 use crate::cover::Checker;
 use crate::operation::{
@@ -26,7 +27,7 @@ use crate::operation::{
     RootFacts,
 };
 use crate::server::Master;
-use crate::store::{Read, Transaction, objects};
+use crate::store::{Read, StoreError, Transaction, erased, objects};
 
 /// Most pages in one request.
 const PAGES_MAX: usize = 8192;
@@ -99,9 +100,11 @@ fn new_pages(master: &Master, pages: &[AdmitPage]) -> WireResult<Vec<AdmitPage>>
     let mut new = Vec::new();
     for page in pages {
         let known = objects::get(&*state, &page.id).map_err(store_failed)?;
+        let absent = erased::is_absent(&*state, &page.id).map_err(store_failed)?;
         // Data has no children to count: whatever is in the table may be referred to as data.
         let admitted =
             known.is_some_and(|object| object.kind == page.kind || page.kind == ObjectKind::Data);
+        let admitted = admitted && !absent;
         if !admitted && seen.insert(page.id) {
             new.push(*page);
         }
@@ -117,9 +120,7 @@ fn missing_pages(
     let state = master.consensus.state();
     let mut missing = Vec::new();
     for page in pages {
-        if !covered.contains_key(&page.id)
-            && !objects::has(&*state, &page.id).map_err(store_failed)?
-        {
+        if !covered.contains_key(&page.id) && !is_there(&*state, &page.id).map_err(store_failed)? {
             missing.push(page.id);
         }
     }
@@ -140,13 +141,18 @@ fn missing_children(
         if !covered.contains_key(&child.id)
             && !together.contains(&child.id)
             && seen.insert(child.id)
-            && !objects::has(&*state, &child.id).map_err(store_failed)?
+            && !is_there(&*state, &child.id).map_err(store_failed)?
         {
             missing.push(child.id);
         }
     }
     missing.truncate(limits::IDS_MAX);
     Ok(missing)
+}
+
+/// Whether the cluster has a chunk, as far as the object table says.
+fn is_there(read: &impl Read, id: &ChunkId) -> Result<bool, StoreError> {
+    Ok(objects::has(read, id)? && !erased::is_absent(read, id)?)
 }
 
 /// Cuts an admission into log entries of bounded size, each with the cover it needs.
@@ -272,6 +278,18 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, admission: &Admission) -
     let covered: HashMap<ChunkId, u32> =
         admission.covered.iter().map(|chunk| (chunk.id, chunk.len)).collect();
     for page in &admission.pages {
+        if erased::is_refused(tx, &page.id)? {
+            return Err(refusal(&page.id, "a chunk may not be stored").into());
+        }
+        if erased::is_absent(tx, &page.id)? {
+            // Erased once, and allowed again: it has to be uploaded, and was.
+            if !covered.contains_key(&page.id) {
+                return Err(Failure::Missing(vec![page.id]));
+            }
+            if objects::has(tx, &page.id)? {
+                objects::show(tx, now, &page.id)?;
+            }
+        }
         match objects::get(tx, &page.id)? {
             Some(known) if known.kind == page.kind || page.kind == ObjectKind::Data => continue,
             Some(known) if known.kind != ObjectKind::Data => {
@@ -298,7 +316,12 @@ fn check_children(
 ) -> Apply<()> {
     let mut missing = Vec::new();
     for child in &page.children {
+        if erased::is_refused(read, &child.id)? {
+            let what = format!("a file of page {} may not be stored", page.id);
+            return Err(refusal(&child.id, &what).into());
+        }
         let known = objects::get(read, &child.id)?;
+        let known = if erased::is_absent(read, &child.id)? { None } else { known };
         let len = match &known {
             Some(object) => object.len,
             None => match covered.get(&child.id) {

@@ -41,6 +41,10 @@ pub(crate) enum Counter {
     Miscounts = 16,
     /// Log index of the latest delta.
     DeltaLast = 17,
+    /// Chunks that were ever erased.
+    Erased = 18,
+    /// Log index of the latest change of one.
+    ErasedLast = 19,
 }
 
 fn key(counter: Counter) -> Vec<u8> {

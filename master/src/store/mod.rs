@@ -12,6 +12,7 @@ pub(crate) mod deltas;
 pub(crate) mod dentries;
 pub(crate) mod deploys;
 pub(crate) mod duties;
+pub(crate) mod erased;
 pub(crate) mod group_states;
 pub(crate) mod groups;
 pub(crate) mod inodes;
@@ -121,6 +122,13 @@ pub(crate) enum Family {
     /// What was sealed last of live sites. Key: site name. Value: deploy id. Changed when the site's
     /// directory is sealed anew; deleted with the site, and when it follows another directory.
     Live = 25,
+    /// Chunks that were ever erased. Key: chunk id (32 bytes). Value: [`erased::Record`]: what
+    /// holds now, since which log index. Changed by erasing and lifting, and when a lifted chunk is
+    /// uploaded; never deleted.
+    Erased = 26,
+    /// The same in the order of their last change. Key: log index (u64), chunk id (32 bytes). Value:
+    /// empty. Follows `Erased`.
+    ErasedByIndex = 27,
 }
 
 impl Family {
@@ -327,7 +335,9 @@ mod tests {
             Family::NodeDuty as u8,
             Family::Leaving as u8,
             Family::Live as u8,
+            Family::Erased as u8,
+            Family::ErasedByIndex as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=25).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=27).collect::<Vec<u8>>());
     }
 }

@@ -22,6 +22,7 @@
 
 mod db;
 mod edit;
+mod erase;
 mod frame;
 mod open;
 mod operations;

@@ -128,6 +128,10 @@ impl ChunkStore for RocksStore {
         purged
     }
 
+    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError> {
+        self.erase_all(ids, upto)
+    }
+
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
         self.read(|Open { db, segments }| {
             let row = read_row(db, id)?.filter(|row| row.record.body == Body::Present);

@@ -330,6 +330,7 @@ impl Meta {
             Self::Fence => b"e",
             Self::View => b"v",
             Self::Scrub => b"o",
+            Self::Erased => b"x",
         }
     }
 }

@@ -197,6 +197,23 @@ impl Segments {
         punch(&file, spot.block, blocks(len))
     }
 
+    /// Overwrites a chunk with zeros, on disk when this returns. Whoever reads it at that moment
+    /// finds that it is damaged.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn wipe(&self, spot: Spot, len: u32) -> io::Result<()> {
+        const ZEROS: [u8; BLOCK] = [0; BLOCK];
+        let file = match OpenOptions::new().write(true).open(self.path(spot.segment)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        for block in 0..blocks(len) {
+            file.write_all_at(&ZEROS, offset(spot.block + block))?;
+        }
+        file.sync_data()
+    }
+
     /// Whether chunks may still be appended to this file.
     pub(super) fn is_open_ended(&self, segment: u32) -> bool {
         let tail = self.tail();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod damage;
+mod erase;
 mod full_disk;
 mod model;
 mod salvage;
@@ -79,6 +80,7 @@ fn battery(store: &Arc<dyn ChunkStore>, damage: &Damage) {
     live_and_corrupt_is_lacking(store.as_ref(), damage);
     quarantine_is_a_way_back(store.as_ref(), damage);
     purges_by_age(store.as_ref(), damage);
+    erases_whatever_the_state(store.as_ref(), damage);
     young_again_when_put_again(store.as_ref());
     releases_a_group(store.as_ref());
     remembers_what_was_scrubbed(store.as_ref());
@@ -317,6 +319,29 @@ fn quarantine_is_a_way_back(store: &dyn ChunkStore, damage: &Damage) {
     assert_eq!(store.put_batch(&chunks[1..]).unwrap().written, 2);
     assert_eq!(store.get(&ids[2]).unwrap().as_ref(), Some(&chunks[2].bytes));
     assert_eq!(store.totals().chunks, before.chunks);
+}
+
+fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
+    let chunks: Vec<NewChunk> = (900..905).map(|n| numbered(n, 6000)).collect();
+    let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
+    store.put_batch(&chunks).unwrap();
+    // Live, not live, in quarantine, corrupt; and one that nobody erases.
+    store.mark(&[(ids[0], Mark::Live), (ids[3], Mark::Live)], NOW, None).unwrap();
+    store.quarantine(&[ids[2]], NOW).unwrap();
+    damage(&ids[3], b"rot");
+    store.spoil(&ids[3], NOW).unwrap();
+    let erased = store.erase(&ids[..4], 1).unwrap();
+    assert_eq!((erased.chunks, erased.bytes), (4, 24_000));
+    for id in &ids[..4] {
+        assert_eq!(store.record(id).unwrap(), None);
+        assert_eq!(store.get(id).unwrap(), None);
+    }
+    assert_eq!(store.get(&ids[4]).unwrap().as_ref(), Some(&chunks[4].bytes));
+    assert_consistent(store);
+    // What the master says afterwards changes nothing.
+    store.mark(&[(ids[0], Mark::Collected)], NOW, None).unwrap();
+    assert_eq!(store.record(&ids[0]).unwrap(), None);
+    assert_eq!(store.erase(&ids[..4], 1).unwrap().chunks, 0);
 }
 
 fn purges_by_age(store: &dyn ChunkStore, damage: &Damage) {

@@ -2,6 +2,7 @@
 //! edges follow. Applied by the state machine; the leader's side is [`crate::ops::change`].
 
 mod earlier;
+mod erase;
 mod expiry;
 mod invalidate;
 mod move_alias;
@@ -64,6 +65,8 @@ pub(crate) fn apply(
         SiteOp::Invalidate { site, patterns, soft } => {
             invalidate::invalidate(tx, now, site, patterns, soft)
         }
+        SiteOp::Erase { site, chunks, withheld } => erase::erase(tx, now, site, &chunks, &withheld),
+        SiteOp::Unerase { site, chunks } => erase::unerase(tx, now, site, &chunks),
     }
 }
 
