@@ -8,9 +8,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use atoll_client::ClientError;
+use atoll_client::{ClientError, PageSource as _};
 use atoll_proto::content::ExtentList;
-use atoll_proto::manifest::Entry;
+use atoll_proto::manifest::{Entry, Page, Root};
 use atoll_proto::publish::Pattern;
 use atoll_proto::tags::{same_tag, tags_of};
 use atoll_proto::{ChunkId, Content, DeployId, SiteName};
@@ -67,18 +67,43 @@ async fn chunks_of(
 ) -> Result<Vec<ChunkId>, ClientError> {
     let mut chunks = HashSet::new();
     for deploy in deploys {
-        for entry in matching(index, *deploy, patterns, &headers_by_rules).await? {
+        let patterns = patterns_of(index, *deploy, patterns).await?;
+        for entry in matching(index, *deploy, &patterns, &headers_by_rules).await? {
             collect(index, &entry, &mut chunks).await?;
         }
     }
     Ok(chunks.into_iter().collect())
 }
 
+/// The patterns as they concern one deploy.
+async fn patterns_of(
+    index: &Index,
+    deploy: DeployId,
+    patterns: &[Pattern],
+) -> Result<Vec<Pattern>, ClientError> {
+    if !patterns.iter().any(|pattern| matches!(pattern, Pattern::Tag(_))) {
+        return Ok(patterns.to_vec());
+    }
+    let root = index.pages().page(deploy).await?;
+    let has_rules = matches!(&*root, Page::RootV1(Root { rules: Some(_), .. }));
+    Ok(widened(patterns, has_rules))
+}
+
+/// Rules are not asked for the tags of each file: where there are rules, a tag means every file, so
+/// that none that has it is left out; where there are none, no file has a tag.
+fn widened(patterns: &[Pattern], has_rules: bool) -> Vec<Pattern> {
+    let tag = |pattern: &&Pattern| matches!(pattern, Pattern::Tag(_));
+    if has_rules && patterns.iter().any(|pattern| tag(&pattern)) {
+        return vec![Pattern::All];
+    }
+    patterns.iter().filter(|pattern| !tag(pattern)).cloned().collect()
+}
+
 /// Headers that the rules of a deploy give a file; its tags are among them ([`tags_of`]).
 type HeadersOf<'a> = &'a (dyn Fn(&Entry) -> Vec<(String, String)> + Sync);
 
-/// The one place that knows which headers a file has. No rules are compiled into manifests yet, so
-/// no file has any; once they are, this is theirs applied to the path of the entry.
+/// The one place that knows which headers a file has. Rules are not asked here yet: [`widened`] has
+/// made up for that.
 fn headers_by_rules(_entry: &Entry) -> Vec<(String, String)> {
     Vec::new()
 }
@@ -186,6 +211,15 @@ mod tests {
         assert!(named(&path("/a"), "a") && named(&path("/a"), "a.html"));
         assert!(!named(&path("/a"), "b") && !named(&path("nonsense/../"), "nonsense"));
         assert!(!named(&Pattern::Tag("t".to_owned()), "a"));
+    }
+
+    #[test]
+    fn a_tag_means_every_file_that_rules_may_have_given_it() {
+        let paths = vec![Pattern::Path("/a".to_owned())];
+        let patterns = [paths.clone(), vec![Pattern::Tag("t".to_owned())]].concat();
+        assert_eq!(widened(&patterns, true), [Pattern::All]);
+        assert_eq!(widened(&patterns, false), paths);
+        assert_eq!(widened(&paths, true), paths);
     }
 
     #[test]
