@@ -27,7 +27,6 @@ use crate::fetch::{Chunks, FillError, Source};
 use crate::index::{Found, Index, host};
 use crate::rules::ask::{self, Said, Target};
 use crate::rules::asset;
-use crate::rules::book::Book;
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -43,7 +42,6 @@ const TRIES: u32 = 3;
 pub struct Responder {
     index: Arc<Index>,
     chunks: Arc<Chunks>,
-    rules: Book,
     /// The name of this edge as `Cache-Status` says it.
     name: String,
 }
@@ -51,8 +49,7 @@ pub struct Responder {
 impl Responder {
     /// `name` is the node's name.
     pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
-        let rules = Book::new(chunks.clone());
-        Responder { index, chunks, rules, name: structured_name(name) }
+        Responder { index, chunks, name: structured_name(name) }
     }
 
     /// Answers a request.
@@ -149,14 +146,14 @@ impl Responder {
         };
         if let Some(raw) = proof::asked(&request.uri) {
             let headers = &request.headers;
-            return proof::answer(&self.index, &self.rules, deploy, raw, host, headers).await;
+            return proof::answer(&self.index, deploy, raw, host, headers).await;
         }
         let raw = request.uri.path().as_bytes();
         let (said, asked) = match path::parse(raw) {
             Ok(asked) => {
                 let facts = ask::facts(&asked, host, request.uri.query(), &request.headers);
                 let headers = &request.headers;
-                let said = ask::ask(&self.index, &self.rules, deploy, facts, headers).await;
+                let said = ask::ask(&self.index, deploy, facts, headers).await;
                 (said, asked.path)
             }
             Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),

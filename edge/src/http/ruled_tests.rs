@@ -137,11 +137,11 @@ async fn rules_that_cannot_be_had_are_503_and_cost_nothing_once_they_are_there()
     assert_eq!(site.upstream.fetches(), before, "rules come with a publish");
     // Rules that nobody ever read.
     let other = Published::new(&site.upstream, &[("a", b"a"), ("_redirects", b"/x /y 302")]);
-    let unread = site.responder.rules.of(&site.responder.index, other.deploy).await;
+    let unread = site.responder.index.rules(other.deploy).await;
     assert!(unread.is_err());
     site.upstream.down.store(false, Ordering::SeqCst);
     let index = &site.responder.index;
-    let all = (0..20).map(|_| site.responder.rules.of(index, other.deploy));
+    let all = (0..20).map(|_| index.rules(other.deploy));
     let all = futures_util::future::join_all(all).await;
     assert!(all.iter().all(|rules| rules.as_ref().unwrap().set().redirects.len() == 1));
     assert!(

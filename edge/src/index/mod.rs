@@ -9,6 +9,7 @@ pub mod follow;
 pub mod host;
 pub mod invalidate;
 pub mod lease;
+mod meant;
 pub mod pages;
 pub mod snapshot;
 pub mod table;
@@ -21,10 +22,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
 use atoll_proto::manifest::Entry;
+use atoll_proto::rules::Rules;
 use atoll_proto::{AliasName, ClusterId, DeployId, SiteName};
 use tokio::sync::watch;
 
 use crate::fetch::Chunks;
+use crate::rules::book::Book;
 use host::HostName;
 use pages::Pages;
 use table::{ByDigits, Table};
@@ -54,6 +57,7 @@ pub enum Found {
 pub struct Index {
     table: ArcSwap<Table>,
     pages: Pages,
+    book: Book,
     chunks: Arc<Chunks>,
     suffixes: Vec<String>,
     /// Where the table is stored; `None` in tests.
@@ -82,6 +86,7 @@ impl Index {
         Index {
             table: ArcSwap::from_pointee(table),
             pages: Pages::new(chunks.clone(), page_bytes),
+            book: Book::new(chunks.clone()),
             chunks,
             suffixes,
             dir,
@@ -99,6 +104,19 @@ impl Index {
     /// The pages of all manifests.
     pub fn pages(&self) -> &Pages {
         &self.pages
+    }
+
+    /// The chunks that all of it is made of.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// The rules of a deploy; those without any if it has none.
+    ///
+    /// # Errors
+    /// When the manifest's root or the rules cannot be had now.
+    pub async fn rules(&self, deploy: DeployId) -> Result<Arc<Rules>, ClientError> {
+        self.book.of(&self.pages, deploy).await
     }
 
     /// What a normalized host leads to now.

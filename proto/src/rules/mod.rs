@@ -8,6 +8,8 @@
 //! What this module does not do: it reads no files and no manifests. [`decide::Question`] says
 //! which paths it must know about, and whoever asks looks them up.
 
+pub mod answers;
+pub mod bearers;
 pub mod decide;
 pub mod effect;
 pub mod html;

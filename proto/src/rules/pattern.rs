@@ -87,7 +87,71 @@ impl Segment {
     }
 }
 
+impl Segment {
+    /// What a path that fits ends with, at least.
+    pub(super) fn end(&self) -> &[u8] {
+        match self {
+            Self::Literal(bytes) => bytes,
+            Self::Name { suffix, .. } | Self::Splat { suffix, .. } => suffix,
+        }
+    }
+
+    /// Whether one segment of a path may be both; never wrongly `false`.
+    fn meets(&self, other: &Segment) -> bool {
+        match (self, other) {
+            (Self::Literal(own), Self::Literal(other)) => own == other,
+            (Self::Literal(own), wild) | (wild, Self::Literal(own)) => wild.matches(own).is_some(),
+            (Self::Name { prefix, suffix }, Self::Name { prefix: begin, suffix: end }) => {
+                (prefix.starts_with(begin) || begin.starts_with(prefix))
+                    && (suffix.ends_with(end) || end.ends_with(suffix))
+            }
+            (Self::Splat { .. }, _) | (_, Self::Splat { .. }) => true,
+        }
+    }
+}
+
 impl Pattern {
+    /// Whether a path may fit both this and these segments; never wrongly `false`.
+    pub(super) fn meets(&self, other: &[Segment]) -> bool {
+        let own = &self.segments;
+        if let (Some(last), Some(their)) = (own.last(), other.last())
+            && !last.end().ends_with(their.end())
+            && !their.end().ends_with(last.end())
+        {
+            return false;
+        }
+        let splat = |segments: &[Segment], at: usize| {
+            matches!(segments.get(at), Some(Segment::Splat { .. }))
+        };
+        // Whether the rests from here on may both fit, from the ends to the beginnings.
+        let mut fits = vec![vec![false; other.len() + 1]; own.len() + 1];
+        for at in (0..=own.len()).rev() {
+            for their in (0..=other.len()).rev() {
+                let next = |own: usize, other: usize| {
+                    fits.get(own).and_then(|row: &Vec<bool>| row.get(other)) == Some(&true)
+                };
+                let ends = at == own.len() && their == other.len();
+                let (wild, theirs) = (splat(own, at), splat(other, their));
+                // A splat ends here, or goes on over what the other has.
+                let over = (wild || theirs) && (next(at + 1, their) || next(at, their + 1));
+                let both = match (own.get(at), other.get(their)) {
+                    (Some(one), Some(two)) => one.meets(two) && next(at + 1, their + 1),
+                    _ => false,
+                };
+                fits[at][their] = ends || over || both;
+            }
+        }
+        fits[0][0]
+    }
+
+    /// Whether a request may be for the hosts of both.
+    pub(super) fn host_meets(&self, other: &Pattern) -> bool {
+        match (&self.host, &other.host) {
+            (Some(own), Some(other)) => own == other,
+            _ => true,
+        }
+    }
+
     /// Whether it keeps the bounds.
     pub fn is_sound(&self) -> bool {
         let splat = |segment: &&Segment| matches!(segment, Segment::Splat { .. });
@@ -110,6 +174,15 @@ impl Pattern {
         if self.host.as_ref().is_some_and(|own| own != host) {
             return None;
         }
+        self.captured_at_any_host(dialect, asked)
+    }
+
+    /// As [`Pattern::captured`], whatever the host.
+    pub(super) fn captured_at_any_host(
+        &self,
+        dialect: Dialect,
+        asked: &[&[u8]],
+    ) -> Option<Vec<Vec<u8>>> {
         let mut captured = Vec::new();
         let splat = self.segments.iter().position(|s| matches!(s, Segment::Splat { .. }));
         let Some(at) = splat else {
