@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::Response;
 use super::body::Body;
 use super::path::{self, BadPath, SitePath};
-use super::respond::{ATOLL_DEPLOY, page, set};
+use super::respond::{ATOLL_DEPLOY, own_headers, page, set};
 use crate::fetch::Worth;
 use crate::index::Index;
 use crate::rules::ask;
@@ -85,7 +85,7 @@ pub async fn answer(
             return page(StatusCode::SERVICE_UNAVAILABLE, "The proof cannot be given right now.");
         }
     };
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = own_headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(proof.len()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

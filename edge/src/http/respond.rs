@@ -68,9 +68,6 @@ impl Responder {
         }
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
-        if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        }
         if preview {
             headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
         }
@@ -470,9 +467,16 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Result<String, &'static str> {
     host::normalized(named).ok_or("The host of the request is not a host name.")
 }
 
+/// Headers that begin every answer; a site's rules may change what follows from no request.
+pub(super) fn own_headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+}
+
 /// Headers that a 200, a 206 and a 304 have in common.
 fn file_headers(entry: &Entry, etag: &str, last_modified: SystemTime) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = own_headers();
     set(&mut headers, header::ETAG, etag);
     set(&mut headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(last_modified));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -507,7 +511,7 @@ fn about_nothing(method: &Method, wrong: Option<&str>) -> Response {
 
 fn allowed(status: StatusCode) -> Response {
     let mut response = match status {
-        StatusCode::NO_CONTENT => Response { status, headers: HeaderMap::new(), body: Body::Empty },
+        StatusCode::NO_CONTENT => Response { status, headers: own_headers(), body: Body::Empty },
         _ => page(status, "This site can only be read."),
     };
     response.headers.insert(header::ALLOW, HeaderValue::from_static(ALLOW));
@@ -541,7 +545,7 @@ pub(super) fn page(status: StatusCode, text: &str) -> Response {
 
 /// A body of our own.
 fn own(status: StatusCode, content_type: &'static str, body: Bytes) -> Response {
-    let mut headers = HeaderMap::with_capacity(12);
+    let mut headers = own_headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     let control =

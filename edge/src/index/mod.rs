@@ -270,6 +270,14 @@ pub(crate) mod tests {
 
     impl Published {
         pub(crate) fn new(upstream: &FakeUpstream, files: &[(&str, &[u8])]) -> Published {
+            Published::with(upstream, files, &SiteSettings::default())
+        }
+
+        pub(crate) fn with(
+            upstream: &FakeUpstream,
+            files: &[(&str, &[u8])],
+            settings: &SiteSettings,
+        ) -> Published {
             let entries = files.iter().map(|(path, bytes)| Entry {
                 path: ByteName::from(path.as_bytes()),
                 mode: 0o644,
@@ -282,7 +290,7 @@ pub(crate) mod tests {
             });
             let of = |name| files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| *bytes);
             let sources = Sources { redirects: of("_redirects"), headers: of("_headers") };
-            let rules = parse(sources, &SiteSettings::default()).unwrap();
+            let rules = parse(sources, settings).unwrap();
             let rules = rules.store(1 << 20).unwrap();
             for (_, bytes) in rules.chunks {
                 upstream.add(bytes);

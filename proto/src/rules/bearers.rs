@@ -59,7 +59,8 @@ pub fn hosts_at(rules: &Rules, (path, directory): (&[u8], bool)) -> BTreeSet<Str
     let headers = headers.filter_map(|number| set.headers.get(number as usize));
     let sources = redirects.map(|rule| &rule.source).chain(headers.map(|rule| &rule.source));
     let about = |source: &&Pattern| source.captured_at_any_host(set.dialect, &asked).is_some();
-    let named = sources.filter(about).filter_map(|source| source.host.clone());
+    let named = sources.filter(about).filter(|source| source.one_host());
+    let named = named.filter_map(|source| source.host.clone());
     named.chain([String::new()]).collect()
 }
 
@@ -150,14 +151,14 @@ impl<'r> Search<'r> {
             giving.filter_map(|(rule, gives)| gives.then_some(rule)).collect();
         let rewrites = set.redirects.iter().filter(|rule| !(301..=308).contains(&rule.status));
         let (fixed, open): (Vec<&Redirect>, Vec<&Redirect>) =
-            rewrites.partition(|rule| rule.source.captures() == 0);
+            rewrites.partition(|rule| !rule.source.is_open());
         let fixed = fixed.iter().map(|rule| &rule.source);
-        let named = giving.iter().map(|rule| &rule.source).filter(|own| own.captures() == 0);
+        let named = giving.iter().map(|rule| &rule.source).filter(|own| !own.is_open());
         for source in fixed.chain(named) {
             self.ask_all(text_of(&source.segments))?;
         }
         let giving: Vec<&Pattern> =
-            giving.iter().map(|rule| &rule.source).filter(|own| own.captures() > 0).collect();
+            giving.iter().map(|rule| &rule.source).filter(|own| own.is_open()).collect();
         for rule in open {
             self.open(rule, &giving)?;
         }
@@ -196,19 +197,21 @@ impl<'r> Search<'r> {
         let segments = pattern::segments(set.dialect, &path, directory);
         let about = self.rules.headers.all_candidates(&segments);
         self.spend(about.len())?;
-        let gives = about.iter().any(|number| {
-            let (number, about) = (*number as usize, |rule: &HeaderRule| {
-                rule.source.captured_at_any_host(set.dialect, &segments).is_some()
-            });
-            self.gives.get(number) == Some(&true) && set.headers.get(number).is_some_and(about)
-        });
-        if !gives || self.asked.contains(&(path.clone(), directory)) {
+        let gives = |number: &u32| self.gives.get(*number as usize) == Some(&true);
+        let giving = about.iter().copied().filter(gives);
+        let giving = giving.filter_map(|number| set.headers.get(number as usize));
+        let fits =
+            |rule: &&HeaderRule| rule.source.captured_at_any_host(set.dialect, &segments).is_some();
+        let giving: Vec<&HeaderRule> = giving.filter(fits).collect();
+        // The hosts that placeholders stand for cannot be gone through.
+        let at_some_host = giving.iter().any(|rule| !rule.source.one_host());
+        if giving.is_empty() || self.asked.contains(&(path.clone(), directory)) {
             return Ok(());
         }
         let hosts = hosts_at(self.rules, (&path, directory));
         for host in hosts {
             self.spend(8 + 2 * about.len())?;
-            if !self.has_tag(&path, directory, &host) {
+            if !at_some_host && !self.has_tag(&path, directory, &host) {
                 continue;
             }
             let Ok(said) = answers(self.rules, (&path, directory), &host, self.files) else {
@@ -356,6 +359,8 @@ fn filled(segments: &[Segment], captured: &[u8]) -> Vec<u8> {
         Segment::Name { prefix, suffix } | Segment::Splat { prefix, suffix } => {
             [prefix.as_slice(), captured, suffix].concat()
         }
+        // Has several wildcards.
+        Segment::Names { texts } => texts.concat(),
     });
     bytes.collect::<Vec<_>>().join(&b'/')
 }
@@ -363,7 +368,11 @@ fn filled(segments: &[Segment], captured: &[u8]) -> Vec<u8> {
 /// The paths by which a rule leads to a file, if its target tells what its wildcard stands for.
 fn ways(rule: &Redirect, shape: &Shape, file: &[u8]) -> Option<Vec<Way>> {
     let segments = &rule.source.segments;
-    let one = rule.source.captures() == 1 && places(&rule.target) == 1;
+    let open = |segment: &&Segment| !matches!(segment, Segment::Literal(_));
+    let single = |segment: &Segment| !matches!(segment, Segment::Names { .. });
+    let one = segments.iter().filter(open).count() == 1
+        && segments.iter().all(single)
+        && places(&rule.target) == 1;
     let holes = shape.0.iter().filter(|part| part.is_none()).count();
     if !one || holes != 1 {
         return None;

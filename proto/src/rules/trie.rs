@@ -103,6 +103,10 @@ impl Trie {
                 let around = (prefix.as_slice().into(), suffix.as_slice().into());
                 *node.names.entry(around).or_insert(next)
             }
+            Segment::Names { texts } => {
+                let end = |text: Option<&Vec<u8>>| Box::from(text.map_or(&b""[..], Vec::as_slice));
+                *node.names.entry((end(texts.first()), end(texts.last()))).or_insert(next)
+            }
         };
         if child == next {
             self.nodes.push(Node::default());

@@ -283,7 +283,7 @@ async fn clean_urls_in_four_modes_and_single_page_applications() -> Result<()> {
 }
 
 async fn spa(cluster: &DevCluster, source: &std::path::Path) -> Result<()> {
-    cluster.atoll(&["site", "set", SITE, "--spa", "true"])?.ok()?;
+    cluster.atoll(&["site", "set", SITE, "--spa=true"])?.ok()?;
     cluster.deploy(source, SITE)?;
     for (_, addr) in cluster.edges() {
         let mut visitor = visit(cluster, addr).await?;
