@@ -148,6 +148,7 @@ async fn unseen(
         if !seen.insert(id) {
             continue;
         }
+        tokio::task::yield_now().await;
         let malformed = || ClientError::Malformed { what: format!("the page tree of {deploy}") };
         match &*index.pages().page(id).await? {
             Page::RootV1(root) if depth == 0 => {
@@ -203,6 +204,8 @@ async fn by_path(
     let mut old: HashSet<Vec<u8>> = candidates(&asked).into_iter().collect();
     let mut shapes = Vec::new();
     for host in hosts_at(&rules, (&asked.path, asked.directory)) {
+        // Pages at hand are no reason to wait, and there may be many hosts.
+        tokio::task::yield_now().await;
         let said = any_answer(index, scope.deploy, &rules, &asked, &host).await?;
         names.extend(said.files);
         old.extend(said.earlier);
