@@ -12,13 +12,13 @@ use super::*;
 const NAMES: &[&str] = &[
     "index.html",
     "404.html",
-    "a",
     "a.html",
     "a/index.html",
     "a/b.html",
     "b.html",
     "b/404.html",
     "c.js",
+    "d",
     "old.js",
 ];
 const REDIRECTS: &[&str] = &[
@@ -74,6 +74,7 @@ const ASKED: &[&str] = &[
     "404.html",
     "index.html",
     "c.js",
+    "d",
     "old.js",
     "none.css",
 ];

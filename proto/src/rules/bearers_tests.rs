@@ -133,8 +133,9 @@ fn urls() -> Vec<(Vec<u8>, bool)> {
     }
     let both = |path: String| [(path.clone().into_bytes(), false), (path.into_bytes(), true)];
     let all = paths.into_iter().flat_map(both);
-    // As `/` is read.
-    all.filter(|(path, directory)| *directory || !path.is_empty()).collect()
+    // As they are read: a final slash is never a part of the path alone.
+    all.filter(|(path, directory)| *directory || !(path.is_empty() || path.ends_with(b"/")))
+        .collect()
 }
 
 fn asked(path: &[u8], directory: bool, host: &str, everything: bool, query: &str) -> Facts {
@@ -268,7 +269,7 @@ fn a_rewrite_is_followed_to_the_files_it_leads_to() {
     let files = SiteFiles { own, earlier: names(&["old/a.js", "item/old.png"]) };
     for (tag, own, earlier) in [
         ("t1", &["blog/2026/a.html", "404.html", "index.html"][..], &[][..]),
-        ("t2", &["item/7.html", "404.html"], &["item/old.png"]),
+        ("t2", &["item/7.html", "404.html", "index.html"], &["item/old.png"]),
         ("t3", &["blog/2026/a.html", "blog/2025/b.html", "index.html", "404.html"], &[]),
         ("t4", &["index.html"], &[]),
         ("t5", &["index.html", "404.html"], &["old/a.js"]),
