@@ -181,7 +181,15 @@ impl Shape {
     /// Whether a rule that leads to such a path may be answered with this file, in any mode of clean
     /// URLs.
     pub fn may_lead_to(&self, file: &[u8]) -> bool {
-        target_texts(file).iter().any(|text| self.fits(text))
+        // Of slashes at the beginning of a target one is left: there may have been as many as this
+        // has.
+        let own = self.0.iter().flatten().flatten().filter(|byte| **byte == b'/').count();
+        let begun =
+            |text: &[u8]| (0..=own).any(|more| self.fits(&[&vec![b'/'; more], text].concat()));
+        target_texts(file).iter().any(|text| match text.starts_with(b"/") {
+            true => begun(text),
+            false => self.fits(text),
+        })
     }
 
     /// Whether a text is this with something, or nothing, in place of what is not known.
@@ -258,6 +266,9 @@ mod tests {
         }
         assert!(shape(&["/", "*"]).may_lead_to(b"index.html"));
         assert!(shape(&["/x"]).may_lead_to(b"x/index.html"));
+        assert!(shape(&["/", "*", "/", "*"]).may_lead_to(b"b.html"));
+        assert!(shape(&["/", "", "/", "*"]).may_lead_to(b"b.html"));
+        assert!(!shape(&["/x/", "*"]).may_lead_to(b"b.html"));
         assert!(!shape(&["/x/", "*"]).may_lead_to(b"y.html"));
     }
 }

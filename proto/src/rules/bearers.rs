@@ -393,8 +393,10 @@ fn ways(rule: &Redirect, shape: &Shape, file: &[u8]) -> Option<Vec<Way>> {
             ways.push(Way::Path(filled(segments, captured)));
         }
     }
-    // Of slashes at the beginning of a target one is left.
+    // Of slashes at the beginning of a target one is left: what is captured may be nothing, or begin
+    // with more of them.
     if splat && before.iter().all(|byte| *byte == b'/') {
+        ways.push(Way::Path(filled(segments, b"")));
         let doubled = segments.iter().flat_map(|segment| match segment {
             Segment::Splat { prefix, suffix } => {
                 vec![literal(prefix), Segment::Splat { prefix: Vec::new(), suffix: suffix.clone() }]
