@@ -239,6 +239,10 @@ impl Edge {
             "follow",
             index::follow::run(index.clone(), cluster.clone(), own, shutdown.clone()),
         );
+        tasks.spawn(
+            "erase",
+            index::erased::run(index.clone(), cluster.clone(), own, shutdown.clone()),
+        );
         if config.has(EdgeRole::Edge) {
             let bytes = config.disk_cache_bytes / index::warm::DISK_SHARE;
             tasks.spawn("warm", index::warm::run(index.clone(), bytes, shutdown.clone()));
@@ -381,6 +385,7 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");
     describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
     describe_counter!("atoll_edge_cache_cleared_total", "Invalidations that emptied the cache.");
+    describe_counter!("atoll_edge_erased_chunks_total", "Chunks of the cache taken down.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }
 

@@ -229,7 +229,9 @@ async fn renew(
     ready: bool,
 ) -> Result<Renewed, ClientError> {
     let table = index.table();
-    let applied = table.is_known().then(|| table.seq());
+    // What was erased while this node was away must be known before it serves.
+    let known = table.is_known() && index.erased_known().is_some();
+    let applied = known.then(|| table.seq());
     // Before the request is sent: the master may grant it at any time from then on.
     let sent_ns = clock::boot_ns();
     let request = MasterRequest::Renew { node, ready, applied };

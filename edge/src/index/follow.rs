@@ -15,8 +15,9 @@ use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
 use atoll_proto::{Content, DeployId, NodeId, limits};
 use futures_util::future::join_all;
 
+use super::erased::EraseError;
 use super::table::Table;
-use super::{Index, invalidate};
+use super::{Index, erased, invalidate};
 use crate::fetch::Worth;
 
 /// How long the master may hold a request. Well below the time after which an edge is given up.
@@ -59,6 +60,8 @@ enum StepError {
     Master(#[from] ClientError),
     #[error("the master answered with the wrong kind of message")]
     Unexpected,
+    #[error(transparent)]
+    Erase(#[from] EraseError),
 }
 
 /// Whether there was nothing more.
@@ -68,6 +71,9 @@ async fn step(
     edge: NodeId,
     caught_up: bool,
 ) -> Result<bool, StepError> {
+    if index.erased_known().is_none() {
+        erased::catch_up(index, cluster).await?;
+    }
     let table = index.table();
     // The first question after a start is answered at once: until then nothing is served.
     let wait = if caught_up && table.is_known() { WAIT } else { Duration::ZERO };
@@ -80,6 +86,10 @@ async fn step(
     match cluster.master(&request, wait + SLACK).await? {
         MasterResponse::Log { entries, upto } => {
             caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
+            let erases = |entry: &PublishEntry| matches!(entry.event, PublishEvent::Erased { .. });
+            if entries.iter().any(erases) {
+                erased::catch_up(index, cluster).await?;
+            }
             if !entries.is_empty() || upto > table.seq() || !table.is_known() {
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
@@ -87,7 +97,10 @@ async fn step(
                 index.put(next).await;
             }
         }
-        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await,
+        MasterResponse::Snapshot(snapshot) => {
+            erased::catch_up(index, cluster).await?;
+            take(index, *snapshot).await;
+        }
         _ => return Err(StepError::Unexpected),
     }
     Ok(caught_up)
