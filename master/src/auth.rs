@@ -88,7 +88,8 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Farewell { .. }
         | MasterRequest::Renew { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
-        MasterRequest::Raft { .. } => role == Role::Master,
+        MasterRequest::Raft { .. } | MasterRequest::Greet { .. } => role == Role::Master,
+        MasterRequest::Masters => true,
         MasterRequest::OpenSession { .. }
         | MasterRequest::Change { .. }
         | MasterRequest::Namespace(_)
@@ -99,6 +100,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
+        | MasterRequest::ChangeMasters(_)
         | MasterRequest::Tokens => false,
     };
     if !allowed {
@@ -192,6 +194,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::OpenSession { .. }
         | MasterRequest::Cluster { .. }
         | MasterRequest::Known { .. }
+        | MasterRequest::Masters
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::WaitPublished { .. } => needs(&[], About::Anything),
         MasterRequest::Change { change, .. } => Some(needs_change(change)),
@@ -204,9 +207,10 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Watch { edge: None, .. } => needs(&[Verb::Read], About::Everything),
         MasterRequest::Objects { .. } => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),
-        MasterRequest::Tokens | MasterRequest::Audit { .. } | MasterRequest::Backup(_) => {
-            needs(&[Verb::Admin], About::Everything)
-        }
+        MasterRequest::Tokens
+        | MasterRequest::Audit { .. }
+        | MasterRequest::Backup(_)
+        | MasterRequest::ChangeMasters(_) => needs(&[Verb::Admin], About::Everything),
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Farewell { .. }
         | MasterRequest::Renew { .. }
@@ -214,6 +218,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }
         | MasterRequest::Walk { .. }
+        | MasterRequest::Greet { .. }
         | MasterRequest::Raft { .. } => None,
     }
 }

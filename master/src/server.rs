@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
@@ -24,8 +25,8 @@ use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    audit, backup, change, cluster, deltas, deploys, farewell, heartbeat, known, objects,
-    open_session, query, register, renew, seal, sites, status, tokens, wait_applied, walk,
+    audit, backup, change, cluster, deltas, deploys, farewell, greet, heartbeat, known, masters,
+    objects, open_session, query, register, renew, seal, sites, status, tokens, wait_applied, walk,
     watch as follow,
 };
 use crate::policies::Policies;
@@ -82,6 +83,8 @@ pub(crate) struct Master {
     pub(crate) backups: Backups,
     /// Live sites.
     pub(crate) live: Live,
+    /// Whether it takes part in consensus.
+    pub(crate) admission: Admission,
     liveness: Mutex<Liveness>,
     /// Which policies edges may go by.
     pub(crate) policies: Mutex<Policies>,
@@ -94,6 +97,7 @@ impl Master {
         consensus: Consensus,
         endpoint: Endpoint,
         settings: Settings,
+        admission: Admission,
         shutdown: Shutdown,
     ) -> Master {
         Master {
@@ -109,6 +113,7 @@ impl Master {
             audit: Audit::default(),
             backups: Backups::default(),
             live: Live::default(),
+            admission,
             liveness: Mutex::new(Liveness::new(None, Instant::now(), crate::clock::boot_ns())),
             policies: Mutex::default(),
             table: Mutex::new(Arc::new(PgTable::empty())),
@@ -177,8 +182,15 @@ impl Master {
         request: MasterRequest,
         body: Bytes,
     ) -> WireResult<Answer<MasterResponse>> {
+        if let MasterRequest::Greet { id, incarnation } = request {
+            auth::authorise(self, &context, &request).await?;
+            return greet::greet(self, id, incarnation).map(Answer::head);
+        }
         if let MasterRequest::Raft { message } = &request {
             auth::authorise(self, &context, &request).await?;
+            if !self.admission.is_admitted() {
+                return Err(WireError::unavailable("this master is not taken in yet"));
+            }
             let message = self.consensus.answer(message, &body).await?;
             return Ok(Answer::head(MasterResponse::Raft { message }));
         }
@@ -246,7 +258,9 @@ impl Master {
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
             MasterRequest::Seal { site } => seal::seal(self, context, &site).await,
             MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
-            MasterRequest::Backup(_) | MasterRequest::Raft { .. } => {
+            MasterRequest::Masters => masters::list(self).await,
+            MasterRequest::ChangeMasters(op) => masters::change(self, context, op).await,
+            MasterRequest::Backup(_) | MasterRequest::Raft { .. } | MasterRequest::Greet { .. } => {
                 Err(WireError::internal("answered elsewhere"))
             }
         }
@@ -286,6 +300,9 @@ impl Service for MasterService {
             MasterRequest::Walk { .. } => "walk",
             MasterRequest::Objects { .. } => "objects",
             MasterRequest::Seal { .. } => "seal",
+            MasterRequest::Greet { .. } => "greet",
+            MasterRequest::Masters => "masters",
+            MasterRequest::ChangeMasters(_) => "change_masters",
         }
     }
 

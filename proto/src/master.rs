@@ -8,6 +8,7 @@ use crate::{
     backup::{BackupAnswer, BackupAsk},
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
+    masters::{Greeting, Incarnation, MasterView, MastersOp},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
@@ -174,6 +175,19 @@ pub enum MasterRequest {
         /// How long to wait at most, in milliseconds.
         wait_ms: u32,
     },
+    /// Between masters, also such as are no members yet: who are you, and what do you know of me?
+    /// Answered with `Greeting`.
+    Greet {
+        /// The asker's id.
+        id: u64,
+        /// The asker's incarnation.
+        incarnation: Incarnation,
+    },
+    /// The masters, as the leader knows them. Answered with `Masters`.
+    Masters,
+    /// From an administrator: a step of a change of the masters. May be repeated. Answered with
+    /// `Masters` as they are then.
+    ChangeMasters(MastersOp),
 }
 
 /// How the recount of all references goes, as the leader sees it.
@@ -538,6 +552,10 @@ pub enum MasterResponse {
         /// Milliseconds until those that are waited for surely cannot either; `None`: never.
         left_ms: Option<u64>,
     },
+    /// To `Greet`.
+    Greeting(Greeting),
+    /// To `Masters` and `ChangeMasters`, by id.
+    Masters(Vec<MasterView>),
 }
 
 /// What came of a [`Change`].

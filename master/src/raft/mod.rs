@@ -5,12 +5,15 @@
 pub(crate) mod entry;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod propose;
 mod read;
 pub(crate) mod seed;
 mod snapshot;
 pub(crate) mod state;
+#[cfg(test)]
+mod suite_tests;
 #[cfg(test)]
 mod tests;
 
@@ -43,12 +46,30 @@ use propose::Proposer;
 use read::ReadGate;
 use state::StateDb;
 
-/// Entries between two snapshots.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
-/// Bytes of entries after which a snapshot is made even when they are few.
-const SNAPSHOT_BYTES: u64 = 256 << 20;
-/// Entries kept after a snapshot, so that a follower that lags a little needs no snapshot.
-const KEPT_ENTRIES: u64 = 2_000;
+/// How long the log may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogBounds {
+    /// Entries between two snapshots.
+    pub(crate) snapshot_entries: u64,
+    /// Bytes of entries after which a snapshot is made even when they are few.
+    pub(crate) snapshot_bytes: u64,
+    /// Entries kept after a snapshot, so that a follower that lags a little needs no snapshot.
+    pub(crate) kept_entries: u64,
+    /// Bytes of entries kept after a snapshot, about: a follower that lacks more gets the snapshot.
+    pub(crate) kept_bytes: u64,
+}
+
+impl Default for LogBounds {
+    fn default() -> Self {
+        Self {
+            snapshot_entries: 10_000,
+            snapshot_bytes: 256 << 20,
+            kept_entries: 2_000,
+            kept_bytes: 64 << 20,
+        }
+    }
+}
+
 /// Length of the parts in which a snapshot travels.
 const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
 
@@ -90,6 +111,18 @@ pub(crate) struct Consensus {
     marks: Arc<Marks>,
     proposer: Proposer,
     gate: ReadGate,
+    /// Addresses of the configuration.
+    peers: Arc<BTreeMap<u64, SocketAddr>>,
+    bounds: LogBounds,
+}
+
+/// What [`Consensus::compact`] remembers from one call to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Grown {
+    /// Bytes appended since the last snapshot it asked for.
+    appended: u64,
+    /// The last snapshot it saw, by log index.
+    snapshot: u64,
 }
 
 /// Which role a master has in consensus.
@@ -112,19 +145,21 @@ impl Consensus {
         storage: Storage,
         endpoint: Endpoint,
         peers: BTreeMap<u64, SocketAddr>,
+        bounds: LogBounds,
     ) -> Result<Consensus, StoreError> {
         let Storage { log, state, machine } = storage;
         let floor = log.position()?;
         let (applied, marks) = (machine.applied(), machine.marks());
-        let network = Network::new(endpoint, peers);
-        let config = Arc::new(config()?);
+        let network = Network::new(endpoint, peers.clone());
+        let peers = Arc::new(peers);
+        let config = Arc::new(config(&bounds)?);
         let raft = Raft::new(id, config, network, log.clone(), machine)
             .await
             .map_err(|error| StoreError::io("start consensus", &error))?;
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
-        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate })
+        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate, peers, bounds })
     }
 
     /// Forms a new cluster of these masters. Harmless when it is formed already.
@@ -157,6 +192,11 @@ impl Consensus {
     /// This master's id.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether it has never taken part in consensus.
+    pub(crate) fn log_is_empty(&self) -> Result<bool, StoreError> {
+        self.log.is_empty()
     }
 
     /// The state as of now.
@@ -261,12 +301,29 @@ impl Consensus {
         }
     }
 
-    /// Makes a snapshot when much was appended since the last call that did.
-    pub(crate) async fn compact(&self, appended: &mut u64) {
-        *appended += self.log.take_appended_bytes();
-        if *appended >= SNAPSHOT_BYTES {
-            *appended = 0;
+    /// Makes a snapshot when much was appended since the last call that did, and drops entries
+    /// before a new one that are too many bytes to be kept.
+    pub(crate) async fn compact(&self, grown: &mut Grown) {
+        grown.appended += self.log.take_appended_bytes();
+        if grown.appended >= self.bounds.snapshot_bytes {
+            grown.appended = 0;
             self.snapshot().await;
+        }
+        let snapshot = self.raft.metrics().borrow().snapshot.map(|log_id| log_id.index);
+        let Some(index) = snapshot.filter(|index| *index > grown.snapshot) else { return };
+        grown.snapshot = index;
+        let (log, bytes) = (self.log.clone(), self.bounds.kept_bytes);
+        let looked =
+            atoll_net::task::spawn_blocking("log-length", move || log.before_the_last(bytes));
+        match looked.await {
+            Ok(Ok(Some(before))) => {
+                if let Err(error) = self.raft.trigger().purge_log(before.min(index)).await {
+                    tracing::warn!(%error, "cannot drop entries of the log that a snapshot has");
+                }
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot read how long the log is"),
+            Err(error) => tracing::warn!(%error, "cannot read how long the log is"),
         }
     }
 
@@ -309,7 +366,7 @@ async fn rest_when_alone(id: u64, raft: Raft) {
     }
 }
 
-fn config() -> Result<openraft::Config, StoreError> {
+fn config(bounds: &LogBounds) -> Result<openraft::Config, StoreError> {
     let config = openraft::Config {
         cluster_name: "atoll".to_owned(),
         heartbeat_interval: 100,
@@ -317,10 +374,10 @@ fn config() -> Result<openraft::Config, StoreError> {
         election_timeout_max: 1000,
         install_snapshot_timeout: 5000,
         max_payload_entries: 64,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(bounds.snapshot_entries),
         snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
-        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
-        replication_lag_threshold: SNAPSHOT_ENTRIES * 2,
+        max_in_snapshot_log_to_keep: bounds.kept_entries,
+        replication_lag_threshold: bounds.snapshot_entries * 2,
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StoreError::io("start consensus", &error))

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use openraft::BasicNode;
 use tokio::time::Instant;
 
-use super::{Consensus, Storage};
+use super::{Consensus, Grown, LogBounds, Storage};
 use crate::operation::{Operation, Outcome};
 use crate::store::{Read, meta, sessions};
 
@@ -49,11 +49,16 @@ struct Node {
 }
 
 async fn node(ca: &ClusterCa, id: u64) -> Node {
+    bounded(ca, id, LogBounds::default()).await
+}
+
+async fn bounded(ca: &ClusterCa, id: u64, bounds: LogBounds) -> Node {
     let identity = ca.issue(Role::Master, &format!("master-{id}")).unwrap();
     let endpoint = Endpoint::bind(([127, 0, 0, 1], 0).into(), &identity).unwrap();
     let data = tempfile::tempdir().unwrap();
     let storage = Storage::open(data.path()).unwrap();
-    let consensus = Consensus::start(id, storage, endpoint.clone(), BTreeMap::new()).await.unwrap();
+    let started = Consensus::start(id, storage, endpoint.clone(), BTreeMap::new(), bounds);
+    let consensus = started.await.unwrap();
     let (stop, shutdown) = atoll_net::shutdown::pair();
     let (serving, service) = (endpoint.clone(), Arc::new(RaftService(consensus.clone())));
     atoll_net::task::spawn("test-raft", async move {
@@ -154,5 +159,77 @@ async fn concurrent_proposals_share_entries() {
     }
     eprintln!("50 proposals one by one: {:?}", began.elapsed());
     one.consensus.read().await.unwrap();
+    one.consensus.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_stays_short_and_who_is_far_behind_catches_up_while_changes_go_on() {
+    let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
+    let few = LogBounds {
+        snapshot_entries: 1_000_000,
+        snapshot_bytes: 3 << 20,
+        kept_entries: 1000,
+        kept_bytes: 1 << 20,
+    };
+    let (one, two) = (bounded(&ca, 1, few).await, bounded(&ca, 2, few).await);
+    let addr = one.endpoint.local_addr();
+    one.consensus.bootstrap(BTreeMap::from([(1, addr)])).await.unwrap();
+    one.consensus.raft.wait(None).current_leader(1, "bootstrap").await.unwrap();
+
+    // Only bytes bound it: there are few entries, of 100 kB each.
+    let mut grown = Grown::default();
+    let end = Instant::now() + Duration::from_secs(60);
+    let purged = |node: &Node| node.consensus.raft.metrics().borrow().purged;
+    while purged(&one).is_none() {
+        assert!(Instant::now() < end, "entries are never dropped");
+        open_session(&one).await;
+        one.consensus.compact(&mut grown).await;
+    }
+    let first = purged(&one).unwrap().index;
+    let kept = one.consensus.applied().borrow().index - first;
+    assert!(kept < few.kept_entries / 2, "{kept} entries are kept");
+
+    // The new one needs what was dropped, and gets it while changes go on.
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let busy = {
+        let consensus = one.consensus.clone();
+        atoll_net::task::spawn("changes", async move {
+            let mut made = 0;
+            let name = "x".repeat(10_000);
+            while !*stopped.borrow() {
+                let operation = Operation::OpenSession { name: name.clone(), owner: "o".into() };
+                let deadline = Instant::now() + Duration::from_secs(10);
+                consensus.propose(&operation, deadline).await.unwrap();
+                made += 1;
+            }
+            made
+        })
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let addr = two.endpoint.local_addr();
+    one.consensus.add_learner(2, addr, deadline).await.unwrap();
+    let caught_up = || {
+        let members = one.consensus.members();
+        members.iter().any(|member| member.id == 2 && member.log_index > 0 && member.behind < 20)
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while !caught_up() {
+        assert!(Instant::now() < end, "{:?}", one.consensus.members());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.send_replace(true);
+    assert!(busy.await.unwrap() > 0, "no change was made meanwhile");
+    assert!(two.consensus.raft.metrics().borrow().snapshot.is_some(), "it got no snapshot");
+    one.consensus.set_voters([1, 2].into(), None, deadline).await.unwrap();
+    let last = open_session(&one).await;
+    let Outcome::Session(last) = last else { panic!("{last:?}") };
+    let end = Instant::now() + Duration::from_secs(10);
+    while sessions::get(&*two.consensus.state(), last).unwrap().is_none() {
+        assert!(Instant::now() < end, "the new node does not follow");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    one.consensus.set_voters([1].into(), Some(2), deadline).await.unwrap();
+    assert_eq!(one.consensus.members().len(), 1);
+    two.consensus.stop().await;
     one.consensus.stop().await;
 }

@@ -17,6 +17,7 @@ pub(crate) mod groups;
 pub(crate) mod inodes;
 pub(crate) mod leaving;
 pub(crate) mod live;
+pub(crate) mod masters;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -121,6 +122,9 @@ pub(crate) enum Family {
     /// What was sealed last of live sites. Key: site name. Value: deploy id. Changed when the site's
     /// directory is sealed anew; deleted with the site, and when it follows another directory.
     Live = 25,
+    /// Every master there ever was. Key: master id (u64). Value: [`masters::MasterRecord`]: its
+    /// incarnation, and whether it was retired. Kept for ever, so that no id is used twice.
+    Master = 26,
 }
 
 impl Family {
