@@ -314,13 +314,36 @@ impl<'a> Session<'a> {
         let spec = self.spec(name);
         self.start(&spec)?;
         self.write_ready()?;
-        // It is not ready before it belongs to the others.
-        let addr = local(self.prepared.ports[&name].quic);
-        self.until_answers(&cluster, name, addr).await?;
-        Box::pin(masters::take_in(self.context, &cluster, name.id(), None, None)).await?;
-        self.until_ready(&spec).await?;
+        let joined = Box::pin(self.join(&cluster, name, &spec)).await;
+        if let Err(failure) = joined {
+            // One that belongs to nobody would never be ready at the next start.
+            let left = cluster.change_masters(MastersOp::Remove { id: name.id() }).await;
+            if let Err(error) = left {
+                self.context.out.note(format_args!("atoll: {name} is left as it is: {error}"));
+            }
+            if self.children.contains_key(&name.to_string()) {
+                self.stop_one(&name.to_string(), false).await?;
+            }
+            prepare::forget(&self.layout, &mut self.prepared, name)?;
+            self.write_ready()?;
+            return Err(failure);
+        }
         self.write_ready()?;
         Ok(format!("added {name}"))
+    }
+
+    /// Waits until a new master has a vote.
+    async fn join(
+        &self,
+        cluster: &Cluster,
+        name: NodeName,
+        spec: &ChildSpec,
+    ) -> Result<(), Failure> {
+        // It is not ready before it belongs to the others.
+        let addr = local(self.prepared.ports[&name].quic);
+        self.until_answers(cluster, name, addr).await?;
+        masters::take_in(self.context, cluster, name.id(), None, None).await?;
+        self.until_ready(spec).await
     }
 
     /// Adds a master once it can be reached.

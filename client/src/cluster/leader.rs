@@ -140,7 +140,8 @@ impl Cluster {
         let patience = match request {
             _ if waits(request) || self.inner.masters.len() == 1 => left,
             // The master reads pages first; whether it is still there, others are asked meanwhile.
-            MasterRequest::Change { change: Change::Admit { .. }, .. } => left,
+            MasterRequest::Change { change: Change::Admit { .. }, .. }
+            | MasterRequest::ChangeMasters(_) => left,
             // Its whole deadline is short: a lease must outlast a master that does not answer.
             MasterRequest::Renew { .. } => left.min(RENEW_ATTEMPT),
             _ => left.min(ATTEMPT),

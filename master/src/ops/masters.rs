@@ -260,13 +260,16 @@ async fn register_now(master: &Master) -> WireResult<bool> {
         };
         found.extend(incarnation.map(|incarnation| (member.id, incarnation)));
     }
-    let all = found.len() == unknown.len();
+    // All or none: a master of a version that cannot greet could not read the entry either.
+    if found.len() < unknown.len() {
+        return Ok(false);
+    }
     if !found.is_empty() {
         let operation = Operation::AdmitMasters { masters: found };
         let deadline = Instant::now() + crate::raft::TASK_DEADLINE;
         master.consensus.propose(&operation, deadline).await?;
     }
-    Ok(all)
+    Ok(true)
 }
 
 /// Takes masters in. An id that belongs to somebody stays theirs.
