@@ -366,7 +366,8 @@ impl Run {
     }
 
     fn judge(&mut self, stage: &Stage, round: &Round, since: u64) -> Result<()> {
-        let log = self.runtime.block_on(self.follow(stage))?;
+        let handle = self.runtime.handle().clone();
+        let log = handle.block_on(self.follow(stage))?;
         let history: History =
             std::mem::take(&mut *stage.history.lock().unwrap_or_else(PoisonError::into_inner));
         let mut wrong = history.judge(&log);
