@@ -15,7 +15,29 @@ pub enum FileKind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// A pipe, socket or device.
+    Special(Special),
 }
+
+/// Files that are only a name for something in the kernel that opens them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Special {
+    /// A named pipe.
+    Fifo,
+    /// A socket of the local domain.
+    Socket,
+    /// A character device, with its number as in st_rdev.
+    CharDevice(u32),
+    /// A block device, with its number as in st_rdev.
+    BlockDevice(u32),
+}
+
+/// The permission bits in a mode: the lower 12 of st_mode.
+pub const PERMISSIONS: u32 = 0o7777;
+/// Set in [`Attr::mode`] when the inode has extended attributes, so that who asks for one need not
+/// ask the master about the many inodes that have none.
+pub const HAS_XATTRS: u32 = 1 << 16;
 
 /// The attributes of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +46,7 @@ pub struct Attr {
     pub inode: InodeId,
     /// What it is.
     pub kind: FileKind,
-    /// Permission bits (lower 12 bits of st_mode).
+    /// [`PERMISSIONS`], and [`HAS_XATTRS`].
     pub mode: u32,
     /// Owner.
     pub uid: u32,
@@ -42,6 +64,18 @@ pub struct Attr {
     pub ctime_ns: i64,
     /// Log index of the last change; grows with every change.
     pub version: u64,
+}
+
+impl Attr {
+    /// The permission bits alone.
+    pub fn permissions(&self) -> u32 {
+        self.mode & PERMISSIONS
+    }
+
+    /// Whether there are extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.mode & HAS_XATTRS != 0
+    }
 }
 
 /// One directory entry with the attributes of what it names.
@@ -87,6 +121,31 @@ pub struct SetAttr {
     pub atime_ns: Option<i64>,
     /// Modification time.
     pub mtime_ns: Option<i64>,
+}
+
+/// What is to be made under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewNode {
+    /// An empty regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(ByteName),
+    /// A pipe, socket or device.
+    Special(Special),
+}
+
+/// What setting an extended attribute does when there is one of that name, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Set it in either case.
+    #[default]
+    Set,
+    /// Fail with `Exists` when there is one (XATTR_CREATE).
+    Create,
+    /// Answer `Xattr(None)` and change nothing when there is none (XATTR_REPLACE).
+    Replace,
 }
 
 /// A change of the namespace. Variant numbers are stable on the wire and in the log: only append.
@@ -207,6 +266,56 @@ pub enum NamespaceOp {
         /// Their owner.
         caller: Caller,
     },
+    /// Make something by all the rules of POSIX: with the group of a directory that has the
+    /// set-group-ID bit, and with the access rules a directory sets for what is made in it.
+    /// Answered with its attributes.
+    Make {
+        /// In which directory.
+        parent: InodeId,
+        /// Its name.
+        name: ByteName,
+        /// What.
+        node: NewNode,
+        /// Permission bits, before the mask.
+        mode: u32,
+        /// Bits taken away, where the directory sets no rules.
+        umask: u32,
+        /// Its owner.
+        caller: Caller,
+        /// Fail with `Exists` when there is one; otherwise an existing regular file is the answer
+        /// to `File`.
+        exclusive: bool,
+    },
+    /// Set attributes, and take the privileges away that a file must not keep when it gets
+    /// another owner or other content: the set-user-ID bit, the set-group-ID bit where the group
+    /// may execute, and capabilities. Directories keep theirs.
+    DropPrivileges {
+        /// Of which inode.
+        inode: InodeId,
+        /// What to set besides.
+        set: SetAttr,
+    },
+    /// Set an extended attribute. Answered with the attributes.
+    SetXattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name, as `user.comment`.
+        name: ByteName,
+        /// Its value.
+        value: Bytes,
+        /// What to do when there is one, or none.
+        mode: XattrMode,
+        /// With access rules: take the set-group-ID bit, as from callers outside the group.
+        drop_group_id: bool,
+    },
+    /// Remove an extended attribute. Answered with the attributes, or with `Xattr(None)` when
+    /// there was none of that name.
+    RemoveXattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name.
+        name: ByteName,
+    },
 }
 
 /// A question about the namespace.
@@ -250,6 +359,18 @@ pub enum NamespaceQuery {
     },
     /// Size and free space of the whole.
     StatFs,
+    /// The value of an extended attribute. Answered with `Xattr`.
+    Xattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name.
+        name: ByteName,
+    },
+    /// The names of all extended attributes. Answered with `Xattrs`.
+    Xattrs {
+        /// Of which inode.
+        inode: InodeId,
+    },
 }
 
 /// The answer to a [`NamespaceOp`] or [`NamespaceQuery`].
@@ -292,4 +413,8 @@ pub enum NamespaceReply {
         /// Inodes in use.
         inodes: u64,
     },
+    /// The value of an extended attribute; `None` when there is none of that name.
+    Xattr(Option<Bytes>),
+    /// The names of extended attributes, in order.
+    Xattrs(Vec<ByteName>),
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use atoll_proto::namespace::{
-    Attr, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, SetAttr,
+    Attr, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, PERMISSIONS, SetAttr,
 };
 use atoll_proto::{Code, InodeId};
 
@@ -25,7 +25,12 @@ pub struct SetAttrs {
     pub atime_ns: Option<i64>,
     /// Modification time, nanoseconds since the Unix epoch.
     pub mtime_ns: Option<i64>,
+    /// Take the privileges that the file must not keep.
+    pub drop_privileges: bool,
 }
+
+/// The bits that make a program run as its owner or group.
+pub(super) const SET_IDS: u32 = 0o6000;
 
 /// The room in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,15 +126,28 @@ impl<S: Store> FileSystem<S> {
             None => None,
         };
         let rest = self.set_locally(inode, set);
-        if rest != SetAttr::default() {
-            match self.store.change(NamespaceOp::SetAttr { inode, set: rest }).await {
+        // With a new length alone they matter only where there are any; the master looks when the
+        // owner changes.
+        let drop_privileges = set.drop_privileges
+            && match (set.size, &fresh) {
+                (None, _) => true,
+                (Some(_), Some(attr)) => attr.mode & SET_IDS != 0,
+                (Some(_), None) => self.getattr(inode).await?.mode & SET_IDS != 0,
+            };
+        if rest != SetAttr::default() || drop_privileges {
+            let op = if drop_privileges {
+                NamespaceOp::DropPrivileges { inode, set: rest }
+            } else {
+                NamespaceOp::SetAttr { inode, set: rest }
+            };
+            match self.store.change(op).await {
                 Ok(reply) => {
                     let attr = attr_of(reply, "a change of attributes")?;
                     self.note_attr(inode, &attr);
                     fresh = Some(attr);
                 }
-                // A file without a name keeps what it has here.
-                Err(error) => self.forgive_unlinked(inode, error)?,
+                // A file without a name is only known here.
+                Err(error) => self.set_unlinked(inode, &rest, drop_privileges, error)?,
             }
         }
         match fresh {
@@ -142,13 +160,49 @@ impl<S: Store> FileSystem<S> {
         }
     }
 
-    fn forgive_unlinked(
+    /// Takes the privileges of a file whose content changes by the hand of somebody who could not
+    /// give them. Returns whether it had any.
+    ///
+    /// # Errors
+    /// The master's refusal.
+    pub async fn drop_privileges(&self, handle: u64) -> Result<bool, FsError> {
+        if !self.has_privileges(handle) {
+            return Ok(false);
+        }
+        let super::Handle::File(open) = self.handle(handle)? else { return Ok(false) };
+        let inode = open.file.inode;
+        let op = NamespaceOp::DropPrivileges { inode, set: SetAttr::default() };
+        match self.store.change(op).await {
+            Ok(reply) => self.note_attr(inode, &attr_of(reply, "a change of attributes")?),
+            Err(error) => self.set_unlinked(inode, &SetAttr::default(), true, error)?,
+        }
+        Ok(true)
+    }
+
+    /// Whether the file of a handle has bits that others than its owner must not keep.
+    pub fn has_privileges(&self, handle: u64) -> bool {
+        match self.handle(handle) {
+            Ok(super::Handle::File(open)) => open.file.lock().attr().mode & SET_IDS != 0,
+            _ => false,
+        }
+    }
+
+    /// The master could not set attributes: no failure when this mount took the last name.
+    fn set_unlinked(
         &self,
         inode: InodeId,
+        set: &SetAttr,
+        drop_privileges: bool,
         error: atoll_client::ClientError,
     ) -> Result<(), FsError> {
-        let unlinked = self.open_file(inode).is_some_and(|file| file.lock().may_be_unlinked());
-        if unlinked && error.code() == Some(Code::NotFound) { Ok(()) } else { Err(error.into()) }
+        let Some(file) = self.open_file(inode) else { return Err(error.into()) };
+        let mut state = file.lock();
+        if error.code() != Some(Code::NotFound) || !state.may_be_unlinked() {
+            return Err(error.into());
+        }
+        state.mark_unlinked();
+        state.set_own(set, drop_privileges);
+        Ok(())
     }
 
     fn note_attr(&self, inode: InodeId, attr: &Attr) {
@@ -161,7 +215,7 @@ impl<S: Store> FileSystem<S> {
     /// their commit, and what does not change needs no request then either.
     fn set_locally(&self, inode: InodeId, set: SetAttrs) -> SetAttr {
         let mut rest = SetAttr {
-            mode: set.mode.map(|mode| mode & 0o7777),
+            mode: set.mode.map(|mode| mode & PERMISSIONS),
             uid: set.uid,
             gid: set.gid,
             atime_ns: set.atime_ns,
@@ -178,7 +232,7 @@ impl<S: Store> FileSystem<S> {
             state.set_mtime(mtime_ns);
         }
         let now = state.attr();
-        rest.mode = rest.mode.filter(|mode| *mode != now.mode);
+        rest.mode = rest.mode.filter(|mode| *mode != now.permissions());
         rest.uid = rest.uid.filter(|uid| *uid != now.uid);
         rest.gid = rest.gid.filter(|gid| *gid != now.gid);
         rest.atime_ns = rest.atime_ns.filter(|atime_ns| *atime_ns != now.atime_ns);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use atoll_client::ClientError;
 use atoll_proto::content::Extent;
@@ -89,22 +90,44 @@ impl<S: Store> FileSystem<S> {
             return Ok(());
         }
         let _alone = file.committing.lock().await;
-        let Some(plan) = file.lock().plan() else {
-            return Ok(());
-        };
-        let (extents, receipts) = self.upload(file, &plan).await?;
+        let until = Instant::now() + self.options.stall;
+        loop {
+            let whole = file.appending.lock().await;
+            let Some(plan) = file.lock().plan() else {
+                return Ok(());
+            };
+            drop(whole);
+            match self.commit_plan(file, &plan).await {
+                Err(error) if plan.appends_to.is_some() && is_conflict(&error) => {
+                    if Instant::now() > until {
+                        // Not a conflict: what is appended is kept, and tried again.
+                        let reason = "others append to the file all the time".to_owned();
+                        return Err(FsError::Stalled { reason });
+                    }
+                    if let Err(error) = self.append_again(file).await {
+                        return self.excuse(file, error);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Commits a plan.
+    async fn commit_plan(self: &Arc<Self>, file: &Arc<File>, plan: &Plan) -> Result<(), FsError> {
+        let (extents, receipts) = self.upload(file, plan).await?;
         let ids: HashSet<ChunkId> = extents.iter().filter_map(|extent| extent.id).collect();
-        match self.commit(file, &plan, extents.clone(), receipts).await {
+        match self.commit(file, plan, extents.clone(), receipts).await {
             Ok((attr, content)) => {
                 let content = content.id();
                 let opened = Opened { content, snapshot: Arc::new(Snapshot::new(extents)) };
                 let mut state = file.lock();
-                state.committed(&plan, &attr, opened, &ids);
-                let settled = state.content();
+                state.committed(plan, &attr, opened, &ids);
+                // The pages the kernel has went through these changes, unless they moved.
+                let settled = state.content().filter(|_| !state.has_stale_pages());
                 drop(state);
                 let mut inodes = lock(&self.inodes);
                 inodes.tell(&attr);
-                // The pages the kernel has went through these changes.
                 inodes.cache(file.inode, settled);
                 Ok(())
             }
@@ -201,7 +224,7 @@ impl<S: Store> FileSystem<S> {
             inode: file.inode,
             content: content.clone(),
             mtime_ns: Some(plan.mtime_ns),
-            if_version: None,
+            if_version: plan.appends_to,
             receipts: if listed { Vec::new() } else { receipts.to_vec() },
         };
         match self.store.change(op).await? {
@@ -222,6 +245,10 @@ impl<S: Store> FileSystem<S> {
             stream::iter(ids.iter().copied()).map(again).buffered(PARALLEL).try_collect().await?;
         Ok(receipts.into_iter().flatten().collect())
     }
+}
+
+fn is_conflict(error: &FsError) -> bool {
+    matches!(error, FsError::Client(error) if error.code() == Some(Code::Conflict))
 }
 
 /// Receipts, each once: a receipt covers a batch of chunks.

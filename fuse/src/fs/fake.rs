@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use atoll_client::ClientError;
 use atoll_proto::content::{Extent, ExtentList};
 use atoll_proto::namespace::{
-    Attr, Caller, DirEntry, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
+    Attr, Caller, DirEntry, FileKind, HAS_XATTRS, NamespaceOp, NamespaceQuery, NamespaceReply,
+    NewNode, RenameMode, Special,
 };
 use atoll_proto::publish::{Alias, Deploy, Site};
 use atoll_proto::receipt::{Receipt, ReceiptKey};
@@ -20,6 +21,8 @@ use tokio::sync::Semaphore;
 
 use super::Store;
 use super::file::now_ns;
+
+mod xattrs;
 
 /// The cluster. Several file systems may share one.
 #[derive(Debug)]
@@ -51,6 +54,7 @@ struct World {
 struct Node {
     attr: Attr,
     data: Data,
+    xattrs: BTreeMap<ByteName, Bytes>,
 }
 
 #[derive(Debug)]
@@ -58,6 +62,7 @@ enum Data {
     File(Content),
     Dir { entries: BTreeMap<ByteName, InodeId>, parent: InodeId },
     Link(ByteName),
+    Special(Special),
 }
 
 type Reply = Result<NamespaceReply, Code>;
@@ -67,7 +72,7 @@ impl Fake {
         let mut world = World { next_inode: 2, ..World::default() };
         let data = Data::Dir { entries: BTreeMap::new(), parent: InodeId::ROOT };
         let attr = world.attr(InodeId::ROOT, FileKind::Directory, 0o755, Caller { uid: 0, gid: 0 });
-        world.nodes.insert(InodeId::ROOT, Node { attr, data });
+        world.nodes.insert(InodeId::ROOT, Node { attr, data, xattrs: BTreeMap::new() });
         Arc::new(Fake {
             world: Mutex::new(world),
             put_gate: Semaphore::new(1000),
@@ -281,7 +286,7 @@ impl World {
     fn dir(&mut self, inode: InodeId) -> Result<&mut BTreeMap<ByteName, InodeId>, Code> {
         match &mut self.nodes.get_mut(&inode).ok_or(Code::NotFound)?.data {
             Data::Dir { entries, .. } => Ok(entries),
-            Data::File(_) | Data::Link(_) => Err(Code::NotADirectory),
+            _ => Err(Code::NotADirectory),
         }
     }
 
@@ -325,13 +330,14 @@ impl World {
                     content: content.clone(),
                 }),
                 Data::Dir { .. } => Err(Code::IsADirectory),
-                Data::Link(_) => Err(Code::Invalid),
+                Data::Link(_) | Data::Special(_) => Err(Code::Invalid),
             },
             NamespaceQuery::ReadLink { inode } => match &self.node(inode)?.data {
                 Data::Link(target) => Ok(NamespaceReply::Target(target.0.clone().into())),
-                Data::File(_) | Data::Dir { .. } => Err(Code::Invalid),
+                _ => Err(Code::Invalid),
             },
             NamespaceQuery::ReadDir { inode, after, limit } => self.read_dir(inode, after, limit),
+            NamespaceQuery::Xattr { .. } | NamespaceQuery::Xattrs { .. } => self.ask_xattr(query),
             NamespaceQuery::StatFs => Ok(NamespaceReply::StatFs {
                 total_bytes: 1 << 30,
                 free_bytes: 1 << 29,
@@ -373,12 +379,13 @@ impl World {
             Data::File(_) => FileKind::File,
             Data::Dir { .. } => FileKind::Directory,
             Data::Link(_) => FileKind::Symlink,
+            Data::Special(special) => FileKind::Special(*special),
         };
         let mut attr = self.attr(inode, kind, mode, caller);
         if let Data::Link(target) = &data {
             attr.size = target.0.len() as u64;
         }
-        self.nodes.insert(inode, Node { attr, data });
+        self.nodes.insert(inode, Node { attr, data, xattrs: BTreeMap::new() });
         self.dir(parent)?.insert(name, inode);
         self.count_dirs(parent);
         self.touch(parent);
@@ -425,23 +432,27 @@ impl World {
     }
 
     fn change(&mut self, op: NamespaceOp) -> Reply {
+        let drops = matches!(op, NamespaceOp::DropPrivileges { .. });
         match op {
-            NamespaceOp::Create { parent, name, mode, caller, exclusive } => {
-                match self.dir(parent)?.get(&name).copied() {
-                    Some(_) if exclusive => Err(Code::Exists),
-                    Some(inode) if self.kind(inode)? == FileKind::Directory => {
-                        Err(Code::IsADirectory)
+            NamespaceOp::Make { parent, name, node, mode, umask, caller, exclusive } => {
+                let there = self.dir(parent)?.get(&name).copied();
+                let data = match (node, there) {
+                    (NewNode::File, Some(inode)) if !exclusive => {
+                        let is_dir = self.kind(inode)? == FileKind::Directory;
+                        return if is_dir {
+                            Err(Code::IsADirectory)
+                        } else {
+                            self.reply(inode, false)
+                        };
                     }
-                    Some(inode) => self.reply(inode, false),
-                    None => self.add(parent, name, mode, caller, Data::File(Content::Empty)),
-                }
-            }
-            NamespaceOp::Mkdir { parent, name, mode, caller } => {
-                let data = Data::Dir { entries: BTreeMap::new(), parent };
-                self.add(parent, name, mode, caller, data)
-            }
-            NamespaceOp::Symlink { parent, name, target, caller } => {
-                self.add(parent, name, 0o777, caller, Data::Link(target))
+                    (NewNode::File, _) => Data::File(Content::Empty),
+                    (NewNode::Directory, _) => Data::Dir { entries: BTreeMap::new(), parent },
+                    (NewNode::Symlink(target), _) => {
+                        return self.add(parent, name, 0o777, caller, Data::Link(target));
+                    }
+                    (NewNode::Special(special), _) => Data::Special(special),
+                };
+                self.add(parent, name, mode & !umask, caller, data)
             }
             NamespaceOp::Link { inode, parent, name } => self.link(inode, parent, name),
             NamespaceOp::Unlink { parent, name } => {
@@ -464,10 +475,15 @@ impl World {
             NamespaceOp::Rename { parent, name, new_parent, new_name, mode } => {
                 self.rename(parent, name, new_parent, new_name, mode)
             }
-            NamespaceOp::SetAttr { inode, set } => {
+            NamespaceOp::SetXattr { .. } | NamespaceOp::RemoveXattr { .. } => self.change_xattr(op),
+            NamespaceOp::SetAttr { inode, set } | NamespaceOp::DropPrivileges { inode, set } => {
                 let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
                 let attr = &mut node.attr;
-                attr.mode = set.mode.unwrap_or(attr.mode);
+                let flags = attr.mode & HAS_XATTRS;
+                if drops && attr.kind != FileKind::Directory {
+                    attr.mode &= !0o6000;
+                }
+                attr.mode = set.mode.unwrap_or(attr.mode) | flags;
                 attr.uid = set.uid.unwrap_or(attr.uid);
                 attr.gid = set.gid.unwrap_or(attr.gid);
                 attr.atime_ns = set.atime_ns.unwrap_or(attr.atime_ns);
@@ -477,7 +493,12 @@ impl World {
                 node.attr.mtime_ns = mtime;
                 self.reply(inode, false)
             }
-            NamespaceOp::Commit { inode, content, mtime_ns, .. } => {
+            NamespaceOp::Commit { inode, content, mtime_ns, if_version, .. } => {
+                if if_version.is_some_and(|version| {
+                    self.nodes.get(&inode).is_some_and(|node| node.attr.version != version)
+                }) {
+                    return Err(Code::Conflict);
+                }
                 self.live.extend(content.direct_chunks());
                 if self.kind(inode)? != FileKind::File {
                     return Err(Code::IsADirectory);
@@ -489,7 +510,12 @@ impl World {
                 node.data = Data::File(content);
                 self.reply(inode, false)
             }
-            NamespaceOp::PutFile { .. } | NamespaceOp::MakeDirs { .. } => Err(Code::Invalid),
+            // What mounts do not use.
+            NamespaceOp::PutFile { .. }
+            | NamespaceOp::MakeDirs { .. }
+            | NamespaceOp::Create { .. }
+            | NamespaceOp::Mkdir { .. }
+            | NamespaceOp::Symlink { .. } => Err(Code::Invalid),
         }
     }
 

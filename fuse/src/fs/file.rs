@@ -9,9 +9,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use atoll_proto::namespace::Attr;
+use atoll_proto::namespace::{Attr, PERMISSIONS, SetAttr};
 use atoll_proto::{ChunkId, InodeId};
 
+use super::attr::SET_IDS;
 use super::segments::{Part, Segments};
 use super::snapshot::{Piece, Snapshot};
 
@@ -22,6 +23,9 @@ pub(crate) struct File {
     state: Mutex<State>,
     /// Held by whoever commits: commits of one file happen one after the other.
     pub(crate) committing: tokio::sync::Mutex<()>,
+    /// Held by whoever appends, and while what to commit is fixed or appended again: so each
+    /// append stays in one piece. Taken after `committing`.
+    pub(crate) appending: tokio::sync::Mutex<()>,
 }
 
 /// What the mount knows of the file.
@@ -31,8 +35,12 @@ pub(crate) struct State {
     attr: Attr,
     /// The name of the snapshot's content.
     content: Option<ChunkId>,
+    /// The version of the inode of which it is known that it has this content.
+    content_version: u64,
     snapshot: Arc<Snapshot>,
     local: Option<Local>,
+    /// The kernel has pages of what was appended, in another place than it is now.
+    stale_pages: bool,
     /// The numbers of the open handles.
     pub(crate) handles: HashSet<u64>,
     pins: HashMap<u64, Arc<Snapshot>>,
@@ -50,6 +58,9 @@ struct Local {
     /// Grows with every change.
     change: u64,
     mtime_ns: i64,
+    /// The length before the changes, when all of them appended: the content may be another one
+    /// by the time they are committed.
+    appended_from: Option<u64>,
 }
 
 /// A content to commit.
@@ -57,7 +68,10 @@ struct Local {
 pub(crate) struct Plan {
     pub(crate) parts: Vec<Part>,
     pub(crate) mtime_ns: i64,
+    /// The version of the inode that it appends to, if it does.
+    pub(crate) appends_to: Option<u64>,
     change: u64,
+    size: u64,
 }
 
 /// Nanoseconds since the Unix epoch.
@@ -71,10 +85,12 @@ impl File {
         File {
             inode: attr.inode,
             state: Mutex::new(State {
+                content_version: attr.version,
                 attr,
                 content: Some(opened.content),
                 snapshot: opened.snapshot,
                 local: None,
+                stale_pages: false,
                 handles: HashSet::new(),
                 pins: HashMap::new(),
                 unlinked: false,
@@ -82,6 +98,7 @@ impl File {
                 chunk_bytes,
             }),
             committing: tokio::sync::Mutex::new(()),
+            appending: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -183,6 +200,7 @@ impl State {
             return;
         }
         self.attr = attr.clone();
+        self.content_version = attr.version;
         if self.content == Some(opened.content) {
             return;
         }
@@ -222,16 +240,64 @@ impl State {
 
     /// The segments, to change them.
     pub(crate) fn change(&mut self) -> &mut Segments {
+        let local = self.local();
+        local.appended_from = None;
+        &mut local.segments
+    }
+
+    /// The segments, to write at their end and nowhere else.
+    pub(crate) fn append(&mut self) -> &mut Segments {
+        &mut self.local().segments
+    }
+
+    fn local(&mut self) -> &mut Local {
         self.pins.clear();
         let (snapshot, chunk_bytes) = (&self.snapshot, self.chunk_bytes);
         let local = self.local.get_or_insert_with(|| Local {
             segments: Segments::new(snapshot, chunk_bytes),
             change: 0,
             mtime_ns: 0,
+            appended_from: Some(snapshot.size()),
         });
         local.change += 1;
         local.mtime_ns = now_ns();
-        &mut local.segments
+        local
+    }
+
+    /// What was appended and is not committed: from where on, and up to where.
+    pub(crate) fn appended(&self) -> Option<(u64, u64)> {
+        let local = self.local.as_ref()?;
+        Some((local.appended_from?, local.segments.size()))
+    }
+
+    /// The parts of a range of the changed file, whoever reads it.
+    pub(crate) fn segments_pieces(&self, offset: u64, len: u64) -> Vec<Piece> {
+        self.local.as_ref().map_or_else(Vec::new, |local| local.segments.pieces(offset, len))
+    }
+
+    /// The master has this content now. Returns whether that is what the changes began with: then
+    /// they still fit.
+    pub(crate) fn is_based_on(&mut self, attr: &Attr, opened: &Opened) -> bool {
+        let same = self.content == Some(opened.content);
+        if same {
+            self.content_version = self.content_version.max(attr.version);
+        }
+        same
+    }
+
+    /// All that was appended was written again at the end of a newer content.
+    pub(crate) fn appended_again(&mut self, attr: &Attr, opened: Opened, segments: Segments) {
+        self.set_attr(attr);
+        self.stale_pages = true;
+        let size = opened.snapshot.size();
+        self.content = Some(opened.content);
+        self.content_version = attr.version;
+        self.snapshot = opened.snapshot;
+        if let Some(local) = &mut self.local {
+            local.segments = segments;
+            local.change += 1;
+            local.appended_from = Some(size);
+        }
     }
 
     /// Forgets the content without reading it: what O_TRUNC does.
@@ -239,7 +305,8 @@ impl State {
         self.pins.clear();
         let change = self.local.as_ref().map_or(0, |local| local.change) + 1;
         let segments = Segments::new(&Snapshot::default(), self.chunk_bytes);
-        self.local = Some(Local { segments, change, mtime_ns: now_ns() });
+        let (mtime_ns, appended_from) = (now_ns(), None);
+        self.local = Some(Local { segments, change, mtime_ns, appended_from });
     }
 
     /// Sets the modification time of changes that are not committed; tells whether there are any.
@@ -266,7 +333,26 @@ impl State {
 
     /// The master does not know the inode any more.
     pub(crate) fn mark_unlinked(&mut self) {
-        self.unlinked = true;
+        if !self.unlinked {
+            self.unlinked = true;
+            self.attr.ctime_ns = self.attr.ctime_ns.max(now_ns());
+        }
+    }
+
+    /// Sets attributes of a file without a name, of which nobody else knows any more.
+    pub(crate) fn set_own(&mut self, set: &SetAttr, drop_privileges: bool) {
+        let attr = &mut self.attr;
+        if drop_privileges {
+            attr.mode &= !SET_IDS;
+        }
+        if let Some(mode) = set.mode {
+            attr.mode = attr.mode & !PERMISSIONS | mode & PERMISSIONS;
+        }
+        attr.uid = set.uid.unwrap_or(attr.uid);
+        attr.gid = set.gid.unwrap_or(attr.gid);
+        attr.atime_ns = set.atime_ns.unwrap_or(attr.atime_ns);
+        attr.mtime_ns = set.mtime_ns.unwrap_or(attr.mtime_ns);
+        attr.ctime_ns = now_ns();
     }
 
     /// What there is to commit. Changes of a file without a name are kept and go nowhere.
@@ -275,8 +361,24 @@ impl State {
             return None;
         }
         let local = self.local.as_mut()?;
-        let (change, mtime_ns) = (local.change, local.mtime_ns);
-        Some(Plan { parts: local.segments.plan(), mtime_ns, change })
+        let (change, mtime_ns, size) = (local.change, local.mtime_ns, local.segments.size());
+        let appends_to = local.appended_from.map(|_| self.content_version);
+        Some(Plan { parts: local.segments.plan(), mtime_ns, appends_to, change, size })
+    }
+
+    /// What the kernel has in its pages is in another place.
+    pub(crate) fn pages_moved(&mut self) {
+        self.stale_pages = true;
+    }
+
+    /// Whether the kernel may have pages that are in another place now.
+    pub(crate) fn has_stale_pages(&self) -> bool {
+        self.stale_pages
+    }
+
+    /// An open makes the kernel drop its pages.
+    pub(crate) fn pages_dropped(&mut self) {
+        self.stale_pages = false;
     }
 
     /// The segments, if there are changes.
@@ -295,10 +397,12 @@ impl State {
         self.set_attr(attr);
         let Some(local) = &mut self.local else { return };
         self.content = Some(opened.content);
+        self.content_version = attr.version;
         self.snapshot = opened.snapshot;
         if local.change == plan.change {
             self.local = None;
         } else {
+            local.appended_from = local.appended_from.map(|_| plan.size);
             local.segments.committed(ids);
         }
     }

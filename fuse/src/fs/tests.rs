@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod appended;
 mod model;
 mod removed;
+mod xattrs;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,18 +15,19 @@ use std::time::Duration;
 use atoll_client::{BuiltManifest, build};
 use atoll_proto::content::Extent;
 use atoll_proto::manifest::Entry;
-use atoll_proto::namespace::{Attr, Caller, RenameMode};
+use atoll_proto::namespace::{Attr, Caller, NewNode, RenameMode};
 use atoll_proto::{ByteName, Content, InodeId};
 use bytes::Bytes;
 
 use super::fake::Fake;
-use super::{FileSystem, FsError, OpenHow, Options, SetAttrs};
+use super::{FileSystem, FsError, NewMode, OpenHow, Options, SetAttrs};
 use crate::errno;
 
 type Fs = Arc<FileSystem<Arc<Fake>>>;
 
 const ROOT: InodeId = InodeId::ROOT;
 const ME: Caller = Caller { uid: 7, gid: 8 };
+const PLAIN: NewMode = NewMode { bits: 0o644, umask: 0 };
 const READ: OpenHow = OpenHow { write: false, truncate: false };
 const WRITE: OpenHow = OpenHow { write: true, truncate: false };
 
@@ -53,7 +56,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 async fn create(fs: &Fs, name: &str) -> (InodeId, u64) {
-    let (attr, opened) = fs.create(ROOT, name.into(), 0o644, ME, true, WRITE).await.unwrap();
+    let (attr, opened) = fs.create(ROOT, name.into(), PLAIN, ME, true, WRITE).await.unwrap();
     (attr.inode, opened.handle)
 }
 
@@ -431,7 +434,8 @@ fn a_large_directory_is_listed_once_each_from_any_position() {
         let fake = Fake::new();
         let fs = fs(&fake);
         for n in 0..1500 {
-            fs.mknod(ROOT, format!("f{n:05}").as_str().into(), 0o644, ME).await.unwrap();
+            let name = format!("f{n:05}").as_str().into();
+            fs.make(ROOT, name, NewNode::File, PLAIN, ME).await.unwrap();
         }
         let handle = fs.opendir(ROOT);
         let mut names = Vec::new();
@@ -500,11 +504,12 @@ fn deploys_are_directories_that_do_not_change() {
         let read_only = |outcome: Result<Attr, FsError>| {
             assert!(matches!(outcome, Err(FsError::ReadOnly)), "{outcome:?}");
         };
-        read_only(fs.mkdir(deploy.inode, "x".into(), 0o755, ME).await);
+        read_only(fs.make(deploy.inode, "x".into(), NewNode::Directory, PLAIN, ME).await);
         read_only(fs.setattr(svg.inode, None, SetAttrs::default()).await);
         assert!(matches!(fs.open(svg.inode, WRITE).await, Err(FsError::ReadOnly)));
         assert!(matches!(fs.unlink(deep.inode, "a.svg".into()).await, Err(FsError::ReadOnly)));
-        assert!(matches!(fs.mkdir(ROOT, ".sites".into(), 0o755, ME).await, Err(FsError::Exists)));
+        let refused = fs.make(ROOT, ".sites".into(), NewNode::Directory, PLAIN, ME).await;
+        assert!(matches!(refused, Err(FsError::Exists)));
         for missing in ["img/x", "nothing"] {
             assert!(fs.lookup(deploy.inode, missing.into()).await.is_err());
         }

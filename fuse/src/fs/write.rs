@@ -1,4 +1,7 @@
 //! Writing files: into memory, and out of it chunk by chunk.
+//!
+//! What `O_APPEND` writes is told apart as long as a file has no other changes, so that it can be
+//! appended to whatever the file has become ([`append`](super::append)).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +18,8 @@ use super::{FILE_BYTES_MAX, FileSystem, FsError, Handle, OpenFile, Store, lock};
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl<S: Store> FileSystem<S> {
-    /// Writes all of `data`. With `append` at the end of the file, wherever `offset` is.
+    /// Writes all of `data`. With `append` at the end of the file; `offset` is then where the kernel
+    /// takes that to be.
     ///
     /// # Errors
     /// `Stalled` when there is no room for unsent data and the cluster takes none for long.
@@ -27,6 +31,10 @@ impl<S: Store> FileSystem<S> {
         append: bool,
     ) -> Result<(), FsError> {
         let open = self.writable(handle)?;
+        let _whole = match append {
+            true => Some(open.file.appending.lock().await),
+            false => None,
+        };
         // The place of an append is fixed by its first step.
         let mut start = (!append).then_some(offset);
         let mut done = 0;
@@ -35,11 +43,18 @@ impl<S: Store> FileSystem<S> {
             let step = {
                 let mut state = open.file.lock();
                 let start = *start.get_or_insert_with(|| state.size());
+                if start != offset {
+                    // The kernel appends, and keeps the pages, where it takes the end to be.
+                    state.pages_moved();
+                }
                 if start.saturating_add(data.len() as u64) > FILE_BYTES_MAX {
                     return Err(FsError::TooLarge);
                 }
                 let at = start + done as u64;
-                state.change().write(at, &data[done..], &loaded, &self.budget)
+                // Somebody may have written or truncated there by other means meanwhile.
+                let segments =
+                    if append && at == state.size() { state.append() } else { state.change() };
+                segments.write(at, &data[done..], &loaded, &self.budget)
             };
             done += self.follow(&open.file, step, &mut loaded).await? as usize;
         }
@@ -217,7 +232,7 @@ impl<S: Store> FileSystem<S> {
     }
 
     /// Waits until there may be room for so many bytes.
-    async fn wait_for_room(self: &Arc<Self>, bytes: u64) -> Result<(), FsError> {
+    pub(super) async fn wait_for_room(self: &Arc<Self>, bytes: u64) -> Result<(), FsError> {
         let mut since = Instant::now();
         let mut finished = self.budget.finished();
         loop {

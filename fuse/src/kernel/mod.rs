@@ -12,6 +12,7 @@ mod convert;
 mod reply;
 mod requests;
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -20,10 +21,10 @@ use std::task::{Context, Waker};
 
 use atoll_net::task;
 use atoll_proto::InodeId;
-use atoll_proto::namespace::Attr;
+use atoll_proto::namespace::{Attr, NewNode};
 use fuser::{
     BackgroundSession, Config, Generation, INodeNo, MountOption, Notifier, ReplyEmpty, ReplyEntry,
-    Session, SessionACL,
+    Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -31,7 +32,7 @@ use tokio::sync::{Semaphore, oneshot};
 use convert::Numbers;
 use reply::answer;
 
-use crate::fs::{FileSystem, FsError, Store, TTL};
+use crate::fs::{FileSystem, FsError, NewMode, OpenedFile, Store, TTL};
 
 /// Largest write (and read) in one request.
 const REQUEST_BYTES: u32 = 1 << 20;
@@ -149,6 +150,23 @@ impl<S: Store> Adapter<S> {
         });
     }
 
+    /// Makes something that is not opened.
+    fn make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        node: NewNode,
+        (mode, umask): (u32, u32),
+        (what, reply): (&'static str, ReplyEntry),
+    ) {
+        let (fs, parent, entry, caller) =
+            (self.fs.clone(), self.inode(parent), convert::name(entry), convert::caller(req));
+        let mode = NewMode { bits: mode, umask };
+        let request = async move { fs.make(parent, entry, node, mode, caller).await };
+        self.reply_entry(what, reply, request);
+    }
+
     fn reply_entry(
         &self,
         what: &'static str,
@@ -180,5 +198,22 @@ fn drop_attr(notifier: &OnceLock<Notifier>, ino: INodeNo) {
         && let Err(error) = notifier.inval_inode(ino, -1, 0)
     {
         tracing::debug!(%error, %ino, "could not invalidate attributes");
+    }
+}
+
+/// A file was opened and emptied by somebody who may not give it the privileges it had.
+async fn emptied<S: Store>(
+    fs: &Arc<FileSystem<S>>,
+    mut opened: OpenedFile,
+) -> Result<OpenedFile, FsError> {
+    match fs.drop_privileges(opened.handle).await {
+        Ok(dropped) => {
+            opened.attr_changed |= dropped;
+            Ok(opened)
+        }
+        Err(error) => {
+            fs.release(opened.handle);
+            Err(error)
+        }
     }
 }

@@ -210,7 +210,11 @@ fn grows(change: &Change) -> bool {
     match change {
         Change::Namespace(op) => !matches!(
             op,
-            NamespaceOp::Unlink { .. } | NamespaceOp::Rmdir { .. } | NamespaceOp::SetAttr { .. }
+            NamespaceOp::Unlink { .. }
+                | NamespaceOp::Rmdir { .. }
+                | NamespaceOp::SetAttr { .. }
+                | NamespaceOp::DropPrivileges { .. }
+                | NamespaceOp::RemoveXattr { .. }
         ),
         Change::Site(op) => matches!(
             op,

@@ -204,7 +204,7 @@ impl Bed {
             Err(_) => {
                 assert!(!self.names.contains_key(&name));
                 let (attr, opened) =
-                    self.fs.create(ROOT, text(name), 0o644, ME, true, how).await.unwrap();
+                    self.fs.create(ROOT, text(name), PLAIN, ME, true, how).await.unwrap();
                 self.names.insert(name, attr.inode);
                 self.files.insert(attr.inode, Vec::new());
                 (opened.handle, attr.inode)

@@ -11,7 +11,7 @@ use atoll_proto::{ByteName, ChunkId, Code, Content, InodeId, WireError};
 
 use super::make::new_entry;
 use super::paths::{descend, names};
-use super::{MODE_BITS, attr_reply, inode};
+use super::{MODE_BITS, acl, attr_reply, inode, xattr};
 use crate::operation::{Apply, Covered, Failure, Now};
 use crate::store::inodes::{self, Body};
 use crate::store::{Read, Transaction, dentries, objects};
@@ -50,10 +50,15 @@ pub(super) fn commit(
             let message = format!("inode {id} is a symbolic link and holds no bytes");
             return Err(WireError::invalid(message).into());
         }
+        Body::Special(_) => {
+            let message = format!("inode {id} is a pipe, socket or device and holds no bytes");
+            return Err(WireError::invalid(message).into());
+        }
     };
     check(tx, &content, covered)?;
     replace_references(tx, now, &old, &content)?;
     found.body = Body::File(content);
+    xattr::drop_capability(tx, id, &mut found)?;
     found.modified(now);
     found.mtime_ns = mtime_ns.unwrap_or(found.mtime_ns);
     inodes::put(tx, id, &found);
@@ -97,8 +102,9 @@ pub(super) fn put_file(
         other => other,
     })?;
     let mut found = inode(tx, id)?;
-    if !created && found.mode != mode & MODE_BITS {
-        found.mode = mode & MODE_BITS;
+    if !created && found.mode & MODE_BITS != mode & MODE_BITS {
+        found.set_permissions(mode);
+        acl::follow_mode(tx, id, &found)?;
         inodes::put(tx, id, &found);
     }
     Ok(attr_reply(found.attr(id), created))
