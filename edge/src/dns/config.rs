@@ -130,7 +130,7 @@ impl Default for RateLimit {
 
 /// Equal answers in a second to one block. A busy resolver that honours the lifetime of answers
 /// asks for a name some ten times a minute and subnet; one that shows a cookie is not limited.
-const RESPONSES_PER_SECOND: u32 = 200;
+const RESPONSES_PER_SECOND: u32 = 1000;
 
 fn loopback() -> Vec<Subnet> {
     let block = |addr: IpAddr, prefix| Subnet::of(addr, prefix);

@@ -38,4 +38,4 @@ pub use route::EdgeView;
 pub use zone::DnsView;
 
 #[cfg(test)]
-mod mmdb_for_tests;
+mod mmdb_tests;

@@ -297,7 +297,7 @@ impl<'de> Visitor<'de> for Collect<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::dns::mmdb_for_tests::{Value, write};
+    use crate::dns::mmdb_tests::{Value, write};
 
     fn text(text: &str) -> Value {
         Value::Text(text.to_owned())

@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use super::*;
 use crate::dns::EdgeView;
 use crate::dns::config::RateLimit;
-use crate::dns::mmdb_for_tests::{Value, write};
+use crate::dns::mmdb_tests::{Value, write};
 
 /// Long enough for a loaded machine; a test waits for it only when it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
