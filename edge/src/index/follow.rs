@@ -219,12 +219,12 @@ mod tests {
         }
         upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let (index, _) = index(&upstream, dir.path());
-        let site = "blog".parse().unwrap();
-        let alias = Some(AliasName::production());
-        assert_eq!(
-            index.site_of("blog.localhost"),
-            Found::Deploy { site, deploy: published.deploy, alias }
-        );
+        let resolved = index.resolve("blog.localhost");
+        let Found::Deploy { site, deploy, alias } = resolved.found() else {
+            panic!("{resolved:?}")
+        };
+        assert_eq!((site.site.name.as_str(), deploy), ("blog", published.deploy));
+        assert_eq!(alias, Some(&AliasName::production()));
         assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
         assert!(index.admit("blog.localhost", 1).is_none(), "not before it has a lease");
     }
@@ -236,11 +236,10 @@ mod tests {
         let (index, _) = index(&upstream, dir.path());
         let deploy = ChunkId::of(b"nowhere");
         take_in(&index, &publish(deploy)).await;
-        let site = "blog".parse().unwrap();
-        let alias = Some(AliasName::production());
-        assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy, alias });
-        assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
-        assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
+        let resolved = index.resolve("blog.localhost");
+        assert!(matches!(resolved.found(), Found::Deploy { deploy: now, .. } if now == deploy));
+        assert_eq!(index.resolve("x--blog.localhost").found(), Found::Unpublished);
+        assert_eq!(index.resolve("shop.localhost").found(), Found::Unknown);
     }
 
     #[tokio::test]
@@ -249,7 +248,7 @@ mod tests {
         let upstream = Arc::new(FakeUpstream::default());
         let deploys = ["one", "two"]
             .map(|text| Published::new(&upstream, &[("index.html", text.as_bytes())]).deploy);
-        let now = |index: &Index| match index.site_of("blog.localhost") {
+        let now = |index: &Index| match index.resolve("blog.localhost").found() {
             Found::Deploy { deploy, .. } => deploy,
             other => panic!("{other:?}"),
         };
