@@ -136,7 +136,7 @@ fn deploy() -> Outcome<(DeployId, Pages)> {
     });
     let built = atoll_client::build(entries.collect(), None)?;
     let pages = built.pages.into_iter().map(|page| (ChunkId::of(&page.bytes), page.bytes));
-    Ok((built.root, Pages(pages.map(|(id, bytes)| (id, Bytes::from(bytes))).collect())))
+    Ok((built.root, Pages(pages.collect())))
 }
 
 fn published(sites: usize, deploy: DeployId) -> Outcome<PublishSnapshot> {
