@@ -42,10 +42,11 @@ enum Item {
 }
 
 impl Item {
-    /// Whether nobody waits for it any more.
+    /// Whether it is of no use any more. An acknowledgement is, also when the edge has got the next
+    /// entry before this one was sent: somebody waits for it at the master.
     fn is_given_up(&self) -> bool {
         match self {
-            Item::Ack(_, told) => told.is_closed(),
+            Item::Ack(..) => false,
             Item::Renewal(_, told) => told.is_closed(),
         }
     }
