@@ -365,11 +365,17 @@ impl Liveness {
         progress
     }
 
-    /// Takes those out that have applied an entry, or are gone, and tells whether any is left.
+    /// Whether any of these has neither applied an entry nor gone. Those that are found to have are
+    /// taken out, so that each is looked at once however often this is asked.
     pub(crate) fn any_lacks(&self, edges: &mut Vec<NodeId>, seq: Seq) -> bool {
         let lacks = |heard: &Heard| heard.acked < seq && heard.presence != Presence::Gone;
-        edges.retain(|edge| self.nodes.get(edge).is_none_or(lacks));
-        !edges.is_empty()
+        while let Some(edge) = edges.last() {
+            if self.nodes.get(edge).is_none_or(lacks) {
+                return true;
+            }
+            edges.pop();
+        }
+        false
     }
 
     /// Nodes with how they do.

@@ -87,6 +87,26 @@ async fn edges_are_waited_for_until_their_lease_is_out() {
 }
 
 #[tokio::test]
+async fn who_lacks_an_entry_is_found_one_by_one() {
+    let start = Instant::now();
+    let mut liveness = Liveness::new(Some(1), start, 0);
+    let mut progress =
+        liveness.progress(&[edge(1), edge(2), edge(3)], Seq(5), |_| Policy::Strict, 0);
+    let edges = &mut progress.lacking;
+    assert_eq!(edges, &[NodeId(1), NodeId(2), NodeId(3)]);
+    assert!(liveness.any_lacks(edges, Seq(5)));
+    liveness.acknowledged(NodeId(3), Seq(5), start);
+    liveness.acknowledged(NodeId(1), Seq(4), start);
+    assert!(liveness.any_lacks(edges, Seq(5)));
+    let number = liveness.leaving(NodeId(2), 7, start);
+    assert!(liveness.farewell(NodeId(2), number));
+    assert!(liveness.any_lacks(edges, Seq(5)));
+    assert_eq!(edges, &[NodeId(1)], "the others have it, or are gone");
+    liveness.acknowledged(NodeId(1), Seq(6), start);
+    assert!(!liveness.any_lacks(edges, Seq(5)));
+}
+
+#[tokio::test]
 async fn a_node_is_synced_at_an_index_until_it_differs() {
     let start = Instant::now();
     let mut liveness = Liveness::new(Some(1), start, 0);

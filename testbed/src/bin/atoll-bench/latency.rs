@@ -26,6 +26,8 @@ const RELAYED: [(usize, usize); 4] = [(200, 0), (200, 2), (1000, 0), (1000, 3)];
 const PUBLISHES_RELAYED: usize = 100;
 /// Until all edges follow through their shields.
 const SETTLE: Duration = Duration::from_secs(180);
+/// How long publishes go on before they count.
+const WARM_UP: Duration = Duration::from_secs(8);
 /// For one publish.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a publish may take beyond one and a half of the slowest round trip.
@@ -72,11 +74,14 @@ async fn one(atoll: &Path, edges: usize, delay_ms: u64, publishes: usize) -> Res
     let many = ManyEdges::start(&cluster, edges, delay, 0).await?;
     let client = cluster.client().await?;
     let mut times = Vec::new();
-    // The first ones bring the pages of both deploys to every edge, and are not counted.
-    for number in 0..publishes + 4 {
+    // The first ones bring the pages of both deploys to every edge. And for some seconds all edges
+    // fetch views of the cluster that grow with each other's arrival.
+    let (began, mut number) = (Instant::now(), 0);
+    while times.len() < publishes {
         let deploy = deploys[number % deploys.len()];
         let took = publish(&client, deploy, edges).await?;
-        if number >= 4 {
+        number += 1;
+        if number > 4 && began.elapsed() > WARM_UP {
             times.push(took);
         }
     }
@@ -144,7 +149,7 @@ async fn through(atoll: &Path, edges: usize, shields: usize, publishes: usize) -
     let began = Instant::now();
     let mut settled = 0;
     // Until every edge has found its shield, and has the pages of both deploys.
-    while settled < 4 {
+    while settled < 4 || began.elapsed() < WARM_UP {
         let before = master(&cluster)?.sum("atoll_master_relayed_acks_total");
         publish(&client, next(), edges).await?;
         let acks = master(&cluster)?.sum("atoll_master_relayed_acks_total") - before;
