@@ -81,8 +81,7 @@ impl Leases {
         match message {
             Message::RelayedAck { edge, key, seq } => {
                 if self.believes(&world.leaders[term], edge, key) {
-                    let kept = !self.is(Mistake::ForgetRelayed);
-                    acknowledge(&mut world.leaders[term], edge, seq, kept);
+                    acknowledge(&mut world.leaders[term], edge, seq, true);
                 }
             }
             Message::RelayedRenew { edge, key, number, applied } => {
@@ -99,7 +98,7 @@ impl Leases {
                 if !self.believes(leader, edge, key) {
                     return;
                 }
-                acknowledge(leader, edge, applied, !self.is(Mistake::ForgetRelayed));
+                acknowledge(leader, edge, applied, true);
                 let (applied, last) = (Seq(applied.into()), Seq(leader.last.into()));
                 if leader.grants.grant(node(edge), applied, last, leader.clock) {
                     world.network.insert(Message::RelayedGranted { edge, key, number });
@@ -240,7 +239,7 @@ impl Leases {
                 let term = world.leaders.len() - 1;
                 let leader = &mut world.leaders[term];
                 leader.last = world.committed;
-                if !self.is(Mistake::ForgetRestart) {
+                if !self.is(Mistake::ForgetRestart) && !self.is(Mistake::ForgetAcknowledged) {
                     leader.grants.began(node(edge), Seq(world.committed.into()));
                 }
                 world.edges[edge].registered = true;
@@ -259,12 +258,6 @@ impl Leases {
                 }
                 if let Some(key) = edge.key {
                     world.network.insert(Message::RelayedAck { edge: at, key, seq });
-                }
-                if self.is(Mistake::RelayRenews) && world.renewals < self.renewals {
-                    world.renewals += 1;
-                    let (key, number) = ((0, 0), world.renewals);
-                    let renew = Message::RelayedRenew { edge: at, key, number, applied: seq };
-                    world.network.insert(renew);
                 }
             }
             Action::RenewRelayed { edge: at } => {
@@ -414,7 +407,15 @@ impl Model for Leases {
             // Its clock shows something of its own, which no other looks at.
             Action::Elect => world.leaders.push(self.leader(BEGINNING)),
             Action::RestartLeader => self.restart_leader(&mut world),
-            Action::RelayFollows => world.relay = world.committed,
+            Action::RelayFollows => {
+                world.relay = world.committed;
+                if self.is(Mistake::RelayRenews) {
+                    let (number, applied) = (world.renewals, world.relay);
+                    let key = (0, 0);
+                    let renew = Message::RelayedRenew { edge: 0, key, number, applied };
+                    world.network.insert(renew);
+                }
+            }
             Action::RestartRelay => {
                 world.restarts += 1;
                 world.relay = 0;
