@@ -176,8 +176,10 @@ pub const RELAY_ENTRIES_MAX: usize = 4096;
 pub const RELAY_ENTRIES_BYTES_MAX: usize = 16 << 20;
 /// An answer of a relay ends with the entry before the one that would make it longer than this.
 pub const RELAY_ANSWER_BYTES_MAX: usize = 2 << 20;
-/// How long a relay gathers acknowledgements while others are awaited.
+/// How long a relay gathers acknowledgements while others are awaited, at first.
 pub const RELAY_GATHER_ACKS: Duration = Duration::from_millis(4);
+/// How often that doubles.
+pub const RELAY_GATHER_DOUBLINGS: u32 = 4;
 /// How long it gathers renewals.
 pub const RELAY_GATHER_RENEWALS: Duration = Duration::from_millis(100);
 /// How long a relay may hold a question for what is new.

@@ -185,11 +185,13 @@ pub struct Gathered<T> {
     due_ns: Option<u64>,
     /// Edges that were given entries and have not acknowledged since.
     awaited: usize,
+    /// How often something was sent while some were awaited.
+    sent: u32,
 }
 
 impl<T> Default for Gathered<T> {
     fn default() -> Self {
-        Gathered { items: Vec::new(), due_ns: None, awaited: 0 }
+        Gathered { items: Vec::new(), due_ns: None, awaited: 0, sent: 0 }
     }
 }
 
@@ -199,10 +201,17 @@ impl<T> Gathered<T> {
         self.awaited = self.awaited.saturating_add(1);
     }
 
-    /// An acknowledgement: sent once those of all others are here, or after a moment.
+    /// An acknowledgement: sent once those of all others are here, or after a while, which doubles
+    /// with each message. So slow edges cost the master a message for each doubling of the time
+    /// they take, and the last one costs no time.
     pub fn acknowledgement(&mut self, item: T, now_ns: u64) {
         self.awaited = self.awaited.saturating_sub(1);
-        let wait = if self.awaited == 0 { 0 } else { nanos(limits::RELAY_GATHER_ACKS) };
+        let wait = if self.awaited == 0 {
+            self.sent = 0;
+            0
+        } else {
+            nanos(limits::RELAY_GATHER_ACKS) << self.sent
+        };
         self.push(item, now_ns.saturating_add(wait));
     }
 
@@ -239,8 +248,13 @@ impl<T> Gathered<T> {
         if self.items.is_empty() {
             self.due_ns = None;
         }
-        // Who has not acknowledged by now may be gone: the next are not held up for it.
-        self.awaited = 0;
+        if self.awaited > 0 {
+            self.sent += 1;
+        }
+        if self.sent > limits::RELAY_GATHER_DOUBLINGS {
+            // Who has not acknowledged by now may be gone: the next are not held up for it.
+            (self.awaited, self.sent) = (0, 0);
+        }
         taken
     }
 }
@@ -413,6 +427,21 @@ mod tests {
         gathered.acknowledgement('c', 30);
         assert_eq!(gathered.due_ns(), Some(30), "all are here");
         assert_eq!(gathered.take().len(), 2);
+        // Of three that are awaited one is slow, and one gone.
+        (gathered.handed_on(), gathered.handed_on(), gathered.handed_on());
+        let (mut at, mut waits) = (1000, Vec::new());
+        for _ in 0..=limits::RELAY_GATHER_DOUBLINGS {
+            gathered.handed_on();
+            gathered.acknowledgement('s', at);
+            let due = gathered.due_ns().unwrap();
+            waits.push((due - at) / nanos(limits::RELAY_GATHER_ACKS));
+            at = due;
+            assert_eq!(gathered.take().len(), 1);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16]);
+        gathered.acknowledgement('t', at);
+        assert_eq!(gathered.due_ns(), Some(at), "nobody is awaited any more");
+        gathered.take();
         gathered.renewal('d', 40);
         assert_eq!(gathered.due_ns(), Some(40 + nanos(limits::RELAY_GATHER_RENEWALS)));
         gathered.acknowledgement('e', 50);

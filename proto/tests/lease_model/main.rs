@@ -162,8 +162,15 @@ fn found(mistake: Mistake, policy: Policy) {
             | Mistake::GoBack
             | Mistake::NoConfirmationOfRelayed
     );
+    // Some need no time to pass, and with a relay much else can happen.
+    let (renewals, steps) = match mistake {
+        Mistake::ForgetAcknowledged | Mistake::ForgetRestart => (renewals, 0),
+        Mistake::RelayAcknowledges | Mistake::RelayRenews | Mistake::GoBack => (1, 0),
+        Mistake::AnyNumber | Mistake::NoConfirmationOfRelayed => (renewals, 3),
+        _ => (renewals, 4),
+    };
     let small = Leases::small(policy, mistake);
-    let model = Leases { restarts, leaders, renewals, relay, ..small };
+    let model = Leases { restarts, leaders, renewals, relay, steps, ..small };
     let checker = model.checker().threads(threads());
     // Depth first: a counterexample is deep, and one is enough.
     let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_dfs().join();
