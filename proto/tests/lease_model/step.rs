@@ -79,10 +79,10 @@ impl Leases {
     fn deliver_relayed(&self, world: &mut World, message: Message, term: usize) {
         let leads = term + 1 == world.leaders.len();
         match message {
-            Message::RelayedAck { edge, key, seq } => {
-                if self.believes(&world.leaders[term], edge, key) {
-                    acknowledge(&mut world.leaders[term], edge, seq, true);
-                }
+            Message::RelayedAck { edge, key, seq }
+                if self.believes(&world.leaders[term], edge, key) =>
+            {
+                acknowledge(&mut world.leaders[term], edge, seq, true);
             }
             Message::RelayedRenew { edge, key, number, applied } => {
                 if leads {
