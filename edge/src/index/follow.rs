@@ -6,35 +6,39 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_client::{ClientError, Cluster, PageSource};
+use atoll_client::{ClientError, PageSource};
 use atoll_net::retry::Backoff;
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::manifest::Page;
-use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
-use atoll_proto::{Content, DeployId, NodeId, limits};
+use atoll_proto::{Content, DeployId, limits};
 use futures_util::future::join_all;
 
 use super::table::Table;
 use super::{Index, invalidate};
 use crate::fetch::Worth;
+use crate::relay::hub::Hub;
+use crate::relay::uplink::{News, Uplink, UplinkError};
 
 /// How long the master may hold a request. Well below the time after which an edge is given up.
 const WAIT: Duration = Duration::from_secs(3);
-/// How much longer than that an answer may take.
-const SLACK: Duration = Duration::from_secs(3);
 /// How long new deploys may hold up their entry while their first pages are fetched.
 const PREFETCH: Duration = Duration::from_secs(2);
 
-/// Follows the log until shutdown.
-pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Shutdown) {
+/// Follows the log until shutdown; a shield hands on what it hears to `hub`.
+pub(crate) async fn run(
+    index: Arc<Index>,
+    uplink: Arc<Uplink>,
+    hub: Option<Arc<Hub>>,
+    shutdown: Shutdown,
+) {
     let work = async {
         let backoff =
             Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1), factor: 2.0 };
         let mut failures = 0;
         let mut caught_up = false;
         loop {
-            match step(&index, &cluster, edge, caught_up).await {
+            match step(&index, &uplink, hub.as_deref(), caught_up).await {
                 Ok(now) => (failures, caught_up) = (0, now),
                 Err(error) => {
                     if failures == 0 {
@@ -53,33 +57,23 @@ pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Sh
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum StepError {
-    #[error(transparent)]
-    Master(#[from] ClientError),
-    #[error("the master answered with the wrong kind of message")]
-    Unexpected,
-}
-
 /// Whether there was nothing more.
 async fn step(
     index: &Index,
-    cluster: &Cluster,
-    edge: NodeId,
+    uplink: &Uplink,
+    hub: Option<&Hub>,
     caught_up: bool,
-) -> Result<bool, StepError> {
+) -> Result<bool, UplinkError> {
     let table = index.table();
     // The first question after a start is answered at once: until then nothing is served.
     let wait = if caught_up && table.is_known() { WAIT } else { Duration::ZERO };
-    let request = MasterRequest::Watch {
-        after: table.seq(),
-        edge: Some(edge),
-        wait_ms: u32::try_from(wait.as_millis()).expect("seconds fit"),
-    };
     let mut caught_up = true;
-    match cluster.master(&request, wait + SLACK).await? {
-        MasterResponse::Log { entries, upto } => {
+    match uplink.follow(table.seq(), table.is_known(), wait).await? {
+        News::Log(entries, upto) => {
             caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
+            if let Some(hub) = hub {
+                hub.heard(table.seq(), &entries, upto);
+            }
             if !entries.is_empty() || upto > table.seq() || !table.is_known() {
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
@@ -87,8 +81,13 @@ async fn step(
                 index.put(next).await;
             }
         }
-        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await,
-        _ => return Err(StepError::Unexpected),
+        News::Snapshot(snapshot) => {
+            let seq = snapshot.seq;
+            take(index, *snapshot).await;
+            if let Some(hub) = hub {
+                hub.begin_at(seq);
+            }
+        }
     }
     Ok(caught_up)
 }

@@ -30,6 +30,7 @@ mod online;
 mod publish;
 mod race;
 mod redeploy;
+mod relay;
 mod resume;
 mod rules;
 mod storage;

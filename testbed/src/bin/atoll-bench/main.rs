@@ -49,7 +49,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, redeploy, requests, unknown-urls, mount, latency, idle, freeze, kill-write, flip, reconcile, rebuild, drain
+    /// Only these: deploy, redeploy, requests, unknown-urls, mount, latency, relay, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }
@@ -121,6 +121,10 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
     if wanted("latency") {
         note("publishes");
         Box::pin(latency::measure(atoll, scale, &mut report)).await?;
+    }
+    if wanted("relay") {
+        note("publishes through shields");
+        Box::pin(latency::measure_relay(atoll, scale, &mut report)).await?;
     }
     if storage::NAMES.into_iter().any(wanted) {
         let (atoll, only) = (atoll.to_owned(), args.only.clone());
