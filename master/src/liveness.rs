@@ -20,6 +20,15 @@ use tokio::time::Instant;
 /// Number of placement groups.
 const GROUPS: usize = PG_COUNT as usize;
 
+/// An edge that may speak through shields.
+#[derive(Debug)]
+struct Enrolled {
+    key: RelayKey,
+    /// The number of its last renewal that came through one. Each counts once: who repeats an old
+    /// one cannot make an edge seem alive that is not.
+    renewal: u64,
+}
+
 /// What the leader heard of the nodes.
 #[derive(Debug)]
 pub(crate) struct Liveness {
@@ -31,7 +40,7 @@ pub(crate) struct Liveness {
     grants: Grants,
     nodes: HashMap<NodeId, Heard>,
     /// What edges that speak through shields seal with.
-    keys: HashMap<NodeId, RelayKey>,
+    keys: HashMap<NodeId, Enrolled>,
     /// The last view of nodes that was handed out, and the log index when it was new.
     noticed: (Vec<(NodeId, NodeState, bool)>, u64),
 }

@@ -71,13 +71,19 @@ async fn step(
     match uplink.follow(table.seq(), table.is_known(), wait).await? {
         News::Log(entries, upto) => {
             caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
-            if let Some(hub) = hub {
+            // Edges hear it before it is applied here, so that nobody waits for this one. Not so
+            // what has them drop copies: they would fetch them again from those that are here.
+            let drops = drops_copies(&entries);
+            if let Some(hub) = hub.filter(|_| !drops) {
                 hub.heard(table.seq(), &entries, upto);
             }
             if !entries.is_empty() || upto > table.seq() || !table.is_known() {
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
                 next.advance(upto.max(table.seq()));
+                if let Some(hub) = hub.filter(|_| drops) {
+                    hub.heard(table.seq(), &entries, upto);
+                }
                 index.put(next).await;
             }
         }
@@ -90,6 +96,12 @@ async fn step(
         }
     }
     Ok(caught_up)
+}
+
+fn drops_copies(entries: &[PublishEntry]) -> bool {
+    let is_hard =
+        |entry: &PublishEntry| matches!(entry.event, PublishEvent::Invalidate { soft: false, .. });
+    entries.iter().any(is_hard)
 }
 
 /// Applies entries to a table that is not in force yet, and does what must be done before they

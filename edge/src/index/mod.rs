@@ -15,8 +15,8 @@ pub mod table;
 pub mod warm;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;

@@ -73,6 +73,8 @@ struct State {
     key: Option<RelayKey>,
     /// When the masters may be asked for one.
     enrol_from: Option<Instant>,
+    /// The number of the last renewal through a shield; the next has a higher one.
+    number: u64,
     /// The last acknowledgement under this key that a shield passed on.
     acked: Option<Seq>,
     /// Shields that are not asked for a while.
@@ -84,6 +86,14 @@ struct State {
 struct Rest {
     until: Instant,
     period: Duration,
+}
+
+impl State {
+    /// The number of the next renewal through a shield.
+    fn numbered(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
 }
 
 impl Uplink {
@@ -207,7 +217,7 @@ impl Uplink {
         index: &Index,
         ready: bool,
     ) -> Option<Renewed> {
-        let number = rand::random();
+        let number = self.state().numbered();
         // Before anything of it is sent.
         let asked = Asked::new(number, clock::boot_ns());
         let renewal = RelayedRenewal::sealed(key, self.own, number, ready, applied(index));
@@ -233,7 +243,7 @@ impl Uplink {
             self.rest(shield, &"it handed on a grant that is not ours");
             return None;
         };
-        self.is_well(shield);
+        // That it hands on the log is what counts: what it did wrong there is not forgotten for this.
         let seq = index.table().seq();
         let behind = self.state().lag.stays_behind(seq, Some(grant.last), clock::boot_ns());
         if behind {

@@ -5,12 +5,12 @@ use atoll_proto::relay::{RelayKey, RelayedAck, RelayedGrant, RelayedRenewal};
 use atoll_proto::{NodeId, Seq};
 use tokio::time::Instant;
 
-use super::{Heard, Liveness};
+use super::{Enrolled, Heard, Liveness};
 
 impl Liveness {
     /// From now on an edge may speak through shields, with this key and no other.
     pub(crate) fn enrol(&mut self, edge: NodeId, key: RelayKey) {
-        self.keys.insert(edge, key);
+        self.keys.insert(edge, Enrolled { key, renewal: 0 });
     }
 
     /// An acknowledgement that came through a shield. `last`: the last entry of the publish log, read
@@ -23,7 +23,7 @@ impl Liveness {
         last: Seq,
         now: Instant,
     ) -> Option<bool> {
-        let key = self.keys.get(&ack.edge)?;
+        let Enrolled { key, .. } = self.keys.get(&ack.edge)?;
         // Nobody can have applied what was never published.
         if !ack.is_of(key) || ack.seq > last {
             return None;
@@ -41,10 +41,12 @@ impl Liveness {
         now_ns: u64,
     ) -> Option<(RelayedGrant, bool)> {
         let RelayedRenewal { edge, number, ready, applied, .. } = *renewal;
-        let key = *self.keys.get(&edge)?;
-        if !renewal.is_of(&key) {
+        let enrolled = self.keys.get_mut(&edge)?;
+        let key = enrolled.key;
+        if !renewal.is_of(&key) || number <= enrolled.renewal {
             return None;
         }
+        enrolled.renewal = number;
         self.heard(edge, ready, None, now);
         let (granted, news) = match applied.filter(|applied| *applied <= last) {
             Some(applied) => {

@@ -135,6 +135,8 @@ async fn only_what_an_edge_has_sealed_itself_counts() {
     assert_eq!(granted[0], Some(RelayedGrant::sealed(&first, one, 7, true, seq)));
     assert_eq!(granted[1], Some(RelayedGrant::sealed(&second, two, 8, false, seq)));
     assert_eq!(granted[2], None);
+    // Repeated, it is worth nothing: the edge may be gone by now.
+    assert_eq!(shield.relay(&[], &[renewal]).await.unwrap().1, [None]);
 
     // Who is no shield speaks for nobody else, and a shield only as itself.
     assert_eq!(edges[1].relay(&[good], &[]).await.unwrap_err().code, Code::Denied);
