@@ -73,9 +73,6 @@ enum Mistake {
     RelayRenews,
     /// An edge takes what a relay has, also when that is older.
     GoBack,
-    /// A grant through a relay that a master gave which does not lead any more counts: it had not
-    /// made sure that it leads.
-    NoConfirmationOfRelayed,
 }
 
 /// The bounds of one exploration.
@@ -142,10 +139,7 @@ fn found(mistake: Mistake, policy: Policy) {
         _ => 0,
     };
     let leaders = match mistake {
-        Mistake::NoWaitOfANewAuthority
-        | Mistake::NoConfirmation
-        | Mistake::NoConfirmationOfRelayed
-        | Mistake::LastReadTooEarly => 2,
+        Mistake::NoWaitOfANewAuthority | Mistake::NoConfirmation | Mistake::LastReadTooEarly => 2,
         _ => 1,
     };
     // The first two of an edge that lost its table are of its first run.
@@ -156,17 +150,13 @@ fn found(mistake: Mistake, policy: Policy) {
     };
     let relay = matches!(
         mistake,
-        Mistake::AnyNumber
-            | Mistake::RelayAcknowledges
-            | Mistake::RelayRenews
-            | Mistake::GoBack
-            | Mistake::NoConfirmationOfRelayed
+        Mistake::AnyNumber | Mistake::RelayAcknowledges | Mistake::RelayRenews | Mistake::GoBack
     );
     // Some need no time to pass, and with a relay much else can happen.
     let (renewals, steps) = match mistake {
         Mistake::ForgetAcknowledged | Mistake::ForgetRestart => (renewals, 0),
         Mistake::RelayAcknowledges | Mistake::RelayRenews | Mistake::GoBack => (1, 0),
-        Mistake::AnyNumber | Mistake::NoConfirmationOfRelayed => (renewals, 3),
+        Mistake::AnyNumber => (renewals, 3),
         _ => (renewals, 4),
     };
     let small = Leases::small(policy, mistake);
@@ -242,7 +232,7 @@ fn a_relay_and_restarts_hold() {
 #[test]
 fn mistakes_with_relays_are_found() {
     use Mistake::*;
-    for mistake in [AnyNumber, RelayAcknowledges, RelayRenews, GoBack, NoConfirmationOfRelayed] {
+    for mistake in [AnyNumber, RelayAcknowledges, RelayRenews, GoBack] {
         found(mistake, Policy::Strict);
     }
 }

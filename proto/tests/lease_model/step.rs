@@ -85,11 +85,10 @@ impl Leases {
                 acknowledge(&mut world.leaders[term], edge, seq, true);
             }
             Message::RelayedRenew { edge, key, number, applied } => {
-                if leads {
-                    world.leaders[term].last = world.committed;
-                } else if !self.is(Mistake::NoConfirmationOfRelayed) {
+                if !leads {
                     return;
                 }
+                world.leaders[term].last = world.committed;
                 let next = Message::RelayedConfirmed { edge, key, number, applied, term };
                 world.network.insert(next);
             }
