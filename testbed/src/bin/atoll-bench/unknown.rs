@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, ensure};
 use atoll_testbed::http::Version;
 use atoll_testbed::metrics::Scrape;
 use atoll_testbed::{DevCluster, Node, Tree, seed, wait};
-use rand::Rng as _;
 
 use crate::Scale;
 use crate::table::{Report, Table, figure};
