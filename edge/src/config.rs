@@ -35,6 +35,10 @@ pub struct Config {
     pub identity: PathBuf,
     /// The masters, any order.
     pub masters: Vec<SocketAddr>,
+    /// Whether it follows the publish log through a shield of its region, where there is one that
+    /// is well, so that the masters talk to shields instead of every edge.
+    #[serde(default = "relay")]
+    pub relay: bool,
     /// Written once the edge serves: the addresses it really has, as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_file: Option<PathBuf>,
@@ -110,6 +114,10 @@ fn roles() -> Vec<EdgeRole> {
 
 fn weight() -> u32 {
     1
+}
+
+fn relay() -> bool {
+    true
 }
 
 fn ram_cache_bytes() -> u64 {

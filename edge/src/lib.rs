@@ -2,7 +2,8 @@
 //!
 //! `atoll edge --config FILE` calls [`run`]. A node has any mix of three roles: `edge` serves
 //! sites over HTTP/1.1, HTTP/2 and HTTP/3; `shield` fills other edges' misses, so that the origin
-//! is read once; `dns` sends visitors to a near and healthy edge.
+//! is read once, and relays the publish log ([`relay`]); `dns` sends visitors to a near and healthy
+//! edge.
 //!
 //! The path of a request: [`http`] → [`index`] (host, site, alias, manifest) → [`rules`] →
 //! [`fetch`] → [`cache`], or a shield, or the chunkservers through `atoll-client`. What exists is
@@ -18,6 +19,7 @@ pub mod fetch;
 pub mod http;
 pub mod index;
 mod node;
+pub mod relay;
 pub mod rules;
 
 use std::fs::{File, TryLockError};
@@ -51,6 +53,8 @@ use http::server::Bound;
 use http::tls::Certificate;
 use index::Index;
 use node::Addresses;
+use relay::hub::{self, Hub};
+use relay::uplink::Uplink;
 
 /// The part of the memory for chunks that decoded manifest pages may have beside it.
 const PAGES_SHARE: u64 = 4;
@@ -235,9 +239,14 @@ impl Edge {
     ) {
         let (cluster, index, own) = (&self.cluster, &self.index, info.id);
         let expected = self.endpoint.identity_peer().cluster;
+        let relays = self.shields.clone().filter(|_| config.relay);
+        let uplink = Arc::new(Uplink::new(cluster.clone(), own, relays));
+        let hub = config
+            .has(EdgeRole::Shield)
+            .then(|| Arc::new(Hub::new(index.clone(), cluster.clone(), shutdown.clone())));
         tasks.spawn(
             "follow",
-            index::follow::run(index.clone(), cluster.clone(), own, shutdown.clone()),
+            index::follow::run(index.clone(), uplink.clone(), hub.clone(), shutdown.clone()),
         );
         if config.has(EdgeRole::Edge) {
             let bytes = config.disk_cache_bytes / index::warm::DISK_SHARE;
@@ -248,6 +257,7 @@ impl Edge {
             "heartbeat",
             node::keep_known(
                 cluster.clone(),
+                uplink,
                 index.clone(),
                 info,
                 expected,
@@ -265,8 +275,9 @@ impl Edge {
             let shutdown = shutdown.clone();
             tasks.spawn("dns", async move { dns.serve(answers, shutdown).await });
         }
-        if config.has(EdgeRole::Shield) {
-            let service = Arc::new(ShieldService::new(self.chunks.clone()));
+        if let Some(hub) = hub {
+            let service = Arc::new(ShieldService::new(self.chunks.clone(), hub.clone()));
+            tasks.spawn("relay", hub::run(hub, own));
             let (endpoint, shutdown) = (self.endpoint.clone(), shutdown.clone());
             tasks.spawn("shield", async move {
                 let limits = ServeLimits { drain: http::DRAIN, ..ServeLimits::default() };
@@ -380,6 +391,17 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_pages_warmed_total", "Pages fetched before anyone needed them.");
     describe_counter!("atoll_edge_index_store_errors_total", "Tables of sites not stored.");
     describe_counter!("atoll_edge_publish_errors_total", "Failed requests for the publish log.");
+    describe_counter!(
+        "atoll_edge_follows_total",
+        "Answers about the publish log, by who gave them."
+    );
+    describe_counter!("atoll_edge_relay_left_total", "Shields left alone for a while as relays.");
+    describe_counter!(
+        "atoll_edge_relay_messages_total",
+        "Messages to the masters for other edges."
+    );
+    describe_counter!("atoll_edge_relay_acks_total", "Acknowledgements in them.");
+    describe_counter!("atoll_edge_relay_renewals_total", "Renewals of leases in them.");
     describe_counter!("atoll_edge_cache_cleared_total", "Invalidations that emptied the cache.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }

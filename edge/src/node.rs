@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::index::Index;
+use crate::relay::uplink::{Renewed, Uplink};
 
 /// How often readiness is judged until the edge is ready.
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
@@ -108,6 +109,7 @@ pub(crate) async fn until_serving(index: &Index) {
 /// Registers the node and renews its lease until shutdown; then says that it is not ready.
 pub(crate) async fn keep_known(
     cluster: Cluster,
+    uplink: Arc<Uplink>,
     index: Arc<Index>,
     info: NodeInfo,
     expected: ClusterId,
@@ -118,7 +120,8 @@ pub(crate) async fn keep_known(
     let work = async {
         loop {
             register(&cluster, &info, expected).await;
-            renew_while_known(&cluster, &index, id, &readiness).await;
+            uplink.registered();
+            renew_while_known(&uplink, &index, &readiness).await;
             tracing::info!("the master does not know this node; registering again");
         }
     };
@@ -183,18 +186,13 @@ async fn register(cluster: &Cluster, info: &NodeInfo, expected: ClusterId) {
     }
 }
 
-async fn renew_while_known(
-    cluster: &Cluster,
-    index: &Index,
-    id: NodeId,
-    readiness: &watch::Receiver<Readiness>,
-) {
+async fn renew_while_known(uplink: &Uplink, index: &Index, readiness: &watch::Receiver<Readiness>) {
     let mut judged = readiness.clone();
     let mut changes = index.changes();
     loop {
         let ready = judged.borrow_and_update().ready;
         changes.borrow_and_update();
-        let renewed = renew(cluster, index, id, ready).await;
+        let renewed = uplink.renew(index, ready).await;
         let pause = match &renewed {
             Ok(Renewed::Unknown) => return,
             Ok(Renewed::Granted) => limits::LEASE_RENEW_EVERY,
@@ -210,43 +208,6 @@ async fn renew_while_known(
             () = tokio::time::sleep(pause) => {}
             Ok(()) = judged.changed() => {}
             Ok(()) = changes.changed(), if behind => {}
-        }
-    }
-}
-
-/// What came of asking for a lease.
-enum Renewed {
-    Granted,
-    Behind,
-    /// The master does not know the node.
-    Unknown,
-}
-
-async fn renew(
-    cluster: &Cluster,
-    index: &Index,
-    node: NodeId,
-    ready: bool,
-) -> Result<Renewed, ClientError> {
-    let table = index.table();
-    let applied = table.is_known().then(|| table.seq());
-    // Before the request is sent: the master may grant it at any time from then on.
-    let sent_ns = clock::boot_ns();
-    let request = MasterRequest::Renew { node, ready, applied };
-    match cluster.master(&request, limits::LEASE_RENEW_EVERY).await? {
-        MasterResponse::Renewed { known: false, .. } => {
-            // No publish waits for it any more.
-            index.lease_is_over();
-            Ok(Renewed::Unknown)
-        }
-        MasterResponse::Renewed { granted: true, .. } => {
-            index.renewed(sent_ns);
-            Ok(Renewed::Granted)
-        }
-        MasterResponse::Renewed { .. } => Ok(Renewed::Behind),
-        _ => {
-            tracing::error!("the master answered with the wrong kind of message");
-            Ok(Renewed::Behind)
         }
     }
 }

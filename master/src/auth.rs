@@ -87,6 +87,8 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Site { .. }
         | MasterRequest::Farewell { .. }
         | MasterRequest::Renew { .. }
+        | MasterRequest::Enrol { .. }
+        | MasterRequest::Relay { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
         MasterRequest::Raft { .. } => role == Role::Master,
         MasterRequest::OpenSession { .. }
@@ -210,6 +212,8 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Farewell { .. }
         | MasterRequest::Renew { .. }
+        | MasterRequest::Enrol { .. }
+        | MasterRequest::Relay { .. }
         | MasterRequest::Register { .. }
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }
@@ -302,8 +306,10 @@ mod tests {
         let edge = MasterRequest::Watch { after: Seq(0), edge: Some(NodeId(1)), wait_ms: 0 };
         let beat =
             MasterRequest::Heartbeat { node: NodeId(1), ready: true, stat: None, tree: None };
+        let enrol = MasterRequest::Enrol { node: NodeId(1) };
+        let relay = MasterRequest::Relay { shield: NodeId(1), acks: vec![], renewals: vec![] };
         let raft = MasterRequest::Raft { message: bytes::Bytes::new() };
-        for request in [edge, beat, raft] {
+        for request in [edge, beat, enrol, relay, raft] {
             assert!(check_grant(&all, &request, 0).is_err());
         }
     }

@@ -23,6 +23,7 @@ mod policies;
 mod put;
 mod raft;
 mod restore;
+mod roster;
 mod run;
 mod server;
 mod store;

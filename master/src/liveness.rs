@@ -3,6 +3,8 @@
 //! Plain state with the time as an argument. A new leader has heard of nobody yet, so every node
 //! has a full period of grace before it counts as down.
 
+mod relayed;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -10,12 +12,22 @@ use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::lease::{Grants, Terms};
+use atoll_proto::relay::RelayKey;
 use atoll_proto::site::Policy;
 use atoll_proto::{Epoch, NodeId, PgId, Seq, limits};
 use tokio::time::Instant;
 
 /// Number of placement groups.
 const GROUPS: usize = PG_COUNT as usize;
+
+/// An edge that may speak through shields.
+#[derive(Debug)]
+struct Enrolled {
+    key: RelayKey,
+    /// The number of its last renewal that came through one. Each counts once: who repeats an old
+    /// one cannot make an edge seem alive that is not.
+    renewal: u64,
+}
 
 /// What the leader heard of the nodes.
 #[derive(Debug)]
@@ -27,6 +39,8 @@ pub(crate) struct Liveness {
     /// The leases it granted.
     grants: Grants,
     nodes: HashMap<NodeId, Heard>,
+    /// What edges that speak through shields seal with.
+    keys: HashMap<NodeId, Enrolled>,
     /// The last view of nodes that was handed out, and the log index when it was new.
     noticed: (Vec<(NodeId, NodeState, bool)>, u64),
 }
@@ -91,6 +105,8 @@ pub(crate) struct Progress {
     pub(crate) acked: Vec<String>,
     /// Edges that have not, and may still answer with what was before.
     pub(crate) waiting: Vec<String>,
+    /// The same by id.
+    pub(crate) lacking: Vec<NodeId>,
     /// Edges that have not, and cannot.
     pub(crate) down: Vec<String>,
     /// How long until those waited for surely cannot either; `None`: never.
@@ -105,6 +121,7 @@ impl Liveness {
             since: now,
             grants: Grants::new(Terms::DEFAULT, now_ns),
             nodes: HashMap::new(),
+            keys: HashMap::new(),
             noticed: (Vec::new(), 0),
         }
     }
@@ -114,8 +131,11 @@ impl Liveness {
         self.leadership
     }
 
-    /// A node has registered; it says by heartbeat when it is ready.
-    pub(crate) fn registered(&mut self, node: NodeId, now: Instant) {
+    /// A node has registered; it says by heartbeat when it is ready. `last`: the last entry of the
+    /// publish log, read since the request arrived (see [`Grants::began`]).
+    pub(crate) fn registered(&mut self, node: NodeId, last: Seq, now: Instant) {
+        self.keys.remove(&node);
+        self.grants.began(node, last);
         let heard = self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, false));
         heard.sign_of_life(now);
         heard.ready = false;
@@ -209,6 +229,8 @@ impl Liveness {
     /// A node wants to leave. Returns the number that its farewell must name: `number`, unless
     /// it was given one before.
     pub(crate) fn leaving(&mut self, node: NodeId, number: u64, now: Instant) -> u64 {
+        // What is still on its way through a shield is no sign of life.
+        self.keys.remove(&node);
         let heard = self.entry(node, now);
         match heard.presence {
             Presence::Leaving(before) => before,
@@ -344,6 +366,7 @@ impl Liveness {
             } else {
                 let left = self.grants.left(info.id, policy, now_ns);
                 progress.left = progress.left.zip(left).map(|(one, other)| one.max(other));
+                progress.lacking.push(info.id);
                 &mut progress.waiting
             };
             list.push(info.name.clone());
@@ -351,19 +374,35 @@ impl Liveness {
         progress
     }
 
+    /// Whether any of these has neither applied an entry nor gone. Those that are found to have are
+    /// taken out, so that each is looked at once however often this is asked.
+    pub(crate) fn any_lacks(&self, edges: &mut Vec<NodeId>, seq: Seq) -> bool {
+        let lacks = |heard: &Heard| heard.acked < seq && heard.presence != Presence::Gone;
+        while let Some(edge) = edges.last() {
+            if self.nodes.get(edge).is_none_or(lacks) {
+                return true;
+            }
+            edges.pop();
+        }
+        false
+    }
+
     /// Nodes with how they do.
-    pub(crate) fn views(&self, nodes: Vec<NodeInfo>, now: Instant) -> Vec<NodeView> {
-        let view = |info: NodeInfo| {
+    pub(crate) fn views(&self, nodes: &[NodeInfo], now: Instant) -> Vec<NodeView> {
+        let view = |info: &NodeInfo| {
             let (state, ready) = self.state(info.id, now);
-            NodeView { info, state, ready, duty: Duty::Active }
+            NodeView { info: info.clone(), state, ready, duty: Duty::Active }
         };
-        nodes.into_iter().map(view).collect()
+        nodes.iter().map(view).collect()
     }
 
     /// The log index at which the nodes' states were first seen to be as they are now.
-    pub(crate) fn notice(&mut self, views: &[NodeView], index: u64) -> u64 {
-        let states: Vec<_> =
-            views.iter().map(|view| (view.info.id, view.state, view.ready)).collect();
+    pub(crate) fn notice(&mut self, nodes: &[NodeInfo], now: Instant, index: u64) -> u64 {
+        let states = nodes.iter().map(|info| {
+            let (state, ready) = self.state(info.id, now);
+            (info.id, state, ready)
+        });
+        let states: Vec<_> = states.collect();
         if self.noticed.0 != states {
             self.noticed = (states, index);
         }
@@ -383,199 +422,4 @@ impl Heard {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use atoll_proto::cluster::EdgeInfo;
-
-    fn edge(id: u64) -> NodeInfo {
-        NodeInfo {
-            id: NodeId(id),
-            name: format!("edge-{id}"),
-            kind: NodeKind::Edge,
-            addr: ([127, 0, 0, 1], 1).into(),
-            zone: "z".into(),
-            region: "eu".into(),
-            weight: 1,
-            edge: Some(EdgeInfo {
-                serves: true,
-                shield: false,
-                dns: false,
-                public: vec![],
-                http_port: 1,
-                https_port: 2,
-            }),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_new_leader_gives_grace_and_silence_ends_it() {
-        let start = Instant::now();
-        let mut liveness = Liveness::new(Some(1), start, 0);
-        let node = NodeId(1);
-        assert_eq!(liveness.state(node, start), (NodeState::Up, true));
-        let later = start + limits::HEARTBEAT_LOST;
-        assert_eq!(liveness.state(node, later), (NodeState::Down, false));
-        liveness.heard(node, true, None, later);
-        assert_eq!(liveness.state(node, later), (NodeState::Up, true));
-        liveness.heard(node, false, None, later);
-        assert_eq!(liveness.state(node, later), (NodeState::Up, false));
-        let silent = later + limits::HEARTBEAT_LOST;
-        assert_eq!(liveness.state(node, silent), (NodeState::Down, false));
-        let mut liveness = Liveness::new(Some(2), silent, 0);
-        assert_eq!(liveness.state(node, silent).0, NodeState::Up);
-        assert!(liveness.in_grace(node, silent));
-        assert!(!liveness.in_grace(node, silent + limits::HEARTBEAT_LOST));
-        liveness.heard(node, true, None, silent);
-        assert!(!liveness.in_grace(node, silent));
-    }
-
-    #[tokio::test]
-    async fn being_in_sync_is_of_an_index_and_of_a_membership() {
-        let start = Instant::now();
-        let mut liveness = Liveness::new(Some(1), start, 0);
-        let (node, pg) = (NodeId(1), PgId(7));
-        assert!(!liveness.synced(node, pg, 0));
-        liveness.note_synced(node, pg, 9, start);
-        assert!(liveness.synced(node, pg, 9) && !liveness.synced(node, pg, 10));
-        assert!(!liveness.synced(node, PgId(8), 0));
-        liveness.forget_synced(pg, &[node, NodeId(2)]);
-        assert!(!liveness.synced(node, pg, 0));
-        let later = start + Duration::from_secs(9);
-        assert_eq!(liveness.silent_for(node, later), Duration::from_secs(9));
-        assert_eq!(liveness.silent_for(NodeId(5), later), Duration::from_secs(9));
-    }
-
-    /// Nanoseconds after which a lease from 0 has surely ended.
-    const OUT: u64 = 10_100_000_000;
-
-    #[tokio::test]
-    async fn edges_are_waited_for_until_their_lease_is_out() {
-        let start = Instant::now();
-        let mut liveness = Liveness::new(Some(1), start, 0);
-        let nodes = [edge(1), edge(2)];
-        let strict = |_| Policy::Strict;
-        assert!(liveness.acknowledged(NodeId(1), Seq(5), start));
-        assert!(!liveness.acknowledged(NodeId(1), Seq(5), start));
-        let progress = liveness.progress(&nodes, Seq(5), strict, 0);
-        assert_eq!(progress.acked, ["edge-1"]);
-        assert_eq!(progress.waiting, ["edge-2"], "it may hold a lease of an earlier leader");
-        assert_eq!(progress.left, Some(Duration::from_nanos(OUT)));
-        assert!(liveness.grant(NodeId(1), Seq(5), Seq(5), OUT));
-        let progress = liveness.progress(&nodes, Seq(6), strict, OUT);
-        assert_eq!(
-            (progress.waiting, progress.down),
-            (vec!["edge-1".into()], vec!["edge-2".into()])
-        );
-        let progress = liveness.progress(&nodes, Seq(6), strict, OUT * 2);
-        assert_eq!(progress.down, ["edge-1", "edge-2"]);
-        let behind = |acked| if acked < Seq(5) { Policy::Available } else { Policy::Strict };
-        let progress = liveness.progress(&nodes, Seq(6), behind, OUT * 2);
-        assert_eq!((progress.waiting, progress.left), (vec!["edge-2".into()], None));
-    }
-
-    #[tokio::test]
-    async fn a_node_is_synced_at_an_index_until_it_differs() {
-        let start = Instant::now();
-        let mut liveness = Liveness::new(Some(1), start, 0);
-        let node = NodeId(1);
-        let mut table = PgTable::empty();
-        table.epoch = Epoch(1);
-        table.members[3] = vec![node];
-        table.members[4] = vec![node];
-        let compare = |liveness: &mut Liveness, table: &PgTable, index, whole, groups: &[_]| {
-            liveness.compared(node, &Comparison { table, index, whole, groups });
-        };
-        // Nothing is kept of a node that was never heard of.
-        compare(&mut liveness, &table, 7, Some(true), &[]);
-        assert_eq!(liveness.in_sync(node), None);
-        liveness.heard(node, true, None, start);
-        compare(&mut liveness, &table, 7, Some(true), &[]);
-        assert_eq!(liveness.in_sync(node), Some(true));
-        assert!(liveness.synced(node, PgId(3), 7) && liveness.synced(node, PgId(4), 0));
-        assert!(!liveness.synced(node, PgId(3), 8), "it changed since");
-        assert!(!liveness.synced(node, PgId(5), 0), "it does not keep that one");
-        // Not comparable as a whole, but one group is.
-        compare(&mut liveness, &table, 9, None, &[(PgId(3), true)]);
-        assert!(liveness.synced(node, PgId(3), 9) && !liveness.synced(node, PgId(4), 9));
-        assert_eq!(liveness.in_sync(node), Some(true));
-        // Something differs: until it is known which, nothing counts.
-        compare(&mut liveness, &table, 9, Some(false), &[(PgId(4), true)]);
-        assert_eq!(liveness.in_sync(node), Some(false));
-        assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
-        compare(&mut liveness, &table, 9, Some(false), &[(PgId(3), false)]);
-        assert!(!liveness.synced(node, PgId(3), 0) && liveness.synced(node, PgId(4), 9));
-        // Another table: what it stays a member of holds on.
-        compare(&mut liveness, &table, 9, Some(true), &[]);
-        table.epoch = Epoch(2);
-        table.members[4] = vec![NodeId(2)];
-        compare(&mut liveness, &table, 9, None, &[]);
-        assert!(liveness.synced(node, PgId(3), 9) && !liveness.synced(node, PgId(4), 0));
-        table.epoch = Epoch(3);
-        table.members[4] = vec![node];
-        compare(&mut liveness, &table, 9, None, &[]);
-        assert!(!liveness.synced(node, PgId(4), 0), "it came back, and was not compared since");
-        // Another start of the server: begin anew.
-        liveness.registered(node, start);
-        assert!(!liveness.synced(node, PgId(3), 0));
-        assert_eq!(liveness.in_sync(node), None);
-    }
-
-    #[tokio::test]
-    async fn a_farewell_holds_until_the_next_sign_of_life() {
-        let now = Instant::now();
-        let mut liveness = Liveness::new(Some(1), now, 0);
-        let (node, nodes) = (NodeId(1), [edge(1)]);
-        liveness.acknowledged(node, Seq(5), now);
-        liveness.heard(node, true, None, now);
-        assert!(!liveness.farewell(node, 7), "it was given no number");
-        assert_eq!(liveness.leaving(node, 7, now), 7);
-        assert_eq!(liveness.leaving(node, 8, now), 7, "asked twice: the number stays");
-        assert_eq!(
-            liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0).waiting,
-            ["edge-1"],
-            "not said yet"
-        );
-        assert!(!liveness.farewell(node, 8));
-        assert!(liveness.farewell(node, 7));
-        assert_eq!(liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0).down, ["edge-1"]);
-        assert_eq!(liveness.state(node, now), (NodeState::Down, false));
-        assert_eq!(liveness.edge_left_ms(node, 0), 0);
-        assert!(!liveness.farewell(node, 7), "a farewell is said once");
-
-        let signs: [fn(&mut Liveness, NodeId, Instant); 3] = [
-            |liveness, node, now| liveness.registered(node, now),
-            |liveness, node, now| liveness.heard(node, true, None, now),
-            |liveness, node, now| assert!(!liveness.acknowledged(node, Seq(5), now)),
-        ];
-        for sign in signs {
-            liveness.leaving(node, 9, now);
-            assert!(liveness.farewell(node, 9));
-            sign(&mut liveness, node, now);
-            let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
-            assert_eq!(progress.down, ["edge-1"], "it serves nothing before it has a lease");
-            assert!(!liveness.grant(node, Seq(5), Seq(6), 0), "the sixth may have returned");
-            assert!(liveness.grant(node, Seq(6), Seq(6), 0));
-            let progress = liveness.progress(&nodes, Seq(6), |_| Policy::Available, 0);
-            assert_eq!(progress.waiting, ["edge-1"]);
-            // The second half of a farewell that was on its way when the node began anew.
-            liveness.leaving(node, 10, now);
-            sign(&mut liveness, node, now);
-            assert!(!liveness.farewell(node, 10));
-            assert_eq!(liveness.state(node, now).0, NodeState::Up);
-        }
-        liveness.leaving(node, 11, now);
-        let mut liveness = Liveness::new(Some(2), now, 0);
-        assert!(!liveness.farewell(node, 11), "a new leader does not know of it");
-    }
-
-    #[tokio::test]
-    async fn a_change_of_states_is_noticed_at_an_index() {
-        let start = Instant::now();
-        let mut liveness = Liveness::new(Some(1), start, 0);
-        let up = liveness.views(vec![edge(1)], start);
-        assert_eq!(liveness.notice(&up, 7), 7);
-        assert_eq!(liveness.notice(&up, 9), 7);
-        let down = liveness.views(vec![edge(1)], start + limits::HEARTBEAT_LOST);
-        assert_eq!(liveness.notice(&down, 9), 9);
-    }
-}
+mod tests;

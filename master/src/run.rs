@@ -99,6 +99,8 @@ fn describe_metrics() {
         "Inodes read from the database to seal live sites."
     );
     describe_counter!("atoll_master_live_pages_total", "Pages that seals of live sites made anew.");
+    describe_counter!("atoll_master_relayed_acks_total", "Acknowledgements through shields.");
+    describe_counter!("atoll_master_relayed_renewals_total", "Renewals of leases through shields.");
     describe_histogram!("atoll_master_operations_per_entry", "Changes in one log entry.");
     describe_histogram!(
         "atoll_master_commit_seconds",

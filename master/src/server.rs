@@ -24,14 +24,15 @@ use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    audit, backup, change, cluster, deltas, deploys, farewell, heartbeat, known, objects,
-    open_session, query, register, renew, seal, sites, status, tokens, wait_applied, walk,
+    audit, backup, change, cluster, deltas, deploys, enrol, farewell, heartbeat, known, objects,
+    open_session, query, register, relay, renew, seal, sites, status, tokens, wait_applied, walk,
     watch as follow,
 };
 use crate::policies::Policies;
 use crate::raft::Consensus;
+use crate::roster::Roster;
 use crate::store::meta::ClusterRecord;
-use crate::store::{duties, groups, meta, nodes};
+use crate::store::{duties, groups, meta};
 use crate::trees::Trees;
 
 /// What the configuration says and operations need.
@@ -87,6 +88,10 @@ pub(crate) struct Master {
     pub(crate) policies: Mutex<Policies>,
     /// The placement table of the latest epoch that was asked for.
     table: Mutex<Arc<PgTable>>,
+    /// What was last found in the publish log.
+    pub(crate) found: Mutex<follow::Found>,
+    /// The nodes as of their latest change.
+    pub(crate) roster: Mutex<Arc<Roster>>,
 }
 
 impl Master {
@@ -112,6 +117,8 @@ impl Master {
             liveness: Mutex::new(Liveness::new(None, Instant::now(), crate::clock::boot_ns())),
             policies: Mutex::default(),
             table: Mutex::new(Arc::new(PgTable::empty())),
+            found: Mutex::default(),
+            roster: Mutex::default(),
         }
     }
 
@@ -128,8 +135,8 @@ impl Master {
 
     /// All nodes with how they do.
     pub(crate) fn node_views(&self) -> WireResult<Vec<NodeView>> {
-        let nodes = nodes::all(&*self.consensus.state()).map_err(store_failed)?;
-        let mut views = self.liveness().views(nodes, Instant::now());
+        let roster = self.roster()?;
+        let mut views = self.liveness().views(roster.all(), Instant::now());
         let duties = duties::all(&*self.consensus.state()).map_err(store_failed)?;
         for (node, record) in duties {
             if let Some(view) = views.iter_mut().find(|view| view.info.id == node) {
@@ -225,6 +232,10 @@ impl Master {
             MasterRequest::Renew { node, ready, applied } => {
                 renew::renew(self, principal, node, ready, applied).await
             }
+            MasterRequest::Enrol { node } => enrol::enrol(self, principal, node).await,
+            MasterRequest::Relay { shield, acks, renewals } => {
+                relay::relay(self, principal, shield, &acks, &renewals).await
+            }
             MasterRequest::Farewell { node, number } => {
                 farewell::farewell(self, principal, node, number).await
             }
@@ -274,6 +285,8 @@ impl Service for MasterService {
             MasterRequest::WaitApplied { .. } => "wait_applied",
             MasterRequest::Farewell { .. } => "farewell",
             MasterRequest::Renew { .. } => "renew",
+            MasterRequest::Enrol { .. } => "enrol",
+            MasterRequest::Relay { .. } => "relay",
             MasterRequest::WaitPublished { .. } => "wait_published",
             MasterRequest::Register { .. } => "register",
             MasterRequest::Heartbeat { .. } => "heartbeat",

@@ -3,7 +3,7 @@
 //! An edge may answer from its table of sites while it holds a lease. The master (the authority)
 //! knows when a lease has surely ended, and then a publish need not wait for an edge that is
 //! silent. `master/src/liveness.rs` and `edge/src/index/lease.rs` call these functions, and the
-//! model in `proto/tests/lease_model.rs` explores them.
+//! model in `proto/tests/lease_model` explores them.
 //!
 //! All times are nanoseconds of a clock that goes on while the machine sleeps (`CLOCK_BOOTTIME`),
 //! each node's own: they are compared with times of the same node only. What must hold:
@@ -17,6 +17,9 @@
 //!   without it: those of earlier leaderships, those it confirmed itself (it may have lost them
 //!   since), and those for which nobody waited for it because its lease had ended. Any other
 //!   entry waits for it, lease or no lease, so an edge that is a little behind may serve on.
+//! - An edge that starts again gets one only with every entry that the log had when it
+//!   registered. So an acknowledgement of its earlier run, however late it comes, is of nothing
+//!   that the edge could still lack.
 //! - One that stays behind gets none after a while: waits end.
 
 use std::collections::BTreeMap;
@@ -219,6 +222,12 @@ impl Grants {
     pub fn acknowledged(&mut self, edge: NodeId, seq: Seq) {
         let owed = self.owed.entry(edge).or_default();
         *owed = (*owed).max(seq);
+    }
+
+    /// The edge has started (again) while the log ended with `last`, read after the authority
+    /// confirmed that it leads: what it may have acknowledged before, and lost since, it must have.
+    pub fn began(&mut self, edge: NodeId, last: Seq) {
+        self.acknowledged(edge, last);
     }
 
     /// The edge serves nothing any more, until it gets another lease.

@@ -22,6 +22,7 @@ pub mod name;
 pub mod namespace;
 pub mod publish;
 pub mod receipt;
+pub mod relay;
 pub mod rules;
 pub mod site;
 pub mod tags;

@@ -166,6 +166,30 @@ pub const WATCH_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const LEASE_TERM: Duration = Duration::from_secs(10);
 /// How often an edge asks for the next one.
 pub const LEASE_RENEW_EVERY: Duration = Duration::from_millis(3333);
+/// Most acknowledgements and renewals in one message of a relay.
+pub const RELAY_ITEMS_MAX: usize = 8192;
+/// Most that wait at a relay for the master's answer; what is more is refused.
+pub const RELAY_WAITING_MAX: usize = 65_536;
+/// Entries of the publish log that a relay keeps, and their bytes.
+pub const RELAY_ENTRIES_MAX: usize = 4096;
+/// See [`RELAY_ENTRIES_MAX`].
+pub const RELAY_ENTRIES_BYTES_MAX: usize = 16 << 20;
+/// An answer of a relay ends with the entry before the one that would make it longer than this.
+pub const RELAY_ANSWER_BYTES_MAX: usize = 2 << 20;
+/// How long a relay gathers acknowledgements while others are awaited, at first.
+pub const RELAY_GATHER_ACKS: Duration = Duration::from_millis(4);
+/// How often that doubles.
+pub const RELAY_GATHER_DOUBLINGS: u32 = 4;
+/// How long it gathers renewals.
+pub const RELAY_GATHER_RENEWALS: Duration = Duration::from_millis(100);
+/// How long a relay may hold a question for what is new.
+pub const RELAY_WAIT: Duration = Duration::from_secs(2);
+/// How much longer than that an edge waits before it turns to another.
+pub const RELAY_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a renewal may take through a relay before the edge asks the master itself.
+pub const RELAY_RENEW: Duration = Duration::from_secs(1);
+/// An edge that is short of the log's end for this long leaves its relay.
+pub const RELAY_LAG_MAX: Duration = Duration::from_millis(1500);
 /// The rates of two nodes' clocks differ by at most so many millionths (1 %).
 pub const CLOCK_DRIFT_PPM: u64 = 10_000;
 /// Deadline of a metadata request.
@@ -189,4 +213,8 @@ const _: () = assert!(SNAPSHOT_DEPLOYS_MAX * 32 * 4 <= HEAD_BYTES_MAX);
 const _: () = assert!(WALK_IDS_MAX * 34 < HEAD_BYTES_MAX);
 const _: () = assert!(DELTAS_MAX * 48 < HEAD_BYTES_MAX);
 const _: () = assert!(LEASE_RENEW_EVERY.as_millis() * 3 <= LEASE_TERM.as_millis());
+const _: () = assert!(RELAY_ITEMS_MAX * 100 < HEAD_BYTES_MAX);
+const _: () = assert!(RELAY_ANSWER_BYTES_MAX * 2 <= HEAD_BYTES_MAX);
+const _: () =
+    assert!(RELAY_RENEW.as_millis() + LEASE_RENEW_EVERY.as_millis() * 2 < LEASE_TERM.as_millis());
 const _: () = assert!(HEARTBEAT_QUIET.as_millis() * 5 / 2 < HEARTBEAT_LOST.as_millis());

@@ -11,6 +11,7 @@ use crate::{
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
+    relay::{RelayKey, RelayedAck, RelayedGrant, RelayedRenewal},
     tree::{Ask, Digest, Found},
 };
 
@@ -173,6 +174,21 @@ pub enum MasterRequest {
         seq: Seq,
         /// How long to wait at most, in milliseconds.
         wait_ms: u32,
+    },
+    /// From an edge: it will speak through a shield (`relay`). Answered with `Enrolled`.
+    Enrol {
+        /// Which node.
+        node: NodeId,
+    },
+    /// From a shield: what edges say through it. Both together have at most
+    /// `limits::RELAY_ITEMS_MAX` items. Answered with `Relayed`.
+    Relay {
+        /// Which node the shield is.
+        shield: NodeId,
+        /// Which edges have applied what.
+        acks: Vec<RelayedAck>,
+        /// Which edges ask for a lease.
+        renewals: Vec<RelayedRenewal>,
     },
 }
 
@@ -537,6 +553,19 @@ pub enum MasterResponse {
         down: Vec<String>,
         /// Milliseconds until those that are waited for surely cannot either; `None`: never.
         left_ms: Option<u64>,
+    },
+    /// To `Enrol`.
+    Enrolled {
+        /// What the edge seals with, until it registers again or another master leads; `None`: the
+        /// master does not know this node.
+        key: Option<RelayKey>,
+    },
+    /// To `Relay`: one entry for each item, in the same order.
+    Relayed {
+        /// Whether the acknowledgement was taken.
+        acks: Vec<bool>,
+        /// `None`: the master has no key of that edge, which should turn to it.
+        renewals: Vec<Option<RelayedGrant>>,
     },
 }
 

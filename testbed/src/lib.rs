@@ -12,7 +12,6 @@ pub mod cluster;
 pub mod disk;
 pub mod dns;
 pub mod faults;
-pub mod hammer;
 pub mod history;
 pub mod http;
 pub mod in_process;

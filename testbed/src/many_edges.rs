@@ -18,10 +18,14 @@ use crate::proxy::{MasterLinks, Way};
 
 /// The first of their ids: far from those of `atoll dev`.
 const FIRST_ID: u64 = 10_000;
-/// Until an edge must serve.
+/// Until all of them must serve, and what each adds to that.
 const START: Duration = Duration::from_secs(90);
-/// Within which all of them must stop.
+const START_EACH: Duration = Duration::from_millis(400);
+/// Within which all of them must stop, and what each adds to that.
 const STOP: Duration = Duration::from_secs(20);
+const STOP_EACH: Duration = Duration::from_millis(100);
+/// Regions of shields, one after the other, as `atoll dev` has them.
+const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 /// Memory and disk for chunks of each: the least that is allowed.
 const CACHE_BYTES: u64 = 16 << 20;
 
@@ -35,7 +39,9 @@ pub struct ManyEdges {
 
 impl ManyEdges {
     /// Starts so many, with this delay in each direction between them and the masters, and waits
-    /// until each of them serves. Without a delay nothing is between.
+    /// until each of them serves. Without a delay nothing is between. They are spread over the
+    /// regions of so many shields, and follow the publish log through them; with none, all of them
+    /// follow the masters.
     ///
     /// # Errors
     /// When one of them does not serve in time.
@@ -43,6 +49,7 @@ impl ManyEdges {
         cluster: &DevCluster,
         count: usize,
         delay: Option<Duration>,
+        shields: usize,
     ) -> Result<Self> {
         // In memory where the system has a place for it: so many disks are not one disk.
         let shared = PathBuf::from("/dev/shm");
@@ -60,13 +67,18 @@ impl ManyEdges {
                 masters = links.addrs();
                 edges.links.push(links);
             }
-            let config = edges.config(cluster, &ca, FIRST_ID + number, masters)?;
+            let mut config = edges.config(cluster, &ca, FIRST_ID + number, masters)?;
+            if shields > 0 {
+                config.relay = true;
+                let turn = usize::try_from(number)? % shields;
+                config.region = REGIONS[turn % REGIONS.len()].to_owned();
+            }
             ready.push(config.ready_file.clone().context("it has a ready file")?);
             let (trigger, shutdown) = pair();
             let work = tokio::spawn(atoll_edge::run(config, shutdown));
             edges.running.push((trigger, work));
         }
-        let until = Instant::now() + START;
+        let until = Instant::now() + START + START_EACH * u32::try_from(count)?;
         for (number, path) in ready.iter().enumerate() {
             while !path.exists() {
                 ensure!(Instant::now() < until, "simulated edge {number} does not serve");
@@ -102,6 +114,7 @@ impl ManyEdges {
             data: folder.join("data"),
             identity,
             masters,
+            relay: false,
             ready_file: Some(folder.join("ready.json")),
             http: Some(any),
             https: Some(any),
@@ -128,7 +141,7 @@ impl ManyEdges {
         for (trigger, _) in &self.running {
             trigger.trigger();
         }
-        let until = Instant::now() + STOP;
+        let until = Instant::now() + STOP + STOP_EACH * u32::try_from(self.running.len())?;
         for (_, work) in self.running {
             let ended = tokio::time::timeout_at(until, work).await;
             ended.context("an edge does not stop")??.context("an edge ended with an error")?;

@@ -66,6 +66,14 @@ impl Shields {
         self.list.store(Arc::new(shields));
     }
 
+    /// The shield of the own region that a node asks for what is not a chunk: another one for
+    /// another node, and the same one for as long as there is no better.
+    pub fn of_region(&self, node: NodeId, usable: impl Fn(NodeId) -> bool) -> Option<Shield> {
+        let shields = self.list.load();
+        let near = shields.iter().filter(|it| it.region == self.region && usable(it.id));
+        near.max_by_key(|shield| bid(&node.0.to_be_bytes(), shield.id)).cloned()
+    }
+
     /// Asks up to two shields in order. `None` when none has an answer.
     pub async fn fetch(&self, id: ChunkId) -> Option<Fetched> {
         let shields = self.list.load_full();
@@ -125,14 +133,14 @@ fn ranked<'a>(id: &ChunkId, shields: &'a [Shield], region: &str) -> Vec<&'a Shie
     if near.is_empty() {
         near = shields.iter().collect();
     }
-    near.sort_by_cached_key(|shield| std::cmp::Reverse(bid(id, shield.id)));
+    near.sort_by_cached_key(|shield| std::cmp::Reverse(bid(id.as_bytes(), shield.id)));
     near
 }
 
-/// A shield's bid for a chunk; the highest wins.
-fn bid(id: &ChunkId, shield: NodeId) -> [u8; 32] {
+/// A shield's bid for a chunk or a node; the highest wins.
+fn bid(what: &[u8], shield: NodeId) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(id.as_bytes());
+    hasher.update(what);
     hasher.update(&shield.0.to_be_bytes());
     *hasher.finalize().as_bytes()
 }

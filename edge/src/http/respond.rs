@@ -13,7 +13,7 @@ use atoll_proto::manifest::Entry;
 use atoll_proto::rules::decide::Vary;
 use atoll_proto::rules::effect::HeaderEffect;
 use atoll_proto::rules::request::is_loaded;
-use atoll_proto::{AliasName, DeployId, SiteName};
+use atoll_proto::{AliasName, DeployId};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
@@ -24,6 +24,7 @@ use super::range::{self, Asked, ByteRange, Multipart};
 use super::{Request, Response, freshness, proof};
 use crate::clock;
 use crate::fetch::{Chunks, FillError, Source};
+use crate::index::table::SiteState;
 use crate::index::{Found, Index, host};
 use crate::rules::ask::{self, Said, Target};
 use crate::rules::asset;
@@ -59,7 +60,7 @@ impl Responder {
     pub async fn respond(&self, request: &Request) -> Response {
         let now = clock::wall();
         let host = host_of(&request.uri, &request.headers);
-        let mut response = self.answer_under_lease(request, host.as_deref(), now).await;
+        let (mut response, preview) = self.answer_under_lease(request, host.as_deref(), now).await;
         if request.method == Method::HEAD {
             response.body = Body::Empty;
         }
@@ -73,7 +74,7 @@ impl Responder {
         if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         }
-        if host.is_ok_and(|host| self.index.is_preview(&host)) {
+        if preview {
             headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
         }
         if !headers.contains_key(CACHE_STATUS) {
@@ -88,34 +89,37 @@ impl Responder {
     /// An answer that is not older than any publish that had returned when the request came, nor,
     /// unless the site changes faster than it can be answered for, than any that returned until
     /// now. The lease is looked at before the index and again before the first byte. `host` is
-    /// that of the request, or what is wrong with it.
+    /// that of the request, or what is wrong with it. Says, too, whether the host is of a preview.
     async fn answer_under_lease(
         &self,
         request: &Request,
         host: Result<&str, &&'static str>,
         now: SystemTime,
-    ) -> Response {
+    ) -> (Response, bool) {
+        let preview = |named: &str| self.index.resolve(named).is_preview();
         let named = match (&request.method, host) {
             (&Method::GET | &Method::HEAD, Ok(named)) => named,
-            // Not about any site.
-            _ => return self.answer(request, host, now).await,
+            (_, Err(reason)) => return (about_nothing(&request.method, Some(reason)), false),
+            (method, Ok(named)) => return (about_nothing(method, None), preview(named)),
         };
         let mut tries = 0;
         loop {
             tries += 1;
             let Some(admission) = self.index.admit(named, clock::boot_ns()) else {
-                return self.no_lease();
+                return (self.no_lease(), preview(named));
             };
-            let mut response = self.answer(request, host, now).await;
+            let is_preview = admission.resolved.is_preview();
+            let found = admission.resolved.found();
+            let mut response = self.answer(request, named, found, now).await;
             match self.index.may_send(&admission, named, clock::boot_ns()) {
-                MaySend::Yes => return response,
+                MaySend::Yes => return (response, is_preview),
                 MaySend::Anew if tries < TRIES => {}
-                MaySend::Anew => return response,
+                MaySend::Anew => return (response, is_preview),
                 MaySend::Late => {
                     self.say_late(&mut response.headers);
-                    return response;
+                    return (response, is_preview);
                 }
-                MaySend::No => return self.no_lease(),
+                MaySend::No => return (self.no_lease(), is_preview),
             }
         }
     }
@@ -123,19 +127,11 @@ impl Responder {
     async fn answer(
         &self,
         request: &Request,
-        host: Result<&str, &&'static str>,
+        host: &str,
+        found: Found<'_>,
         now: SystemTime,
     ) -> Response {
-        match request.method {
-            Method::GET | Method::HEAD => {}
-            Method::OPTIONS => return allowed(StatusCode::NO_CONTENT),
-            _ => return allowed(StatusCode::METHOD_NOT_ALLOWED),
-        }
-        let host = match host {
-            Ok(host) => host,
-            Err(reason) => return page(StatusCode::BAD_REQUEST, reason),
-        };
-        let (site, mut deploy, alias) = match self.index.site_of(host) {
+        let (site, mut deploy, alias) = match found {
             Found::Deploy { site, deploy, alias } => (site, deploy, alias),
             Found::Ambiguous => {
                 let text =
@@ -164,7 +160,7 @@ impl Responder {
             Err(BadPath::Impossible) => (self.impossible(deploy).await, raw.to_vec()),
         };
         let said = match said {
-            Ok(said) => self.or_earlier(said, &site, alias.as_ref(), &mut deploy, now).await,
+            Ok(said) => self.or_earlier(said, site, alias, &mut deploy, now).await,
             Err(error) => Err(error),
         };
         let mut response = match said {
@@ -197,7 +193,7 @@ impl Responder {
     async fn or_earlier(
         &self,
         said: Said,
-        site: &SiteName,
+        site: &SiteState,
         alias: Option<&AliasName>,
         deploy: &mut DeployId,
         now: SystemTime,
@@ -499,6 +495,17 @@ fn content_type(entry: &Entry) -> HeaderValue {
 fn last_modified(entry: &Entry, now: SystemTime) -> SystemTime {
     let since = Duration::from_nanos(u64::try_from(entry.mtime_ns).unwrap_or(0));
     conditional::whole_seconds((SystemTime::UNIX_EPOCH + since).min(now))
+}
+
+/// What is about no site: another method than GET and HEAD, or a request whose host is wrong.
+fn about_nothing(method: &Method, wrong: Option<&str>) -> Response {
+    match (method, wrong) {
+        (&Method::GET | &Method::HEAD, wrong) => {
+            page(StatusCode::BAD_REQUEST, wrong.unwrap_or_default())
+        }
+        (&Method::OPTIONS, _) => allowed(StatusCode::NO_CONTENT),
+        _ => allowed(StatusCode::METHOD_NOT_ALLOWED),
+    }
 }
 
 fn allowed(status: StatusCode) -> Response {

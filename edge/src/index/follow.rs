@@ -6,35 +6,39 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_client::{ClientError, Cluster, PageSource};
+use atoll_client::{ClientError, PageSource};
 use atoll_net::retry::Backoff;
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::manifest::Page;
-use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
-use atoll_proto::{Content, DeployId, NodeId, limits};
+use atoll_proto::{Content, DeployId, limits};
 use futures_util::future::join_all;
 
 use super::table::Table;
 use super::{Index, invalidate};
 use crate::fetch::Worth;
+use crate::relay::hub::Hub;
+use crate::relay::uplink::{News, Uplink, UplinkError};
 
 /// How long the master may hold a request. Well below the time after which an edge is given up.
 const WAIT: Duration = Duration::from_secs(3);
-/// How much longer than that an answer may take.
-const SLACK: Duration = Duration::from_secs(3);
 /// How long new deploys may hold up their entry while their first pages are fetched.
 const PREFETCH: Duration = Duration::from_secs(2);
 
-/// Follows the log until shutdown.
-pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Shutdown) {
+/// Follows the log until shutdown; a shield hands on what it hears to `hub`.
+pub(crate) async fn run(
+    index: Arc<Index>,
+    uplink: Arc<Uplink>,
+    hub: Option<Arc<Hub>>,
+    shutdown: Shutdown,
+) {
     let work = async {
         let backoff =
             Backoff { base: Duration::from_millis(50), max: Duration::from_secs(1), factor: 2.0 };
         let mut failures = 0;
         let mut caught_up = false;
         loop {
-            match step(&index, &cluster, edge, caught_up).await {
+            match step(&index, &uplink, hub.as_deref(), caught_up).await {
                 Ok(now) => (failures, caught_up) = (0, now),
                 Err(error) => {
                     if failures == 0 {
@@ -53,44 +57,51 @@ pub async fn run(index: Arc<Index>, cluster: Cluster, edge: NodeId, shutdown: Sh
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum StepError {
-    #[error(transparent)]
-    Master(#[from] ClientError),
-    #[error("the master answered with the wrong kind of message")]
-    Unexpected,
-}
-
 /// Whether there was nothing more.
 async fn step(
     index: &Index,
-    cluster: &Cluster,
-    edge: NodeId,
+    uplink: &Uplink,
+    hub: Option<&Hub>,
     caught_up: bool,
-) -> Result<bool, StepError> {
+) -> Result<bool, UplinkError> {
     let table = index.table();
     // The first question after a start is answered at once: until then nothing is served.
     let wait = if caught_up && table.is_known() { WAIT } else { Duration::ZERO };
-    let request = MasterRequest::Watch {
-        after: table.seq(),
-        edge: Some(edge),
-        wait_ms: u32::try_from(wait.as_millis()).expect("seconds fit"),
-    };
     let mut caught_up = true;
-    match cluster.master(&request, wait + SLACK).await? {
-        MasterResponse::Log { entries, upto } => {
+    match uplink.follow(table.seq(), table.is_known(), wait).await? {
+        News::Log(entries, upto) => {
             caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
+            // Edges hear it before it is applied here, so that nobody waits for this one. Not so
+            // what has them drop copies: they would fetch them again from those that are here.
+            let drops = drops_copies(&entries);
+            if let Some(hub) = hub.filter(|_| !drops) {
+                hub.heard(table.seq(), &entries, upto);
+            }
             if !entries.is_empty() || upto > table.seq() || !table.is_known() {
                 let mut next = Table::clone(&table);
                 apply(index, &mut next, &entries).await;
                 next.advance(upto.max(table.seq()));
+                if let Some(hub) = hub.filter(|_| drops) {
+                    hub.heard(table.seq(), &entries, upto);
+                }
                 index.put(next).await;
             }
         }
-        MasterResponse::Snapshot(snapshot) => take(index, *snapshot).await,
-        _ => return Err(StepError::Unexpected),
+        News::Snapshot(snapshot) => {
+            let seq = snapshot.seq;
+            take(index, *snapshot).await;
+            if let Some(hub) = hub {
+                hub.begin_at(seq);
+            }
+        }
     }
     Ok(caught_up)
+}
+
+fn drops_copies(entries: &[PublishEntry]) -> bool {
+    let is_hard =
+        |entry: &PublishEntry| matches!(entry.event, PublishEvent::Invalidate { soft: false, .. });
+    entries.iter().any(is_hard)
 }
 
 /// Applies entries to a table that is not in force yet, and does what must be done before they
@@ -219,12 +230,12 @@ mod tests {
         }
         upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let (index, _) = index(&upstream, dir.path());
-        let site = "blog".parse().unwrap();
-        let alias = Some(AliasName::production());
-        assert_eq!(
-            index.site_of("blog.localhost"),
-            Found::Deploy { site, deploy: published.deploy, alias }
-        );
+        let resolved = index.resolve("blog.localhost");
+        let Found::Deploy { site, deploy, alias } = resolved.found() else {
+            panic!("{resolved:?}")
+        };
+        assert_eq!((site.site.name.as_str(), deploy), ("blog", published.deploy));
+        assert_eq!(alias, Some(&AliasName::production()));
         assert!(index.lookup(published.deploy, b"index.html").await.unwrap().is_some());
         assert!(index.admit("blog.localhost", 1).is_none(), "not before it has a lease");
     }
@@ -236,11 +247,10 @@ mod tests {
         let (index, _) = index(&upstream, dir.path());
         let deploy = ChunkId::of(b"nowhere");
         take_in(&index, &publish(deploy)).await;
-        let site = "blog".parse().unwrap();
-        let alias = Some(AliasName::production());
-        assert_eq!(index.site_of("blog.localhost"), Found::Deploy { site, deploy, alias });
-        assert_eq!(index.site_of("x--blog.localhost"), Found::Unpublished);
-        assert_eq!(index.site_of("shop.localhost"), Found::Unknown);
+        let resolved = index.resolve("blog.localhost");
+        assert!(matches!(resolved.found(), Found::Deploy { deploy: now, .. } if now == deploy));
+        assert_eq!(index.resolve("x--blog.localhost").found(), Found::Unpublished);
+        assert_eq!(index.resolve("shop.localhost").found(), Found::Unknown);
     }
 
     #[tokio::test]
@@ -249,7 +259,7 @@ mod tests {
         let upstream = Arc::new(FakeUpstream::default());
         let deploys = ["one", "two"]
             .map(|text| Published::new(&upstream, &[("index.html", text.as_bytes())]).deploy);
-        let now = |index: &Index| match index.site_of("blog.localhost") {
+        let now = |index: &Index| match index.resolve("blog.localhost").found() {
             Found::Deploy { deploy, .. } => deploy,
             other => panic!("{other:?}"),
         };

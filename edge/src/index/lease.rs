@@ -2,21 +2,19 @@
 //! [`crate::http`] asks before it looks at the index and again before the first byte. The rules
 //! are those of `atoll_proto::lease`; no lock is taken.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use atoll_proto::lease::{Held, MaySend, MayServe, Terms};
 use atoll_proto::site::Policy;
 
-use super::table::SiteState;
-use super::{Index, host};
+use super::{Index, Resolved};
 
 /// A request that may be answered, and from what.
 #[derive(Debug)]
 pub struct Admission {
     policy: Policy,
-    /// Held, so that another state is another value in memory.
-    state: Option<Arc<SiteState>>,
+    /// What its host names; it is resolved once for a request.
+    pub resolved: Resolved,
 }
 
 impl Index {
@@ -39,26 +37,20 @@ impl Index {
     /// Whether a request for this host may be answered now; to be asked before anything else is
     /// asked about it. A host that is not known gets the strict policy: who knows what it is by now.
     pub fn admit(&self, host: &str, now_ns: u64) -> Option<Admission> {
-        let state = self.state_of(host);
-        let policy = state.as_ref().map_or(Policy::Strict, |state| state.site.settings.policy);
-        let may = self.lease().may_serve(policy, now_ns);
-        (may != MayServe::No).then_some(Admission { policy, state })
+        // Before the table: then whatever had to be applied for this lease is in it.
+        let lease = self.lease();
+        let resolved = self.resolve(host);
+        let state = resolved.state.as_ref();
+        let policy = state.map_or(Policy::Strict, |state| state.site.settings.policy);
+        let may = lease.may_serve(policy, now_ns);
+        (may != MayServe::No).then_some(Admission { policy, resolved })
     }
 
     /// Whether an answer to an admitted request may be sent now.
     pub fn may_send(&self, admission: &Admission, host: &str, now_ns: u64) -> MaySend {
-        let now = self.state_of(host);
-        let same = match (&admission.state, &now) {
-            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-            (None, None) => true,
-            _ => false,
-        };
-        self.lease().may_send(admission.policy, now_ns, same)
-    }
-
-    fn state_of(&self, host: &str) -> Option<Arc<SiteState>> {
-        let table = self.table.load();
-        let named = host::resolve(host, &self.suffixes, &table)?;
-        table.site(&named.site).cloned()
+        // Before the table, as in `admit`.
+        let lease = self.lease();
+        let same = self.is_current(&admission.resolved, host);
+        lease.may_send(admission.policy, now_ns, same)
     }
 }

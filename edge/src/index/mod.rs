@@ -1,6 +1,6 @@
 //! What exists: sites, aliases and manifests, as of the last entry of the publish log.
 //!
-//! [`crate::http`] asks [`Index::site_of`] and [`Index::lookup`]; [`follow`] keeps it up to date.
+//! [`crate::http`] asks [`Index::admit`] and [`Index::lookup`]; [`follow`] keeps it up to date.
 //! A 404, a redirect or a 304 is decided here without asking upstream for anything but manifest
 //! pages that are not at hand yet. Changes become visible to all requests at once: the whole table
 //! is replaced.
@@ -15,32 +15,32 @@ pub mod table;
 pub mod warm;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
 use atoll_proto::manifest::Entry;
-use atoll_proto::{AliasName, ClusterId, DeployId, SiteName};
+use atoll_proto::{AliasName, ClusterId, DeployId};
 use tokio::sync::watch;
 
 use crate::fetch::Chunks;
 use host::HostName;
 use pages::Pages;
-use table::{ByDigits, Table};
+use table::{ByDigits, SiteState, Table};
 
 /// What a host leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum Found<'a> {
     /// A deploy to serve from.
     Deploy {
         /// Of this site.
-        site: SiteName,
+        site: &'a SiteState,
         /// The manifest's root.
         deploy: DeployId,
         /// The alias that points at it. `None`: the host names the deploy itself, so that nothing
         /// it answers ever changes.
-        alias: Option<AliasName>,
+        alias: Option<&'a AliasName>,
     },
     /// Several deploys of the site begin with the digits that the host names.
     Ambiguous,
@@ -48,6 +48,40 @@ pub enum Found {
     Unpublished,
     /// No such site.
     Unknown,
+}
+
+/// A host, and what it named at one moment. A request is answered from what it was resolved to once.
+#[derive(Debug)]
+pub struct Resolved {
+    /// Which table it was. Its place in memory is no other's while this is held; what was in it
+    /// may go, so that slow answers do not keep old tables.
+    table: Weak<Table>,
+    named: Option<HostName>,
+    /// Of the site; held, so that another state is another value in memory.
+    state: Option<Arc<SiteState>>,
+}
+
+impl Resolved {
+    /// What the host led to.
+    pub fn found(&self) -> Found<'_> {
+        let (Some(named), Some(state)) = (&self.named, &self.state) else {
+            return Found::Unknown;
+        };
+        if let Some(alias) = state.aliases.get(&named.alias) {
+            return Found::Deploy { site: state, deploy: alias.deploy, alias: Some(&named.alias) };
+        }
+        let digits = host::deploy_digits(&named.alias);
+        match digits.map_or(ByDigits::None, |digits| state.by_digits(digits)) {
+            ByDigits::One(deploy) => Found::Deploy { site: state, deploy, alias: None },
+            ByDigits::Several => Found::Ambiguous,
+            ByDigits::None => Found::Unpublished,
+        }
+    }
+
+    /// Whether the host is another name of a site than those it is known by.
+    pub fn is_preview(&self) -> bool {
+        self.named.as_ref().is_some_and(HostName::is_preview)
+    }
 }
 
 /// The index of an edge.
@@ -101,33 +135,26 @@ impl Index {
         &self.pages
     }
 
-    /// What a normalized host leads to now.
-    pub fn site_of(&self, host: &str) -> Found {
-        let table = self.table.load();
-        let Some(named) = host::resolve(host, &self.suffixes, &table) else {
-            return Found::Unknown;
-        };
-        let Some(state) = table.site(&named.site) else {
-            return Found::Unknown;
-        };
-        if let Some(alias) = state.aliases.get(&named.alias) {
-            let (site, alias_name) = (named.site, named.alias);
-            return Found::Deploy { site, deploy: alias.deploy, alias: Some(alias_name) };
-        }
-        let digits = host::deploy_digits(&named.alias);
-        match digits.map_or(ByDigits::None, |digits| state.by_digits(digits)) {
-            ByDigits::One(deploy) => Found::Deploy { site: named.site, deploy, alias: None },
-            ByDigits::Several => Found::Ambiguous,
-            ByDigits::None => Found::Unpublished,
-        }
+    /// What a normalized host names now.
+    pub fn resolve(&self, host: &str) -> Resolved {
+        let table = self.table.load_full();
+        let named = host::resolve(host, &self.suffixes, &table);
+        let state = named.as_ref().and_then(|named| table.site(&named.site)).cloned();
+        Resolved { table: Arc::downgrade(&table), named, state }
     }
 
-    /// Whether a normalized host is another name of a site than those it is known by.
-    pub fn is_preview(&self, host: &str) -> bool {
-        // Most hosts are none, and every request is asked about.
-        let named =
-            || host::resolve(host, &self.suffixes, &self.table.load()).filter(HostName::is_preview);
-        host.contains("--") && named().is_some()
+    /// Whether a host would be resolved to the same, with the same state of the site.
+    fn is_current(&self, resolved: &Resolved, host: &str) -> bool {
+        let table = self.table.load();
+        if std::ptr::eq(resolved.table.as_ptr(), Arc::as_ptr(&table)) {
+            return true;
+        }
+        let named = host::resolve(host, &self.suffixes, &table);
+        match (&resolved.state, named.as_ref().and_then(|named| table.site(&named.site))) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now) && named == resolved.named,
+            (None, None) => true,
+            _ => false,
+        }
     }
 
     /// The file at this path in an earlier deploy of an alias, and which: of the latest that has
@@ -137,16 +164,12 @@ impl Index {
     /// When a page of a manifest cannot be had now, so that nobody can tell.
     pub async fn lookup_earlier(
         &self,
-        site: &SiteName,
+        site: &SiteState,
         alias: &AliasName,
         path: &[u8],
         now_ms: u64,
     ) -> Result<Option<(DeployId, Entry)>, ClientError> {
-        let earlier: Vec<DeployId> = match self.table.load().site(site) {
-            Some(state) => state.earlier(alias, now_ms).collect(),
-            None => Vec::new(),
-        };
-        for deploy in earlier {
+        for deploy in site.earlier(alias, now_ms) {
             if let Some(entry) = self.lookup(deploy, path).await? {
                 return Ok(Some((deploy, entry)));
             }

@@ -3,6 +3,7 @@
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::error::WireResult;
 use atoll_proto::master::MasterResponse;
+use tokio::time::Instant;
 
 use crate::server::Master;
 
@@ -12,10 +13,10 @@ pub(crate) async fn cluster(
 ) -> WireResult<MasterResponse> {
     master.consensus.read().await?;
     let applied = *master.consensus.applied().borrow();
-    let nodes = master.node_views()?;
+    let roster = master.roster()?;
     // Whether a node is heard of is not in the log: a change of that counts as of the index at
     // which it was noticed, and a view of that very index may be from before.
-    let noticed = master.liveness().notice(&nodes, applied.index);
+    let noticed = master.liveness().notice(roster.all(), Instant::now(), applied.index);
     let unchanged = known_index.is_some_and(|known| {
         known >= applied.view_changed && known > noticed && known <= applied.index
     });
@@ -26,7 +27,7 @@ pub(crate) async fn cluster(
         cluster: master.settings.cluster,
         index: applied.index,
         chunk_bytes: master.cluster_record()?.chunk_bytes,
-        nodes,
+        nodes: master.node_views()?,
         table: (*master.table()?).clone(),
         zone: master.settings.zone.clone(),
         url_template: master.settings.url_template.clone(),

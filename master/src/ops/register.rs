@@ -11,7 +11,7 @@ use super::change::store_failed;
 use crate::operation::{Apply, Now, Operation, Outcome};
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
-use crate::store::{Transaction, duties, groups, nodes};
+use crate::store::{Transaction, duties, groups, nodes, publish_log};
 
 /// Longest name, zone or region in bytes.
 const TEXT_BYTES_MAX: usize = 64;
@@ -36,7 +36,9 @@ pub(crate) async fn register(
         master.consensus.propose(&operation, context.deadline).await?;
         tracing::info!(node = %info.id, name = info.name, addr = %info.addr, "registered");
     }
-    master.liveness().registered(info.id, Instant::now());
+    // Whatever an earlier run of it acknowledged is not after this.
+    let last = publish_log::last(&*master.consensus.state()).map_err(store_failed)?;
+    master.liveness().registered(info.id, last, Instant::now());
     let receipt_key = match info.kind {
         NodeKind::Chunkserver => Some(master.receipt_key()?),
         NodeKind::Edge => None,

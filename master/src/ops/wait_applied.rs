@@ -18,12 +18,10 @@ use crate::clock::boot_ns;
 use crate::liveness::Progress;
 use crate::policies::sites_of;
 use crate::server::Master;
-use crate::store::{nodes, publish_log};
+use crate::store::publish_log;
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
-/// How long after one acknowledgement others are awaited, before all edges are looked at.
-const COALESCE: Duration = Duration::from_millis(1);
 /// How often leases that have ended are noticed while nothing else happens.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
 
@@ -43,7 +41,7 @@ pub(crate) async fn wait_published(
     seq: Seq,
     wait_ms: u32,
 ) -> WireResult<MasterResponse> {
-    let Progress { acked, waiting, down, left } = wait(master, context, seq, wait_ms).await?;
+    let Progress { acked, waiting, down, left, .. } = wait(master, context, seq, wait_ms).await?;
     let left_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
     Ok(MasterResponse::Confirmed { acked, waiting, down, left_ms })
 }
@@ -63,19 +61,31 @@ async fn wait(master: &Master, context: &Context, seq: Seq, wait_ms: u32) -> Wir
     loop {
         acknowledged.borrow_and_update();
         let now = Instant::now();
-        let progress = progress(master, leadership, &sites, seq)?;
+        let mut progress = progress(master, leadership, &sites, seq)?;
         if progress.waiting.is_empty() || now >= until || master.shutdown.is_triggered() {
             return Ok(progress);
         }
         // A lease that is about to end is noticed when it does.
         let left = progress.left.unwrap_or(CHECK_EVERY).clamp(MARGIN / 20, CHECK_EVERY);
-        tokio::select! {
-            // The sender lives as long as the master. Many edges confirm at almost the same time.
-            _ = acknowledged.changed() => tokio::time::sleep(COALESCE).await,
-            () = tokio::time::sleep_until(until.min(now + left)) => {
-                master.consensus.check_leads()?;
+        let look = until.min(now + left);
+        // Edges confirm one by one, and only the last of them ends the wait: until then nothing
+        // but who is missing is looked at.
+        loop {
+            tokio::select! {
+                // The sender lives as long as the master.
+                _ = acknowledged.changed() => {}
+                () = tokio::time::sleep_until(look) => {
+                    master.consensus.check_leads()?;
+                    break;
+                }
+                () = master.shutdown.wait() => break,
             }
-            () = master.shutdown.wait() => {}
+            acknowledged.borrow_and_update();
+            let liveness = master.liveness();
+            let lacking = &mut progress.lacking;
+            if liveness.leadership() != leadership || !liveness.any_lacks(lacking, seq) {
+                break;
+            }
         }
     }
 }
@@ -87,7 +97,7 @@ fn progress(
     seq: Seq,
 ) -> WireResult<Progress> {
     let state = master.consensus.state();
-    let nodes = nodes::all(&*state).map_err(store_failed)?;
+    let roster = master.roster()?;
     let mut policies = master.policies.lock().unwrap_or_else(PoisonError::into_inner);
     policies.read(&*state).map_err(store_failed)?;
     let loosest = |acked| {
@@ -99,5 +109,5 @@ fn progress(
     if leadership.is_none() || liveness.leadership() != leadership {
         return Err(WireError::unavailable("the leader has just changed: ask again"));
     }
-    Ok(liveness.progress(&nodes, seq, loosest, boot_ns()))
+    Ok(liveness.progress(roster.all(), seq, loosest, boot_ns()))
 }

@@ -1,11 +1,12 @@
 //! Watch: follow the publish log by long polling; for edges also the acknowledgement.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use atoll_net::Context;
 use atoll_proto::error::WireResult;
 use atoll_proto::master::MasterResponse;
-use atoll_proto::publish::{PublishSnapshot, Site, SiteDeploys};
+use atoll_proto::publish::{PublishEntry, PublishSnapshot, Site, SiteDeploys};
 use atoll_proto::{Code, NodeId, Seq, WireError, limits};
 use tokio::time::Instant;
 
@@ -78,26 +79,57 @@ fn acknowledge(master: &Master, principal: &Principal, edge: NodeId, after: Seq)
     Ok(())
 }
 
+/// What was last found in the log: after a publish many edges ask for the same.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    after: Seq,
+    /// Where the log ended.
+    last: Seq,
+    entries: Vec<PublishEntry>,
+    upto: Seq,
+}
+
 /// What there is after `after`; `None` when there is nothing.
 fn entries(master: &Master, after: Seq) -> WireResult<Option<MasterResponse>> {
     let state = master.consensus.state();
-    let view = state.view();
-    let last = publish_log::last(&view).map_err(store_failed)?;
+    let lock = || master.found.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = publish_log::last(&*state).map_err(store_failed)?;
     if after == last {
         return Ok(None);
     }
-    let floor = publish_log::floor(&view).map_err(store_failed)?;
+    {
+        // What is in the log between two entries never changes.
+        let found = lock();
+        if found.after == after && found.last == last && last > Seq(0) {
+            let (entries, upto) = (found.entries.clone(), found.upto);
+            return Ok(Some(MasterResponse::Log { entries, upto }));
+        }
+    }
+    let (answer, last) = read(&state.view(), after)?;
+    if let Some(MasterResponse::Log { entries, upto }) = &answer {
+        *lock() = Found { after, last, entries: entries.clone(), upto: *upto };
+    }
+    Ok(answer)
+}
+
+/// What there is after `after`, and where the log ends.
+fn read(view: &View<'_>, after: Seq) -> WireResult<(Option<MasterResponse>, Seq)> {
+    let last = publish_log::last(view).map_err(store_failed)?;
+    if after == last {
+        return Ok((None, last));
+    }
+    let floor = publish_log::floor(view).map_err(store_failed)?;
     // Behind the retention, or from a past that is not ours.
     if after < floor || after > last {
-        return snapshot(&view, last).map(Some);
+        return Ok((Some(snapshot(view, last)?), last));
     }
     let limit = limits::WATCH_ENTRIES_MAX;
-    let (entries, end) = publish_log::after(&view, after, limit).map_err(store_failed)?;
+    let (entries, end) = publish_log::after(view, after, limit).map_err(store_failed)?;
     if after == Seq(0) && !end {
-        return snapshot(&view, last).map(Some);
+        return Ok((Some(snapshot(view, last)?), last));
     }
     let upto = entries.last().map_or(last, |entry| entry.seq);
-    Ok(Some(MasterResponse::Log { entries, upto }))
+    Ok((Some(MasterResponse::Log { entries, upto }), last))
 }
 
 fn snapshot(view: &View<'_>, seq: Seq) -> WireResult<MasterResponse> {

@@ -56,6 +56,15 @@ pub(crate) fn all(
     Ok(found)
 }
 
+/// Looks at all aliases of all sites, one after the other.
+pub(crate) fn each(read: &impl Read, look: &mut dyn FnMut(AliasRecord)) -> Result<(), StoreError> {
+    let (from, to) = Family::Alias.prefix(&[]);
+    read.scan(&from, &to, Order::Ascending, &mut |key, value| {
+        look(decode(key, value)?);
+        Ok(true)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

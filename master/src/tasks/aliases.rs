@@ -1,25 +1,34 @@
 //! Removes aliases whose time is over: by a log entry, with the leader's time.
+//!
+//! When aliases expire is read once, and from then on learned from the publish log: what a look
+//! costs grows with what was published since the last one, not with the aliases there are.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_proto::publish::{Alias, PublishEvent};
+use atoll_proto::{AliasName, Seq, SiteName};
 use tokio::time::Instant;
 
 use crate::operation::Operation;
 use crate::raft::TASK_DEADLINE;
 use crate::server::{Master, now_ms};
-use crate::store::{StoreError, aliases};
+use crate::store::{Read, StoreError, aliases, publish_log};
 
 /// How often the next expiry is looked for while nothing is published.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked for at most, however much is published.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
+/// Entries of the log that are read at once.
+const ENTRIES: usize = 512;
 
 pub(crate) async fn run(master: Arc<Master>) {
     let mut applied = master.consensus.applied();
+    let mut expiries = Expiries::default();
     loop {
         let (seen, leads) = (applied.borrow().publish_seq, master.consensus.leads());
-        let pause = if leads { look(&master).await } else { LOOK_EVERY };
+        let pause = if leads { look(&master, &mut expiries).await } else { LOOK_EVERY };
         let wait = async {
             tokio::time::sleep(pause.min(LOOK_AT_MOST_EVERY)).await;
             tokio::select! {
@@ -42,30 +51,210 @@ pub(crate) async fn run(master: Arc<Master>) {
 }
 
 /// Removes what has expired; says how long until there is more to do.
-async fn look(master: &Master) -> Duration {
-    match next_expiry_ms(master) {
-        Ok(None) => LOOK_EVERY,
-        Ok(Some(at_ms)) => {
-            let left = Duration::from_millis(at_ms.saturating_sub(now_ms()));
-            if !left.is_zero() {
-                return left.min(LOOK_EVERY);
+async fn look(master: &Master, expiries: &mut Expiries) -> Duration {
+    if let Err(error) = expiries.catch_up(&*master.consensus.state()) {
+        tracing::error!(%error, "cannot look for aliases that have expired");
+        *expiries = Expiries::default();
+        return LOOK_EVERY;
+    }
+    let Some(at_ms) = expiries.next_ms() else { return LOOK_EVERY };
+    let left = Duration::from_millis(at_ms.saturating_sub(now_ms()));
+    if !left.is_zero() {
+        return left.min(LOOK_EVERY);
+    }
+    let deadline = Instant::now() + TASK_DEADLINE;
+    if let Err(error) = master.consensus.propose(&Operation::ExpireAliases, deadline).await {
+        tracing::warn!(%error, "cannot remove aliases that have expired yet");
+    }
+    LOOK_AT_MOST_EVERY
+}
+
+/// An alias of a site.
+type Name = (SiteName, AliasName);
+
+/// When aliases expire, as of an entry of the publish log.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Expiries {
+    /// `None`: nothing was read yet.
+    upto: Option<Seq>,
+    of: HashMap<Name, u64>,
+    by_time: BTreeSet<(u64, Name)>,
+}
+
+impl Expiries {
+    /// The time of the first.
+    fn next_ms(&self) -> Option<u64> {
+        self.by_time.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    /// Learns what was published since; everything the first time, and when the log does not reach
+    /// back so far or is another one.
+    fn catch_up(&mut self, read: &impl Read) -> Result<(), StoreError> {
+        let (floor, last) = (publish_log::floor(read)?, publish_log::last(read)?);
+        let Some(mut upto) = self.upto.filter(|upto| (floor..=last).contains(upto)) else {
+            return self.read_all(read, last);
+        };
+        loop {
+            let (entries, end) = publish_log::after(read, upto, ENTRIES)?;
+            for entry in entries {
+                upto = entry.seq;
+                self.apply(entry.event);
             }
-            let deadline = Instant::now() + TASK_DEADLINE;
-            let expired = master.consensus.propose(&Operation::ExpireAliases, deadline).await;
-            if let Err(error) = expired {
-                tracing::warn!(%error, "cannot remove aliases that have expired yet");
+            self.upto = Some(upto);
+            if end {
+                return Ok(());
             }
-            LOOK_AT_MOST_EVERY
         }
-        Err(error) => {
-            tracing::error!(%error, "cannot look for aliases that have expired");
-            LOOK_EVERY
+    }
+
+    /// `last` was read before the aliases: entries that are applied again change nothing.
+    fn read_all(&mut self, read: &impl Read, last: Seq) -> Result<(), StoreError> {
+        *self = Self { upto: Some(last), ..Self::default() };
+        aliases::each(read, &mut |record| {
+            let Alias { site, alias, expires_ms, .. } = record.alias;
+            self.set((site, alias), expires_ms);
+        })
+    }
+
+    fn apply(&mut self, event: PublishEvent) {
+        match event {
+            PublishEvent::AliasSet(Alias { site, alias, expires_ms, .. }) => {
+                self.set((site, alias), expires_ms);
+            }
+            PublishEvent::AliasRemoved { site, alias } => self.set((site, alias), None),
+            PublishEvent::SiteRemoved(site) => {
+                self.of.retain(|(own, _), _| *own != site);
+                self.by_time.retain(|(_, (own, _))| *own != site);
+            }
+            PublishEvent::SiteSet(_)
+            | PublishEvent::Invalidate { .. }
+            | PublishEvent::DeployRemoved { .. } => {}
+        }
+    }
+
+    fn set(&mut self, name: Name, at_ms: Option<u64>) {
+        let before = match at_ms {
+            Some(at_ms) => self.of.insert(name.clone(), at_ms),
+            None => self.of.remove(&name),
+        };
+        if let Some(before) = before {
+            self.by_time.remove(&(before, name.clone()));
+        }
+        if let Some(at_ms) = at_ms {
+            self.by_time.insert((at_ms, name));
         }
     }
 }
 
-/// When the next alias expires, if any does.
-fn next_expiry_ms(master: &Master) -> Result<Option<u64>, StoreError> {
-    let all = aliases::all(&*master.consensus.state(), None)?;
-    Ok(all.into_iter().filter_map(|record| record.alias.expires_ms).min())
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use atoll_proto::ChunkId;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Transaction;
+    use crate::store::aliases::AliasRecord;
+    use crate::store::testing::TestStore;
+
+    /// What happens between two looks.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Set(u8, u8, Option<u64>),
+        Remove(u8, u8),
+        RemoveSite(u8),
+        Look,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..3u8, 0..3u8, proptest::option::of(0..9u64)).prop_map(|(s, a, at)| Step::Set(s, a, at)),
+            1 => (0..3u8, 0..3u8).prop_map(|(s, a)| Step::Remove(s, a)),
+            1 => (0..3u8).prop_map(Step::RemoveSite),
+            2 => Just(Step::Look),
+        ]
+    }
+
+    fn name(site: u8, alias: u8) -> Name {
+        (format!("site-{site}").parse().unwrap(), format!("pr-{alias}").parse().unwrap())
+    }
+
+    fn take(tx: &mut Transaction<'_>, index: u64, step: &Step) {
+        let mut removed = Vec::new();
+        let event = match step {
+            Step::Set(site, alias, expires_ms) => {
+                let (site, alias) = name(*site, *alias);
+                let (deploy, earlier, expires_ms) = (ChunkId([7; 32]), vec![], *expires_ms);
+                let (seq, at_ms) = (Seq(index), 0);
+                let alias = Alias { site, alias, deploy, seq, at_ms, earlier, expires_ms };
+                aliases::put(tx, &AliasRecord { alias: alias.clone(), history: vec![deploy; 9] });
+                PublishEvent::AliasSet(alias)
+            }
+            Step::Remove(site, alias) => {
+                let (site, alias) = name(*site, *alias);
+                removed.push((site.clone(), alias.clone()));
+                PublishEvent::AliasRemoved { site, alias }
+            }
+            Step::RemoveSite(site) => {
+                removed.extend((0..3).map(|alias| name(*site, alias)));
+                PublishEvent::SiteRemoved(name(*site, 0).0)
+            }
+            Step::Look => return,
+        };
+        for (site, alias) in removed {
+            aliases::remove(tx, &site, &alias);
+        }
+        publish_log::append(tx, index, 0, |_| event).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn what_the_log_says_comes_to_what_the_aliases_say(
+            steps in proptest::collection::vec(step(), 1..40),
+            restored_at in proptest::option::of(0..40usize),
+        ) {
+            let store = TestStore::new();
+            let mut expiries = Expiries::default();
+            let mut index = 0;
+            for (number, step) in steps.iter().enumerate() {
+                let mut tx = Transaction::new(&store.rocks);
+                index += 1;
+                take(&mut tx, index, step);
+                if restored_at == Some(number) {
+                    // What was logged is lost: nobody can tell what changed.
+                    index += 1000;
+                    publish_log::begin_at(&mut tx, Seq(index)).unwrap();
+                }
+                tx.commit().unwrap();
+                if matches!(step, Step::Look) {
+                    expiries.catch_up(&store.rocks).unwrap();
+                    let mut anew = Expiries::default();
+                    anew.catch_up(&store.rocks).unwrap();
+                    prop_assert_eq!(&expiries, &anew);
+                    let all = aliases::all(&store.rocks, None).unwrap();
+                    let next = all.iter().filter_map(|record| record.alias.expires_ms).min();
+                    prop_assert_eq!(expiries.next_ms(), next);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_look_reads_no_alias_once_it_knows() {
+        let store = TestStore::new();
+        let mut expiries = Expiries::default();
+        let mut tx = Transaction::new(&store.rocks);
+        take(&mut tx, 1, &Step::Set(0, 0, Some(5)));
+        tx.commit().unwrap();
+        expiries.catch_up(&store.rocks).unwrap();
+        // Behind the log's back: whoever read it would notice.
+        let mut tx = Transaction::new(&store.rocks);
+        let (site, alias) = name(0, 0);
+        aliases::remove(&mut tx, &site, &alias);
+        take(&mut tx, 2, &Step::Set(1, 1, Some(3)));
+        tx.commit().unwrap();
+        expiries.catch_up(&store.rocks).unwrap();
+        assert_eq!((expiries.next_ms(), expiries.of.len()), (Some(3), 2));
+    }
 }

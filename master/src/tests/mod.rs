@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod harness;
 mod membership;
+mod relay;
 mod upkeep;
 
 use std::net::{SocketAddr, UdpSocket};

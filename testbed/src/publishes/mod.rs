@@ -1,6 +1,7 @@
 //! Publishes under faults: rounds from a seed in which edges freeze past their lease, die, are cut
-//! off from the masters or hear from them late, and masters die, while a crowd asks every edge and
-//! deploys, promotes, rolls back and invalidates go on. After every round
+//! off from the masters or hear from them late, the shields that relay the log to them suffer the
+//! same, and masters die, while a crowd asks every edge and deploys, promotes, rolls back and
+//! invalidates go on. After every round
 //! [`never_stale_after_ack`](crate::checks::never_stale_after_ack) judges what the crowd saw.
 //!
 //! What is not done: disks that are slow but work, and clocks that jump, since both need rights or
@@ -63,13 +64,13 @@ pub enum Hurt {
     Freeze,
     /// SIGKILL; started again from its disk.
     Kill,
-    /// Nothing passes between the edge and the masters.
+    /// Nothing passes between the edge or shield and the masters.
     Cut,
-    /// Nothing of the masters reaches the edge.
+    /// Nothing of the masters reaches it.
     CutBack,
-    /// Nothing of the edge reaches the masters.
+    /// Nothing of it reaches the masters.
     CutThere,
-    /// Everything between the edge and the masters is late, and some of it lost or doubled.
+    /// Everything between it and the masters is late, and some of it lost or doubled.
     Poor,
 }
 
@@ -122,6 +123,8 @@ pub struct Plan {
     pub masters: usize,
     /// Edges.
     pub edges: usize,
+    /// Shields, through which the edges of their regions follow the publish log.
+    pub shields: usize,
     /// Of the site.
     pub policy: Policy,
     /// Without faults; then no request may fail either.
@@ -131,11 +134,11 @@ pub struct Plan {
 impl fmt::Display for Plan {
     /// The command that runs it again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, rounds, masters, edges, policy, calm } = self;
+        let Self { seed, rounds, masters, edges, shields, policy, calm } = self;
         write!(
             f,
             "atoll-bench publishes --seed {seed} --rounds {rounds} --masters {masters} --edges \
-             {edges} --policy {}{}",
+             {edges} --shields {shields} --policy {}{}",
             policy.as_str(),
             if *calm { " --no-faults" } else { "" }
         )

@@ -40,6 +40,13 @@ impl Plan {
             let (after_ms, hold_ms) = (rng.random_range(0..1500), rng.random_range(100..3000));
             strikes.push(Strike { node, hurt: Hurt::Kill, after_ms, hold_ms });
         }
+        for shield in 1..=self.shields as u64 {
+            // Publishes wait for shields too, and in most rounds it is edges that matter.
+            if rng.random_bool(0.35) {
+                let long = rng.random_bool(0.2);
+                strikes.push(strike(rng, Node::shield(shield), long));
+            }
+        }
         strikes
     }
 }
@@ -82,7 +89,7 @@ mod tests {
     use crate::publishes::Policy;
 
     fn plan(seed: u64, calm: bool) -> Plan {
-        Plan { seed, rounds: 200, masters: 3, edges: 4, policy: Policy::Strict, calm }
+        Plan { seed, rounds: 200, masters: 3, edges: 4, shields: 2, policy: Policy::Strict, calm }
     }
 
     #[test]
@@ -103,7 +110,13 @@ mod tests {
             assert!((2..5).contains(&round.acts.len()));
         }
         let frozen = |strike: &&Strike| strike.hurt == Hurt::Freeze && strike.hold_ms > 10_000;
-        assert!(rounds.iter().flat_map(|round| &round.strikes).filter(frozen).count() > 20);
+        let strikes = || rounds.iter().flat_map(|round| &round.strikes);
+        assert!(strikes().filter(frozen).count() > 20);
+        for hurt in [Hurt::Freeze, Hurt::Kill, Hurt::Cut, Hurt::CutBack] {
+            let meets =
+                |strike: &&Strike| strike.hurt == hurt && strike.node.role == NodeRole::Shield;
+            assert!(strikes().any(|strike| meets(&strike)), "no shield meets {hurt:?}");
+        }
     }
 
     #[test]

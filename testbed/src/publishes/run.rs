@@ -22,7 +22,7 @@ use crate::faults::Fault;
 use crate::http::Trust;
 use crate::process::Outcome;
 use crate::proxy::{Direction, MasterLinks, Way};
-use crate::ready::{Node, NodeRole};
+use crate::ready::Node;
 use crate::visitors::Crowd;
 use crate::{seed, wait};
 
@@ -84,7 +84,7 @@ struct Run {
     runtime: Runtime,
     cluster: DevCluster,
     client: Cluster,
-    /// By edge.
+    /// By edge and shield.
     links: BTreeMap<Node, MasterLinks>,
     crowd: Crowd,
     /// Every deploy and its body, the oldest first.
@@ -99,7 +99,7 @@ impl Run {
         let mut builder = DevCluster::builder()
             .masters(plan.masters)
             .edges(plan.edges)
-            .shields(1)
+            .shields(plan.shields)
             .seed(plan.seed)
             .repeat(&plan.to_string());
         if let Some(binary) = binary {
@@ -107,12 +107,13 @@ impl Run {
         }
         let cluster = builder.start()?;
         let mut links = BTreeMap::new();
-        for number in 1..=plan.edges as u64 {
+        let edges = (1..=plan.edges as u64).map(Node::edge);
+        let shields = (1..=plan.shields as u64).map(Node::shield);
+        for (number, node) in (1u64..).zip(edges.chain(shields)) {
             // A calm run is without anything between.
             if plan.calm {
                 break;
             }
-            let node = Node::edge(number);
             let seed = plan.seed.wrapping_mul(1009).wrapping_add(number << 8);
             let opened = runtime.block_on(MasterLinks::open(&cluster, seed))?;
             opened.lead(&cluster, node)?;
@@ -403,7 +404,6 @@ fn apply(cluster: &DevCluster, links: &BTreeMap<Node, MasterLinks>, strike: &Str
         hold();
         return fault.undo(cluster);
     }
-    ensure!(node.role == NodeRole::Edge, "{node} has no links of its own");
     let links = links.get(&node).with_context(|| format!("{node} has no proxies"))?;
     cluster.tell(format_args!("{node}: {hurt:?}"));
     match hurt {

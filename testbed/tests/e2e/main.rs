@@ -30,6 +30,7 @@ mod online;
 mod publish;
 mod race;
 mod redeploy;
+mod relay;
 mod resume;
 mod rules;
 mod storage;
@@ -37,7 +38,11 @@ mod verify;
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use atoll_proto::Seq;
+use atoll_proto::master::{MasterRequest, MasterResponse};
+use atoll_proto::publish::PublishEvent;
+use atoll_testbed::checks::Entry;
 use atoll_testbed::http::{Connection, Version};
 use atoll_testbed::tree::url_path;
 use atoll_testbed::{DevCluster, Tree};
@@ -108,4 +113,21 @@ async fn ensure_served_everywhere(
         }
     }
     Ok(())
+}
+
+/// The publish log of a site, as the masters tell it.
+async fn log_of(cluster: &DevCluster, site: &str) -> Result<Vec<Entry>> {
+    let client = cluster.client().await?;
+    let request = MasterRequest::Watch { after: Seq(0), edge: None, wait_ms: 0 };
+    let deadline = std::time::Duration::from_secs(10);
+    let MasterResponse::Log { entries, .. } = client.master(&request, deadline).await? else {
+        bail!("the log is not kept from its start");
+    };
+    let entry = |entry: atoll_proto::publish::PublishEntry| match entry.event {
+        PublishEvent::AliasSet(alias) if alias.site.as_str() == site => {
+            Some(Entry { seq: entry.seq.0, deploy: alias.deploy.to_string() })
+        }
+        _ => None,
+    };
+    Ok(entries.into_iter().filter_map(entry).collect())
 }

@@ -7,7 +7,15 @@ use atoll_testbed::publishes::{Act, Hurt, Plan, Policy, Round, Strike, carry_out
 use atoll_testbed::{Node, seed};
 
 fn plan(seed: u64, calm: bool) -> Plan {
-    Plan { seed: seed::or(seed), rounds: 1, masters: 1, edges: 3, policy: Policy::Strict, calm }
+    Plan {
+        seed: seed::or(seed),
+        rounds: 1,
+        masters: 1,
+        edges: 3,
+        shields: 1,
+        policy: Policy::Strict,
+        calm,
+    }
 }
 
 #[test]

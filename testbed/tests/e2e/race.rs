@@ -1,22 +1,22 @@
 //! Ten deploys race with `--if-current`: exactly one wins each round, and the order in the log is
 //! the order in which edges serve them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use atoll_proto::Seq;
-use atoll_proto::master::{MasterRequest, MasterResponse};
-use atoll_proto::publish::PublishEvent;
-use atoll_testbed::checks::{Entry, Racer, log_order};
+use atoll_testbed::checks::{Racer, log_order};
 use atoll_testbed::http::Version;
-use atoll_testbed::{DevCluster, seed};
+use atoll_testbed::{DevCluster, seed, wait};
 
-use super::{text, word};
+use super::{log_of, text, word};
 
 const SITE: &str = "race";
 const RACERS: usize = 10;
 const ROUNDS: usize = 3;
+/// How long the next answer of a visitor may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_one_of_ten_racing_deploys_wins_and_edges_serve_the_winners_in_order() -> Result<()>
@@ -32,25 +32,35 @@ async fn exactly_one_of_ten_racing_deploys_wins_and_edges_serve_the_winners_in_o
     let mut rounds = vec![vec![Racer { deploy: current.clone(), won: true }]];
 
     let end = Arc::new(AtomicBool::new(false));
-    let mut watching = Vec::new();
+    let (mut watching, mut served) = (Vec::new(), Vec::new());
     for (edge, addr) in cluster.edges() {
         for version in Version::ALL {
             let mut visitor = cluster.visit(version, addr, SITE).await?;
-            let (edge, end) = (edge.clone(), Arc::clone(&end));
+            let who = format!("{edge} {version:?}");
+            let (end, seen) = (Arc::clone(&end), Arc::new(Mutex::new(Vec::<String>::new())));
+            served.push((who.clone(), Arc::clone(&seen)));
             watching.push(tokio::spawn(async move {
-                let mut deploys: Vec<String> = Vec::new();
                 while !end.load(Ordering::Relaxed) {
                     let answer = visitor.get("/version.txt").await?;
-                    ensure!(answer.status == 200, "{edge}: {}", answer.status);
+                    ensure!(answer.status == 200, "{who}: {}", answer.status);
                     let deploy = answer.header("atoll-deploy").to_owned();
+                    let mut deploys = seen.lock().expect("no visitor panics with it");
                     if deploys.last() != Some(&deploy) {
                         deploys.push(deploy);
                     }
                 }
-                Ok((format!("{edge} {version:?}"), deploys))
+                Ok(())
             }));
         }
     }
+    // Until every visitor has had an answer of this deploy: none is passed over.
+    let all_see = |current: &str| {
+        let last = |seen: &Mutex<Vec<String>>| seen.lock().expect("as above").last().cloned();
+        wait::holds("every visitor sees the winner", PATIENCE, || {
+            served.iter().all(|(_, seen)| last(seen).as_deref() == Some(current))
+        })
+    };
+    tokio::task::block_in_place(|| all_see(&current))?;
 
     for round in 0..ROUNDS {
         let mut running = Vec::new();
@@ -62,7 +72,7 @@ async fn exactly_one_of_ten_racing_deploys_wins_and_edges_serve_the_winners_in_o
         }
         let mut racers = Vec::new();
         for (number, racer) in running.into_iter().enumerate() {
-            let outcome = racer.finish(std::time::Duration::from_secs(100))?;
+            let outcome = racer.finish(Duration::from_secs(100))?;
             let deploy = match outcome.code {
                 Some(0) => text(&outcome.last()?, "deploy").to_owned(),
                 Some(4) => format!("loser {number}"),
@@ -73,30 +83,17 @@ async fn exactly_one_of_ten_racing_deploys_wins_and_edges_serve_the_winners_in_o
         current = racers.iter().find(|racer| racer.won).context("nobody won")?.deploy.clone();
         cluster.tell(format_args!("round {round}: {current} won"));
         rounds.push(racers);
+        tokio::task::block_in_place(|| all_see(&current))?;
     }
     end.store(true, Ordering::Relaxed);
-    let mut served = Vec::new();
     for task in watching {
-        served.push(task.await??);
+        task.await??;
     }
-    log_order(&rounds, &log(&cluster).await?, &served).map_err(anyhow::Error::msg)?;
-    ensure!(served.iter().all(|(_, deploys)| deploys.last() == Some(&current)), "{served:?}");
+    let deploys = |seen: Arc<Mutex<Vec<String>>>| seen.lock().expect("as above").clone();
+    let served: Vec<_> = served.into_iter().map(|(who, seen)| (who, deploys(seen))).collect();
+    let logged = log_of(&cluster, SITE).await?;
+    log_order(&rounds, &logged, &served).map_err(anyhow::Error::msg)?;
+    let order: Vec<&str> = logged.iter().map(|entry| entry.deploy.as_str()).collect();
+    ensure!(served.iter().all(|(_, deploys)| *deploys == order), "{served:?} are not {order:?}");
     cluster.finish()
-}
-
-/// The publish log of the site, as the masters tell it.
-async fn log(cluster: &DevCluster) -> Result<Vec<Entry>> {
-    let client = cluster.client().await?;
-    let request = MasterRequest::Watch { after: Seq(0), edge: None, wait_ms: 0 };
-    let deadline = std::time::Duration::from_secs(10);
-    let MasterResponse::Log { entries, .. } = client.master(&request, deadline).await? else {
-        bail!("the log is not kept from its start");
-    };
-    let entry = |entry: atoll_proto::publish::PublishEntry| match entry.event {
-        PublishEvent::AliasSet(alias) if alias.site.as_str() == SITE => {
-            Some(Entry { seq: entry.seq.0, deploy: alias.deploy.to_string() })
-        }
-        _ => None,
-    };
-    Ok(entries.into_iter().filter_map(entry).collect())
 }

@@ -9,6 +9,7 @@ use atoll_client::{Cluster, Wait, wait_applied};
 use atoll_proto::publish::SiteOp;
 use atoll_proto::{AliasName, DeployId};
 use atoll_testbed::many_edges::ManyEdges;
+use atoll_testbed::metrics::Scrape;
 use atoll_testbed::{DevCluster, Fault, Node};
 
 use crate::Scale;
@@ -19,6 +20,14 @@ const EDGES: [usize; 3] = [2, 20, 200];
 const DELAYS_MS: [u64; 2] = [0, 100];
 /// Publishes of each kind.
 const PUBLISHES: usize = 200;
+/// Edges, and shields that they are behind.
+const RELAYED: [(usize, usize); 4] = [(200, 0), (200, 2), (1000, 0), (1000, 3)];
+/// Publishes of each of these.
+const PUBLISHES_RELAYED: usize = 100;
+/// Until all edges follow through their shields.
+const SETTLE: Duration = Duration::from_secs(180);
+/// How long publishes go on before they count.
+const WARM_UP: Duration = Duration::from_secs(8);
 /// For one publish.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a publish may take beyond one and a half of the slowest round trip.
@@ -58,6 +67,131 @@ pub(crate) async fn measure(atoll: &Path, scale: Scale, report: &mut Report) -> 
 
 async fn one(atoll: &Path, edges: usize, delay_ms: u64, publishes: usize) -> Result<Vec<Duration>> {
     let cluster = DevCluster::builder().binary(atoll).edges(1).shields(0).start()?;
+    let deploys = two_deploys(&cluster)?;
+    // Only simulated ones are counted and waited for.
+    Fault::Stop(Node::edge(1)).apply(&cluster)?;
+    let delay = (delay_ms > 0).then(|| Duration::from_millis(delay_ms));
+    let many = ManyEdges::start(&cluster, edges, delay, 0).await?;
+    let client = cluster.client().await?;
+    let mut times = Vec::new();
+    // The first ones bring the pages of both deploys to every edge. And for some seconds all edges
+    // fetch views of the cluster that grow with each other's arrival.
+    let (began, mut number) = (Instant::now(), 0);
+    while times.len() < publishes {
+        let deploy = deploys[number % deploys.len()];
+        let took = publish(&client, deploy, edges).await?;
+        number += 1;
+        if number > 4 && began.elapsed() > WARM_UP {
+            times.push(took);
+        }
+    }
+    many.finish().await?;
+    Fault::Start(Node::edge(1)).apply(&cluster)?;
+    cluster.finish()?;
+    Ok(times)
+}
+
+/// What the leading master did for publishes through shields.
+pub(crate) async fn measure_relay(atoll: &Path, scale: Scale, report: &mut Report) -> Result<()> {
+    let columns = [
+        "edges",
+        "shields",
+        "publishes",
+        "p50 ms",
+        "p99 ms",
+        "messages at the master per publish",
+        "KiB at the master per publish",
+    ];
+    let mut table = Table::new("Publishes through shields", &columns);
+    drop(atoll_net::telemetry::init("bench", "error"));
+    for (edges, shields) in RELAYED {
+        let publishes = scale.of(PUBLISHES_RELAYED);
+        let mut relayed = Box::pin(through(atoll, scale.of(edges), shields, publishes)).await?;
+        relayed.times.sort();
+        table.row([
+            scale.of(edges).to_string(),
+            shields.to_string(),
+            relayed.times.len().to_string(),
+            figure(quantile_ms(&relayed.times, 0.50)),
+            figure(quantile_ms(&relayed.times, 0.99)),
+            figure(relayed.messages / publishes as f64),
+            figure(relayed.bytes / 1024.0 / publishes as f64),
+        ]);
+    }
+    table.note(
+        "As above, without a delay. With no shield every edge follows the master. Messages are \
+         requests that the master answered about the publish log and leases (`watch`, `renew`, \
+         `relay`), bytes those of all frames in both directions, both over the time of all \
+         publishes, so that renewals and questions for the view are in them.",
+    );
+    report.add(table);
+    Ok(())
+}
+
+/// Publishes, and what passed at the master meanwhile.
+struct Relayed {
+    times: Vec<Duration>,
+    messages: f64,
+    bytes: f64,
+}
+
+async fn through(atoll: &Path, edges: usize, shields: usize, publishes: usize) -> Result<Relayed> {
+    let cluster = DevCluster::builder().binary(atoll).edges(1).shields(shields).start()?;
+    let deploys = two_deploys(&cluster)?;
+    Fault::Stop(Node::edge(1)).apply(&cluster)?;
+    let many = ManyEdges::start(&cluster, edges, None, shields).await?;
+    let client = cluster.client().await?;
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        deploys[number % deploys.len()]
+    };
+    let began = Instant::now();
+    let mut settled = 0;
+    // Until every edge has found its shield, and has the pages of both deploys.
+    while settled < 4 || began.elapsed() < WARM_UP {
+        let before = master(&cluster)?.sum("atoll_master_relayed_acks_total");
+        publish(&client, next(), edges).await?;
+        let acks = master(&cluster)?.sum("atoll_master_relayed_acks_total") - before;
+        let all = shields == 0 || acks >= edges as f64;
+        settled = if all { settled + 1 } else { 0 };
+        ensure!(began.elapsed() < SETTLE, "only {acks} of {edges} edges follow through shields");
+        if !all {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+    let before = master(&cluster)?;
+    let mut times = Vec::new();
+    for _ in 0..publishes {
+        times.push(publish(&client, next(), edges).await?);
+    }
+    let after = master(&cluster)?;
+    many.finish().await?;
+    Fault::Start(Node::edge(1)).apply(&cluster)?;
+    cluster.finish()?;
+    let messages = |scrape: &Scrape| -> f64 {
+        let of = |operation: &str| {
+            let label = format!("operation=\"{operation}\"");
+            scrape.sum_where("atoll_net_requests_total", &label)
+        };
+        of("watch") + of("relay") + of("renew")
+    };
+    let bytes = |scrape: &Scrape| scrape.sum("atoll_net_bytes_total");
+    Ok(Relayed {
+        times,
+        messages: messages(&after) - messages(&before),
+        bytes: bytes(&after) - bytes(&before),
+    })
+}
+
+fn master(cluster: &DevCluster) -> Result<Scrape> {
+    let ready = cluster.ready();
+    let admin = ready.masters.first().and_then(|master| master.admin);
+    Scrape::of(admin.context("the master has metrics")?)
+}
+
+/// Two deploys of one site, to move its alias between.
+fn two_deploys(cluster: &DevCluster) -> Result<Vec<DeployId>> {
     let source = cluster.work().join("site");
     std::fs::create_dir_all(&source)?;
     let mut deploys = Vec::new();
@@ -67,24 +201,7 @@ async fn one(atoll: &Path, edges: usize, delay_ms: u64, publishes: usize) -> Res
         let id = done["deploy"].as_str().context("a deploy has an id")?;
         deploys.push(id.parse::<DeployId>().ok().with_context(|| format!("{id} is no id"))?);
     }
-    // Only simulated ones are counted and waited for.
-    Fault::Stop(Node::edge(1)).apply(&cluster)?;
-    let delay = (delay_ms > 0).then(|| Duration::from_millis(delay_ms));
-    let many = ManyEdges::start(&cluster, edges, delay).await?;
-    let client = cluster.client().await?;
-    let mut times = Vec::new();
-    // The first ones bring the pages of both deploys to every edge, and are not counted.
-    for number in 0..publishes + 4 {
-        let deploy = deploys[number % deploys.len()];
-        let took = publish(&client, deploy, edges).await?;
-        if number >= 4 {
-            times.push(took);
-        }
-    }
-    many.finish().await?;
-    Fault::Start(Node::edge(1)).apply(&cluster)?;
-    cluster.finish()?;
-    Ok(times)
+    Ok(deploys)
 }
 
 /// From the commit to the return.

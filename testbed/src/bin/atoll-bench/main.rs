@@ -11,11 +11,13 @@ mod machine;
 mod model;
 mod mounts;
 mod publishes;
+mod redeploy;
 mod requests;
 mod scenario;
 mod soak;
 mod storage;
 mod table;
+mod unknown;
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +49,7 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, requests, mount, latency, idle, freeze, kill-write, flip, reconcile, rebuild, drain
+    /// Only these: deploy, redeploy, requests, unknown-urls, mount, latency, relay, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
 }
@@ -90,15 +92,23 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
     let scale = Scale { quick: args.quick };
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     let mut report = Report::default();
-    if wanted("deploy") || wanted("requests") {
+    if ["deploy", "redeploy", "requests", "unknown-urls"].into_iter().any(wanted) {
         let cluster = DevCluster::builder().binary(atoll).start()?;
         if wanted("deploy") {
             note("deploys");
             deploys::measure(&cluster, scale, &mut report)?;
         }
+        if wanted("redeploy") {
+            note("redeploys");
+            Box::pin(redeploy::measure(&cluster, scale, &mut report)).await?;
+        }
         if wanted("requests") {
             note("requests");
             Box::pin(requests::measure(&cluster, scale, &mut report)).await?;
+        }
+        if wanted("unknown-urls") {
+            note("URLs that do not exist");
+            Box::pin(unknown::measure(&cluster, scale, &mut report)).await?;
         }
         cluster.finish()?;
     }
@@ -111,6 +121,10 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
     if wanted("latency") {
         note("publishes");
         Box::pin(latency::measure(atoll, scale, &mut report)).await?;
+    }
+    if wanted("relay") {
+        note("publishes through shields");
+        Box::pin(latency::measure_relay(atoll, scale, &mut report)).await?;
     }
     if storage::NAMES.into_iter().any(wanted) {
         let (atoll, only) = (atoll.to_owned(), args.only.clone());

@@ -28,6 +28,10 @@ pub(crate) struct PublishesArgs {
     /// Edges; one of them is always well
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(2..=16))]
     edges: u64,
+    /// Shields, one in each of three regions and then again; edges of their regions follow the publish
+    /// log through them
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=9))]
+    shields: u64,
     /// Nothing goes wrong; then no request may fail either
     #[arg(long)]
     no_faults: bool,
@@ -50,6 +54,7 @@ fn run_now(atoll: &Path, args: &PublishesArgs) -> Result<()> {
             rounds: args.rounds,
             masters: args.masters,
             edges: usize::try_from(args.edges)?,
+            shields: usize::try_from(args.shields)?,
             policy: args.policy.unwrap_or(Policy::ALL[turn]),
             calm: args.no_faults,
         };

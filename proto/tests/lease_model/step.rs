@@ -1,198 +1,17 @@
-//! A model of leases: edges, authorities that follow each other, clocks that drift, and a network
-//! that loses, delays and reorders. It calls the functions of `atoll_proto::lease` and nothing
-//! else decides; stateright explores every order of what may happen, up to the bounds.
-//!
-//! One step of true time advances every clock by 2 or 3 seconds, each as it likes, so that their
-//! rates differ by up to half. A lease is 6 s long. A message that is never delivered is lost.
-//!
-//! Each planted mistake must be found: it shows that the model can see it.
-
-#![allow(clippy::unwrap_used, reason = "tests")]
+//! What follows from what may happen.
 
 use std::collections::BTreeSet;
 
 use atoll_proto::lease::{Grants, Held, MaySend, MayServe, Terms};
+use atoll_proto::relay::Asked;
 use atoll_proto::site::Policy;
 use atoll_proto::{NodeId, Seq};
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 
-const SECOND: u64 = 1_000_000_000;
-const TERMS: Terms = Terms { term_ns: 6 * SECOND, drift_ppm: 500_000 };
-/// What clocks show at the beginning: far enough from 0 to look back.
-const BEGINNING: u64 = 1000 * SECOND;
-const NEVER_STALE: &str = "no answer older than a publish that has returned";
-
-/// What is done wrongly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mistake {
-    None,
-    /// A lease for an edge that lacks an entry which returned without it.
-    GrantToOneBehind,
-    /// The edge counts from when the grant arrived.
-    CountFromReceipt,
-    /// The authority takes clocks to run at one rate.
-    NoMargin,
-    /// A new authority believes that an edge it has not heard of holds no lease.
-    NoWaitOfANewAuthority,
-    /// A master grants without making sure that it leads.
-    NoConfirmation,
-    /// A new authority reads the last entry before the confirmation, not in the step that notes
-    /// the grant: it may lack what an earlier one confirmed.
-    LastReadTooEarly,
-    /// It is forgotten which entries were confirmed without an edge.
-    ForgetGivenUp,
-    /// It is forgotten what an edge that lost its table had confirmed.
-    ForgetAcknowledged,
-    /// Nothing is checked before the first byte.
-    NoSecondCheck,
-    /// The lease is checked again, but not whether the table is still the same.
-    SecondCheckOfTheLeaseOnly,
-    /// An answer that cannot be made anew is sent, and the lease was not checked before.
-    NoFirstCheck,
-    /// An edge confirms an entry before it is in force.
-    AcknowledgeTooEarly,
-    /// An edge that starts again serves from what it stored.
-    ServeFromDisk,
-    /// What was granted under a leadership is forgotten while it goes on.
-    ForgetGrants,
-}
-
-/// The bounds of one exploration.
-#[derive(Debug, Clone)]
-struct Leases {
-    edges: usize,
-    policy: Policy,
-    mistake: Mistake,
-    steps: u8,
-    publishes: u8,
-    leaders: usize,
-    renewals: u8,
-    requests: u8,
-    restarts: u8,
-}
-
-/// A message under way, or the work on one at a master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Message {
-    /// From an edge: renew.
-    Renew { edge: usize, run: u8, sent: u64, applied: u8 },
-    /// The leader of this term has confirmed, since the renewal arrived, that it leads.
-    Confirmed { edge: usize, run: u8, sent: u64, applied: u8, term: usize, last: u8 },
-    /// To an edge: granted.
-    Granted { edge: usize, run: u8, sent: u64 },
-    /// From an edge: it has applied this.
-    Acknowledge { edge: usize, seq: u8 },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Edge {
-    clock: u64,
-    table: u8,
-    held: Held,
-    run: u8,
-    request: Option<Request>,
-}
-
-/// A request at an edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Request {
-    /// The last publish that had returned when the request came.
-    floor: u8,
-    admitted: bool,
-    /// The entry as of which the answer was made.
-    chosen: Option<u8>,
-}
-
-/// A leadership. The master may think that it leads when another already does.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Leader {
-    clock: u64,
-    /// The last entry it has applied.
-    last: u8,
-    grants: Grants,
-    acked: Vec<u8>,
-    /// A wait for this entry that has passed the read gate.
-    waits: Option<u8>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct World {
-    edges: Vec<Edge>,
-    leaders: Vec<Leader>,
-    network: BTreeSet<Message>,
-    committed: u8,
-    /// The last publish that has returned.
-    returned: u8,
-    steps: u8,
-    renewals: u8,
-    requests: u8,
-    restarts: u8,
-    /// An answer older than a publish that had returned was sent.
-    stale: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Action {
-    /// Time passes; these clocks run fast: of each edge, then of all masters, whose clocks are
-    /// never compared with each other.
-    Pass {
-        fast: Vec<bool>,
-    },
-    Publish,
-    Elect,
-    /// The leader's process starts again within its term.
-    RestartLeader,
-    RestartEdge {
-        edge: usize,
-    },
-    Apply {
-        edge: usize,
-    },
-    Renew {
-        edge: usize,
-    },
-    Deliver {
-        message: Message,
-        term: usize,
-    },
-    /// A wait for the last entry passes the read gate of the leader.
-    Wait,
-    Return {
-        term: usize,
-    },
-    Arrive {
-        edge: usize,
-    },
-    Admit {
-        edge: usize,
-    },
-    Choose {
-        edge: usize,
-    },
-    Send {
-        edge: usize,
-    },
-}
+use super::world::{Action, Edge, Key, Leader, Message, Request, World};
+use super::{BEGINNING, Leases, Mistake, NEVER_STALE, SECOND, TERMS};
 
 impl Leases {
-    fn small(policy: Policy, mistake: Mistake) -> Leases {
-        Leases {
-            edges: 1,
-            policy,
-            mistake,
-            steps: 4,
-            publishes: 1,
-            leaders: 1,
-            renewals: 2,
-            requests: 1,
-            restarts: 0,
-        }
-    }
-
-    fn is(&self, mistake: Mistake) -> bool {
-        self.mistake == mistake
-    }
-
     fn leader(&self, clock: u64) -> Leader {
         let terms = match self.mistake {
             Mistake::NoMargin => Terms { drift_ppm: 0, ..TERMS },
@@ -203,7 +22,14 @@ impl Leases {
             _ => clock,
         };
         let grants = Grants::new(terms, since);
-        Leader { clock, last: 0, grants, acked: vec![0; self.edges], waits: None }
+        Leader {
+            clock,
+            last: 0,
+            grants,
+            acked: vec![0; self.edges],
+            keys: vec![None; self.edges],
+            waits: None,
+        }
     }
 
     fn deliver(&self, world: &mut World, message: Message, term: usize) {
@@ -242,13 +68,60 @@ impl Leases {
                 }
             }
             Message::Acknowledge { edge, seq } => {
+                let kept = !self.is(Mistake::ForgetAcknowledged);
+                acknowledge(&mut world.leaders[term], edge, seq, kept);
+            }
+            _ => self.deliver_relayed(world, message, term),
+        }
+    }
+
+    /// As `master/src/liveness/relayed.rs` and `edge/src/relay/uplink.rs` take it.
+    fn deliver_relayed(&self, world: &mut World, message: Message, term: usize) {
+        let leads = term + 1 == world.leaders.len();
+        match message {
+            Message::RelayedAck { edge, key, seq }
+                if self.believes(&world.leaders[term], edge, key) =>
+            {
+                acknowledge(&mut world.leaders[term], edge, seq, true);
+            }
+            Message::RelayedRenew { edge, key, number, applied } => {
+                if !leads {
+                    return;
+                }
+                world.leaders[term].last = world.committed;
+                let next = Message::RelayedConfirmed { edge, key, number, applied, term };
+                world.network.insert(next);
+            }
+            Message::RelayedConfirmed { edge, key, number, applied, .. } => {
                 let leader = &mut world.leaders[term];
-                leader.acked[edge] = leader.acked[edge].max(seq);
-                if !self.is(Mistake::ForgetAcknowledged) {
-                    leader.grants.acknowledged(node(edge), Seq(seq.into()));
+                if !self.believes(leader, edge, key) {
+                    return;
+                }
+                acknowledge(leader, edge, applied, true);
+                let (applied, last) = (Seq(applied.into()), Seq(leader.last.into()));
+                if leader.grants.grant(node(edge), applied, last, leader.clock) {
+                    world.network.insert(Message::RelayedGranted { edge, key, number });
                 }
             }
+            Message::RelayedGranted { edge, number, .. } => {
+                let edge = &mut world.edges[edge];
+                let Some(asked) = edge.asked else { return };
+                let from = match asked.counts_from(number.into()) {
+                    None if self.is(Mistake::AnyNumber) => asked.counts_from(world.renewals.into()),
+                    from => from,
+                };
+                if let Some(from) = from {
+                    edge.held = edge.held.renewed(from, TERMS);
+                }
+            }
+            _ => {}
         }
+    }
+
+    /// Whether a leader takes what is sealed with a key.
+    fn believes(&self, leader: &Leader, edge: usize, key: Key) -> bool {
+        let forged = self.is(Mistake::RelayAcknowledges) || self.is(Mistake::RelayRenews);
+        leader.keys[edge] == Some(key) || forged
     }
 
     fn send(&self, world: &mut World, at: usize) {
@@ -280,7 +153,19 @@ impl Leases {
         if edge.table < world.committed {
             actions.push(Action::Apply { edge: at });
         }
-        if world.renewals < self.renewals {
+        let leads = world.leaders.len() - 1;
+        if !edge.registered || (self.relay && edge.key.is_none_or(|(term, _)| term < leads)) {
+            actions.push(Action::Register { edge: at });
+        }
+        if self.relay {
+            if world.relay > edge.table || (self.is(Mistake::GoBack) && world.relay < edge.table) {
+                actions.push(Action::ApplyRelayed { edge: at });
+            }
+            if world.renewals < self.renewals && edge.registered && edge.key.is_some() {
+                actions.push(Action::RenewRelayed { edge: at });
+            }
+        }
+        if world.renewals < self.renewals && edge.registered {
             actions.push(Action::Renew { edge: at });
         }
         if world.restarts < self.restarts {
@@ -295,14 +180,27 @@ impl Leases {
         }
     }
 
-    fn actions_of_network(world: &World, actions: &mut Vec<Action>) {
+    fn actions_of_network(&self, world: &World, actions: &mut Vec<Action>) {
         for message in world.network.iter().copied() {
-            match message {
-                Message::Confirmed { term, .. } => actions.push(Action::Deliver { message, term }),
-                Message::Granted { .. } => actions.push(Action::Deliver { message, term: 0 }),
-                Message::Renew { .. } | Message::Acknowledge { .. } => {
-                    let terms = 0..world.leaders.len();
-                    actions.extend(terms.map(|term| Action::Deliver { message, term }));
+            let terms = match message {
+                Message::Confirmed { term, .. } | Message::RelayedConfirmed { term, .. } => {
+                    term..term + 1
+                }
+                Message::Granted { .. } | Message::RelayedGranted { .. } => 0..1,
+                _ => 0..world.leaders.len(),
+            };
+            for term in terms {
+                actions.push(Action::Deliver { message, term, again: false });
+                // Between a relay and the masters too each message is a request of its own, which
+                // comes once; but the relay may ask again.
+                let repeats = matches!(
+                    message,
+                    Message::RelayedAck { .. }
+                        | Message::RelayedRenew { .. }
+                        | Message::RelayedGranted { .. }
+                );
+                if repeats && world.repeats < self.repeats {
+                    actions.push(Action::Deliver { message, term, again: true });
                 }
             }
         }
@@ -313,7 +211,12 @@ impl Leases {
         let term = world.leaders.len() - 1;
         world.leaders[term] = self.leader(world.leaders[term].clock);
         // What it was working on is gone with it.
-        let is_its = |message: &Message| matches!(message, Message::Confirmed { term: of, .. } if *of == term);
+        let is_its = |message: &Message| match message {
+            Message::Confirmed { term: of, .. } | Message::RelayedConfirmed { term: of, .. } => {
+                *of == term
+            }
+            _ => false,
+        };
         world.network.retain(|message| !is_its(message));
     }
 
@@ -326,8 +229,44 @@ impl Leases {
                 // What it has stored may be as old as one likes.
                 edge.table = 0;
                 edge.request = None;
+                (edge.registered, edge.key, edge.asked) = (false, None, None);
                 if !self.is(Mistake::ServeFromDisk) {
                     edge.held = Held::default();
+                }
+            }
+            Action::Register { edge } => {
+                let term = world.leaders.len() - 1;
+                let leader = &mut world.leaders[term];
+                leader.last = world.committed;
+                if !self.is(Mistake::ForgetRestart) && !self.is(Mistake::ForgetAcknowledged) {
+                    leader.grants.began(node(edge), Seq(world.committed.into()));
+                }
+                world.edges[edge].registered = true;
+                if self.relay {
+                    world.keys += 1;
+                    let key = (term, world.keys);
+                    leader.keys[edge] = Some(key);
+                    world.edges[edge].key = Some(key);
+                }
+            }
+            Action::ApplyRelayed { edge: at } => {
+                let seq = world.relay;
+                let edge = &mut world.edges[at];
+                if !self.is(Mistake::RelayAcknowledges) {
+                    edge.table = seq;
+                }
+                if let Some(key) = edge.key {
+                    world.network.insert(Message::RelayedAck { edge: at, key, seq });
+                }
+            }
+            Action::RenewRelayed { edge: at } => {
+                world.renewals += 1;
+                let (number, edge) = (world.renewals, &mut world.edges[at]);
+                edge.asked = Some(Asked::new(number.into(), edge.clock));
+                if let Some(key) = edge.key {
+                    let applied = edge.table;
+                    let renew = Message::RelayedRenew { edge: at, key, number, applied };
+                    world.network.insert(renew);
                 }
             }
             Action::Apply { edge } => {
@@ -364,6 +303,14 @@ impl Leases {
     }
 }
 
+/// An edge has applied this, by its own word.
+fn acknowledge(leader: &mut Leader, edge: usize, seq: u8, kept: bool) {
+    leader.acked[edge] = leader.acked[edge].max(seq);
+    if kept {
+        leader.grants.acknowledged(node(edge), Seq(seq.into()));
+    }
+}
+
 fn node(edge: usize) -> NodeId {
     NodeId(edge as u64 + 1)
 }
@@ -374,17 +321,29 @@ impl Model for Leases {
 
     fn init_states(&self) -> Vec<World> {
         let held = Held::default();
-        let edge = Edge { clock: BEGINNING, table: 0, held, run: 0, request: None };
+        let edge = Edge {
+            clock: BEGINNING,
+            table: 0,
+            held,
+            run: 0,
+            registered: true,
+            key: None,
+            asked: None,
+            request: None,
+        };
         vec![World {
             edges: vec![edge; self.edges],
             leaders: vec![self.leader(BEGINNING)],
             network: BTreeSet::new(),
+            relay: 0,
+            keys: 0,
             committed: 0,
             returned: 0,
             steps: 0,
             renewals: 0,
             requests: 0,
             restarts: 0,
+            repeats: 0,
             stale: false,
         }]
     }
@@ -408,10 +367,16 @@ impl Model for Leases {
         if world.restarts < self.restarts {
             actions.push(Action::RestartLeader);
         }
+        if self.relay && world.relay < world.committed {
+            actions.push(Action::RelayFollows);
+        }
+        if world.restarts < self.restarts && world.relay > 0 {
+            actions.push(Action::RestartRelay);
+        }
         for at in 0..self.edges {
             self.actions_of_edge(world, at, actions);
         }
-        Self::actions_of_network(world, actions);
+        self.actions_of_network(world, actions);
         if world.returned < world.committed {
             actions.push(Action::Wait);
             for (term, leader) in world.leaders.iter().enumerate() {
@@ -441,8 +406,24 @@ impl Model for Leases {
             // Its clock shows something of its own, which no other looks at.
             Action::Elect => world.leaders.push(self.leader(BEGINNING)),
             Action::RestartLeader => self.restart_leader(&mut world),
-            Action::Deliver { message, term } => {
-                world.network.remove(&message);
+            Action::RelayFollows => {
+                world.relay = world.committed;
+                if self.is(Mistake::RelayRenews) {
+                    let (number, applied) = (world.renewals, world.relay);
+                    let key = (0, 0);
+                    let renew = Message::RelayedRenew { edge: 0, key, number, applied };
+                    world.network.insert(renew);
+                }
+            }
+            Action::RestartRelay => {
+                world.restarts += 1;
+                world.relay = 0;
+            }
+            Action::Deliver { message, term, again } => {
+                world.repeats += u8::from(again);
+                if !again {
+                    world.network.remove(&message);
+                }
                 self.deliver(&mut world, message, term);
             }
             Action::Wait => {
@@ -488,98 +469,4 @@ impl Model for Leases {
             }),
         ]
     }
-}
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// No order of events breaks the promise, and the good ones are among those explored.
-fn holds(what: &str, model: Leases) {
-    let checker = model.checker().threads(threads()).spawn_bfs().join();
-    println!("{what}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
-    checker.assert_properties();
-}
-
-fn found(mistake: Mistake, policy: Policy) {
-    let restarts = match mistake {
-        Mistake::ServeFromDisk | Mistake::ForgetAcknowledged => 1,
-        _ => 0,
-    };
-    let leaders = match mistake {
-        Mistake::NoWaitOfANewAuthority | Mistake::NoConfirmation | Mistake::LastReadTooEarly => 2,
-        _ => 1,
-    };
-    // The first two of an edge that lost its table are of its first run.
-    let renewals = match mistake {
-        Mistake::ForgetAcknowledged => 2,
-        _ if leaders == 1 && restarts == 0 => 2,
-        _ => 1,
-    };
-    let model = Leases { restarts, leaders, renewals, ..Leases::small(policy, mistake) };
-    let checker = model.checker().threads(threads());
-    // Depth first: a counterexample is deep, and one is enough.
-    let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_dfs().join();
-    println!("{mistake:?}: {} states", checker.unique_state_count());
-    assert!(checker.discovery(NEVER_STALE).is_some(), "{mistake:?} was not found");
-}
-
-#[test]
-fn strict_holds() {
-    holds("strict", Leases::small(Policy::Strict, Mistake::None));
-}
-
-#[test]
-fn a_change_of_the_authority_holds() {
-    let small = Leases::small(Policy::Strict, Mistake::None);
-    holds("two authorities", Leases { leaders: 2, renewals: 1, steps: 3, ..small });
-}
-
-#[test]
-fn bounded_holds() {
-    let small = Leases::small(Policy::Bounded { secs: 2 }, Mistake::None);
-    holds("bounded", Leases { steps: 5, renewals: 1, ..small });
-}
-
-#[test]
-fn available_holds() {
-    let small = Leases::small(Policy::Available, Mistake::None);
-    holds("available", Leases { steps: 3, ..small });
-}
-
-#[test]
-fn restarts_hold() {
-    let small = Leases::small(Policy::Strict, Mistake::None);
-    holds("restarts", Leases { restarts: 1, renewals: 1, ..small });
-}
-
-#[test]
-fn two_publishes_hold() {
-    let small = Leases::small(Policy::Strict, Mistake::None);
-    holds("two publishes", Leases { publishes: 2, steps: 3, renewals: 1, ..small });
-}
-
-#[test]
-fn planted_mistakes_are_found() {
-    use Mistake::*;
-    for mistake in [
-        GrantToOneBehind,
-        CountFromReceipt,
-        NoMargin,
-        NoWaitOfANewAuthority,
-        NoConfirmation,
-        LastReadTooEarly,
-        ForgetGivenUp,
-        ForgetAcknowledged,
-        NoSecondCheck,
-        SecondCheckOfTheLeaseOnly,
-        NoFirstCheck,
-        AcknowledgeTooEarly,
-        ServeFromDisk,
-        ForgetGrants,
-    ] {
-        found(mistake, Policy::Strict);
-    }
-    found(NoMargin, Policy::Bounded { secs: 2 });
-    found(AcknowledgeTooEarly, Policy::Available);
 }
