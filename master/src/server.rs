@@ -136,7 +136,12 @@ impl Master {
     /// All nodes with how they do.
     pub(crate) fn node_views(&self) -> WireResult<Vec<NodeView>> {
         let roster = self.roster()?;
-        let mut views = self.liveness().views(roster.all(), Instant::now());
+        let views = self.liveness().views(roster.all(), Instant::now());
+        self.with_duties(views)
+    }
+
+    /// The same, of nodes that were just looked at.
+    pub(crate) fn with_duties(&self, mut views: Vec<NodeView>) -> WireResult<Vec<NodeView>> {
         let duties = duties::all(&*self.consensus.state()).map_err(store_failed)?;
         for (node, record) in duties {
             if let Some(view) = views.iter_mut().find(|view| view.info.id == node) {

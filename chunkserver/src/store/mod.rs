@@ -173,15 +173,6 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// totals do not change.
     fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError>;
 
-    /// As [`ChunkStore::put_batch`], for chunks of which it is not known that anybody will read
-    /// them soon: copies that were lacking.
-    ///
-    /// # Errors
-    /// The same.
-    fn refill_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
-        self.put_batch(batch)
-    }
-
     /// Follows what the master said, in order, and stores `applied`, the position in its feed, in
     /// the same change. Not synced.
     ///

@@ -34,8 +34,6 @@ pub struct Writer {
 #[derive(Debug)]
 struct Job {
     chunks: Vec<NewChunk>,
-    /// Nobody is known to wait for them.
-    refill: bool,
     done: oneshot::Sender<Result<(), StoreError>>,
     /// Held until the job is done.
     _room: Room,
@@ -81,18 +79,6 @@ impl Writer {
     /// # Errors
     /// As [`ChunkStore::put_batch`], for the whole batch the chunks were in.
     pub async fn put(&self, chunks: Vec<NewChunk>) -> Result<(), StoreError> {
-        self.store(chunks, false).await
-    }
-
-    /// The same for chunks that were lacking, which nobody is known to read soon.
-    ///
-    /// # Errors
-    /// As [`ChunkStore::put_batch`], for the whole batch the chunks were in.
-    pub async fn refill(&self, chunks: Vec<NewChunk>) -> Result<(), StoreError> {
-        self.store(chunks, true).await
-    }
-
-    async fn store(&self, chunks: Vec<NewChunk>, refill: bool) -> Result<(), StoreError> {
         let queue = lock(&self.queue).clone().ok_or(StoreError::Closed)?;
         let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
         let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, QUEUE_BYTES_MAX);
@@ -102,7 +88,7 @@ impl Writer {
         let room = room.map_err(|_late| StoreError::Busy)?.map_err(|_closed| StoreError::Closed)?;
         let room = Room::new(room);
         let (done, wait) = oneshot::channel();
-        let job = Job { chunks, refill, done, _room: room };
+        let job = Job { chunks, done, _room: room };
         match queue.send_timeout(job, ROOM_WAIT_MAX).await {
             Ok(()) => {}
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => return Err(StoreError::Busy),
@@ -154,9 +140,7 @@ fn write_batch(store: &dyn ChunkStore, mut batch: Vec<Job>) {
         chunks.append(&mut job.chunks);
     }
     let started = std::time::Instant::now();
-    // One sync for all, so what a client waits for decides.
-    let refill = batch.iter().all(|job| job.refill);
-    let outcome = if refill { store.refill_batch(&chunks) } else { store.put_batch(&chunks) };
+    let outcome = store.put_batch(&chunks);
     count(batch.len(), &outcome, started.elapsed());
     let answer = outcome.map(|_done| ());
     for job in batch {

@@ -97,6 +97,10 @@ impl Hub {
     /// A snapshot is in force: entries up to its end are not known one by one.
     pub(crate) fn begin_at(&self, seq: Seq) {
         self.tail().restart(seq);
+        // Asked for again if somebody needs it.
+        if let Ok(mut older) = self.older.try_lock() {
+            *older = None;
+        }
         self.news.send_replace(seq);
     }
 

@@ -150,7 +150,15 @@ impl Uplink {
         let ack = (known && !said).then(|| RelayedAck::sealed(key, self.own, after));
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let request = EdgeRequest::Follow { after, ack, wait_ms };
+        let asked = Instant::now();
         match self.ask(shield, &request, wait + limits::RELAY_PATIENCE).await {
+            Ok(EdgeResponse::Log { entries, upto })
+                if entries.is_empty() && upto == after && asked.elapsed() < wait / 2 =>
+            {
+                // Asked again at once, it would keep both of us busy for nothing.
+                self.rest(shield, &"it does not wait for news");
+                None
+            }
             Ok(EdgeResponse::Log { entries, upto }) if upto >= after => {
                 if entries.is_empty() && upto == after && ack.is_some() {
                     let mut state = self.state();

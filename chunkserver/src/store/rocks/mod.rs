@@ -21,7 +21,6 @@
 //! place; `salvage` takes back what can be taken back, the rest has to come from the other servers.
 
 mod db;
-mod direct;
 mod edit;
 mod frame;
 mod open;

@@ -18,7 +18,6 @@ use super::read::{
 use super::room::Leave;
 use super::salvage::Progress;
 use super::schema::{self, Family, Row};
-use super::segments::Way;
 use super::{EDIT_RECORDS, INDEX_BYTES, RocksStore};
 use crate::store::{
     Batched, Body, ChunkStore, Mark, Marked, Meta, NewChunk, Purged, Record, Salvaged, Space,
@@ -27,11 +26,7 @@ use crate::store::{
 
 impl ChunkStore for RocksStore {
     fn put_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
-        self.put(batch, Leave::Reserve, Way::Cached)
-    }
-
-    fn refill_batch(&self, batch: &[NewChunk]) -> Result<Batched, StoreError> {
-        self.put(batch, Leave::Reserve, Way::Direct)
+        self.put(batch, Leave::Reserve)
     }
 
     fn mark(
@@ -361,12 +356,7 @@ impl ChunkStore for RocksStore {
 
 impl RocksStore {
     /// Stores chunks that have been verified.
-    pub(super) fn put(
-        &self,
-        batch: &[NewChunk],
-        leave: Leave,
-        way: Way,
-    ) -> Result<Batched, StoreError> {
+    pub(super) fn put(&self, batch: &[NewChunk], leave: Leave) -> Result<Batched, StoreError> {
         if self.broken.load(Ordering::Acquire) {
             self.check_free(0)?;
         }
@@ -401,7 +391,7 @@ impl RocksStore {
                 }
             }
             if !new.is_empty() {
-                self.store(open, edit, &new, leave, way)?;
+                self.store(open, edit, &new, leave)?;
             }
             Ok((done, again || done.written > 0))
         })
@@ -441,7 +431,6 @@ impl RocksStore {
         edit: &mut Edit<'_>,
         chunks: &[(&NewChunk, Option<Row>)],
         leave: Leave,
-        way: Way,
     ) -> Result<(), StoreError> {
         let large = |bytes: &Bytes| bytes.len() >= self.segment_bytes_min;
         let for_segments: Vec<(ChunkId, Bytes)> = chunks
@@ -456,7 +445,7 @@ impl RocksStore {
         self.check_room(&open.db, twice, frame_blocks(lens) * BLOCK as u64, leave)?;
         let mut spots = Vec::new();
         if !for_segments.is_empty() {
-            let appended = open.segments.append(&for_segments, way);
+            let appended = open.segments.append(&for_segments);
             let appended = appended
                 .map_err(|error| self.explain(file_failure("write to a segment file", &error)))?;
             self.syncs.fetch_add(1, Ordering::Relaxed);

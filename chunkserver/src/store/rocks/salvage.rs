@@ -20,7 +20,7 @@ use super::frame::{BLOCK, Entry, Frame, blocks};
 use super::open;
 use super::read::file_failure;
 use super::room::{BALLAST, Leave};
-use super::segments::{Way, offset, punch};
+use super::segments::{offset, punch};
 use crate::store::{ChunkStore, NewChunk, Salvaged, StoreError};
 
 /// So much of a file is searched for a frame at once.
@@ -143,7 +143,7 @@ impl RocksStore {
                 }
             }
             if !batch.is_empty() {
-                done.note(&self.put(&batch, Leave::HalfReserve, Way::Direct)?);
+                done.note(&self.put(&batch, Leave::HalfReserve)?);
             }
             for entry in &good {
                 let next = entry.block + blocks(entry.len);

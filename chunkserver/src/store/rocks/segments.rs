@@ -22,7 +22,6 @@ use atoll_proto::ChunkId;
 use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
-use super::direct::{self, Buffer, Direct};
 use super::frame::{BLOCK, Frame, blocks};
 use crate::store::len_of;
 
@@ -40,15 +39,6 @@ pub(super) struct Spot {
     pub(super) segment: u32,
     /// The block it begins with.
     pub(super) block: u32,
-}
-
-/// Whether bytes stay in the kernel's memory when they are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    /// They do: somebody may read them soon.
-    Cached,
-    /// They do not, where the file system can do that: nobody waits for them.
-    Direct,
 }
 
 /// What was appended.
@@ -92,19 +82,8 @@ struct Tail {
     segment: u32,
     /// `None` until something is appended.
     file: Option<File>,
-    direct: DirectFile,
-    buffer: Buffer,
     /// The block after the last valid one.
     end: u32,
-}
-
-/// The file that is appended to, open for direct writes.
-#[derive(Debug)]
-enum DirectFile {
-    Unopened,
-    Open(File),
-    /// The file system cannot do it.
-    Unable,
 }
 
 impl Segments {
@@ -122,8 +101,7 @@ impl Segments {
         }
         let last = last.filter(|(_, end)| *end < SEGMENT_BLOCKS);
         let (segment, end) = last.unwrap_or((next, 0));
-        let (direct, buffer) = (DirectFile::Unopened, Buffer::default());
-        let tail = Tail { segment, file: None, direct, buffer, end };
+        let tail = Tail { segment, file: None, end };
         let open = Mutex::default();
         Ok(Self { dir: dir.to_owned(), open, tail: Mutex::new(tail) })
     }
@@ -150,7 +128,7 @@ impl Segments {
     ///
     /// # Errors
     /// When the disk fails or is full; then nothing was written that counts.
-    pub(super) fn append(&self, chunks: &[(ChunkId, Bytes)], way: Way) -> io::Result<Appended> {
+    pub(super) fn append(&self, chunks: &[(ChunkId, Bytes)]) -> io::Result<Appended> {
         let mut tail = self.tail();
         if tail.end >= SEGMENT_BLOCKS {
             tail.advance();
@@ -159,7 +137,7 @@ impl Segments {
             chunks.iter().map(|(id, bytes)| (*id, len_of(bytes))).collect();
         let frame = Frame::new(tail.end, &named).ok_or(io::ErrorKind::FileTooLarge)?;
         tail.open(&self.dir)?;
-        if let Err(error) = tail.write(&self.dir, &frame, chunks, way) {
+        if let Err(error) = tail.write(&frame, chunks) {
             // After a failed sync nobody knows what of the file is on disk. What was valid in it
             // stays so; but nothing more goes there.
             if tail.end == 0 {
@@ -263,64 +241,15 @@ impl Segments {
 impl Tail {
     /// Leaves the file as it is and begins the next.
     fn advance(&mut self) {
-        self.segment += 1;
-        self.file = None;
-        self.end = 0;
-        if !matches!(self.direct, DirectFile::Unable) {
-            self.direct = DirectFile::Unopened;
-        }
+        *self = Self { segment: self.segment + 1, file: None, end: 0 };
     }
 
     /// Writes a frame behind what is valid, and syncs it.
-    fn write(
-        &mut self,
-        dir: &Path,
-        frame: &Frame,
-        chunks: &[(ChunkId, Bytes)],
-        way: Way,
-    ) -> io::Result<()> {
-        if way == Way::Direct && self.write_direct(dir, frame, chunks)? {
-            return Ok(());
-        }
+    fn write(&mut self, frame: &Frame, chunks: &[(ChunkId, Bytes)]) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
         file.seek(SeekFrom::Start(offset(self.end)))?;
         write_all(file, frame, chunks)?;
         file.sync_data()
-    }
-
-    /// The same past the kernel's cache; says whether that is possible.
-    fn write_direct(
-        &mut self,
-        dir: &Path,
-        frame: &Frame,
-        chunks: &[(ChunkId, Bytes)],
-    ) -> io::Result<bool> {
-        if matches!(self.direct, DirectFile::Unopened) {
-            self.direct = match direct::open(&path(dir, self.segment)) {
-                Ok(file) => DirectFile::Open(file),
-                Err(error) if direct::is_unable(&error) => DirectFile::Unable,
-                Err(error) => return Err(error),
-            };
-        }
-        let DirectFile::Open(file) = &self.direct else { return Ok(false) };
-        let written = (|| {
-            let mut direct = Direct::new(file, &mut self.buffer, offset(self.end));
-            direct.write(&frame.header)?;
-            for (_, bytes) in chunks {
-                direct.write(bytes)?;
-                direct.pad()?;
-            }
-            direct.finish()
-        })();
-        match written {
-            Ok(()) => file.sync_data().map(|()| true),
-            Err(error) if direct::is_unable(&error) => {
-                tracing::debug!(%error, "the file system takes no direct writes");
-                self.direct = DirectFile::Unable;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Opens the file, or makes it, if that has not been done.
