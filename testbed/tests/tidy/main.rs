@@ -76,8 +76,8 @@ struct Fence {
 const FENCES: &[Fence] = &[
     Fence {
         marks: &["fuser::", "use fuser;"],
-        inside: &["fuse/src/kernel.rs"],
-        instead: "give the file system behind it plain types; kernel.rs translates",
+        inside: &["fuse/src/kernel/"],
+        instead: "give the file system behind it plain types; kernel/ translates",
     },
     Fence {
         marks: &["rocksdb::", "use rocksdb;"],
@@ -166,7 +166,7 @@ const BANS: &[Ban] = &[
             "chunkserver/src/tasks/clock.rs",
             "edge/src/clock.rs",
             "fuse/src/fs/file.rs",
-            "fuse/src/kernel.rs",
+            "fuse/src/kernel/convert.rs",
             "master/src/raft/propose.rs",
             "master/src/server.rs",
             "testbed/",
@@ -192,8 +192,7 @@ const BANS_RATCHET: &[(&str, &str, usize, &str)] = &[];
 const LINES_MAX: usize = 800;
 
 /// Files accepted above `LINES_MAX`: (file, lines, reason).
-const LINES_RATCHET: &[(&str, usize, &str)] =
-    &[("fuse/src/kernel.rs", 870, "one trait implementation, and the only file with kernel types")];
+const LINES_RATCHET: &[(&str, usize, &str)] = &[];
 
 /// Dependencies that no source line names: (folder, crate, reason).
 const UNUSED_RATCHET: &[(&str, &str, &str)] = &[];
