@@ -184,7 +184,11 @@ async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     } else {
         tracing::warn!(cut, "not everything ended in time: publishes wait for this node a while");
     }
-    if tokio::time::timeout(FLUSH, edge.chunks.cache().flush()).await.is_err() {
+    let flush = async {
+        edge.index.stored().await;
+        edge.chunks.cache().flush().await;
+    };
+    if tokio::time::timeout(FLUSH, flush).await.is_err() {
         tracing::info!("the disk is slow: some cached chunks will be fetched again");
     }
     edge.endpoint.close().await;
@@ -265,16 +269,18 @@ impl Edge {
                 shutdown.clone(),
             ),
         );
-        let (names, answers) = watch::channel(Arc::new(DnsView::default()));
+        let mut names = None;
+        if let Some(dns) = dns {
+            let (sender, answers) = watch::channel(Arc::new(DnsView::default()));
+            let shutdown = shutdown.clone();
+            tasks.spawn("dns", async move { dns.serve(answers, shutdown).await });
+            names = Some(sender);
+        }
         let shields = self.shields.clone();
         tasks.spawn(
             "feed",
             feed::run(cluster.clone(), own, shields, index.clone(), names, shutdown.clone()),
         );
-        if let Some(dns) = dns {
-            let shutdown = shutdown.clone();
-            tasks.spawn("dns", async move { dns.serve(answers, shutdown).await });
-        }
         if let Some(hub) = hub {
             let service = Arc::new(ShieldService::new(self.chunks.clone(), hub.clone()));
             tasks.spawn("relay", hub::run(hub, own));

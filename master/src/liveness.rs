@@ -141,6 +141,7 @@ impl Liveness {
         heard.ready = false;
         // It may have started with another disk.
         heard.sync = Sync::default();
+        heard.acked = Seq(0);
     }
 
     /// A heartbeat.
@@ -164,14 +165,12 @@ impl Liveness {
     }
 
     /// An edge has applied the publish log up to an entry. Tells whether that is news.
+    ///
+    /// Its renewals and its questions for the log are requests of their own, which may overtake
+    /// each other: nothing is taken back before it registers again.
     pub(crate) fn acknowledged(&mut self, edge: NodeId, upto: Seq, now: Instant) -> bool {
-        let heard = self.entry(edge, now);
-        heard.sign_of_life(now);
-        // An edge that lost its index starts again: what it says last holds.
-        let news = heard.acked != upto;
-        heard.acked = upto;
-        self.grants.acknowledged(edge, upto);
-        news
+        self.entry(edge, now).sign_of_life(now);
+        self.confirmed(edge, upto, now)
     }
 
     /// Grants an edge no lease any more (see [`Grants::retire`]).

@@ -20,7 +20,7 @@ impl Fixture {
         let seq = Seq(table.seq().0 + 1);
         follow::apply(&self.responder.index, &mut table, &[PublishEntry { seq, at_ms: 0, event }])
             .await;
-        self.responder.index.put(table).await;
+        self.responder.index.put(table);
     }
 
     async fn set_alias(&self, name: &str, deploy: DeployId, earlier: &[(DeployId, u64)]) {
@@ -210,7 +210,7 @@ async fn digits_that_several_deploys_begin_with_are_told() {
     let deploys = vec![twin(1), twin(2)];
     let deploys = vec![SiteDeploys { site: "blog".parse().unwrap(), deploys }];
     let snapshot = PublishSnapshot { deploys, ..table.to_snapshot() };
-    site.responder.index.put(Table::of_snapshot(table.cluster(), snapshot)).await;
+    site.responder.index.put(Table::of_snapshot(table.cluster(), snapshot));
     let answer = site.get("/", &[("host", "abababab--blog.localhost")]).await;
     assert_eq!(answer.status, 404);
     assert!(answer.text().contains("Several deploys"), "{}", answer.text());

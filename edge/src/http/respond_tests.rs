@@ -69,7 +69,7 @@ impl Fixture {
             .collect();
         let mut table = index.table().as_ref().clone();
         follow::apply(&index, &mut table, &entries).await;
-        index.put(table).await;
+        index.put(table);
         let responder = Arc::new(Responder::new(Arc::new(index), chunks, "edge-1"));
         Fixture { upstream, responder, deploy: published.deploy }
     }

@@ -84,7 +84,7 @@ async fn step(
                 if let Some(hub) = hub.filter(|_| drops) {
                     hub.heard(table.seq(), &entries, upto);
                 }
-                index.put(next).await;
+                index.put(next);
             }
         }
         News::Snapshot(snapshot) => {
@@ -129,7 +129,7 @@ async fn take(index: &Index, snapshot: PublishSnapshot) {
     tracing::info!(seq = %snapshot.seq, sites = snapshot.sites.len(), "took a snapshot of all sites");
     let table = Table::of_snapshot(cluster, snapshot);
     index.chunks.clear().await;
-    index.put(table).await;
+    index.put(table);
 }
 
 fn deploys_of(entries: &[PublishEntry]) -> Vec<DeployId> {
@@ -211,7 +211,7 @@ mod tests {
     async fn take_in(index: &Index, entries: &[PublishEntry]) {
         let mut table = Table::clone(&index.table());
         apply(index, &mut table, entries).await;
-        index.put(table).await;
+        index.put(table);
     }
 
     #[tokio::test]
@@ -227,6 +227,7 @@ mod tests {
             assert!(index.lookup(published.deploy, b"missing").await.unwrap().is_none());
             assert_eq!(upstream.fetches(), fetches);
             chunks.cache().flush().await;
+            index.stored().await;
         }
         upstream.down.store(true, std::sync::atomic::Ordering::SeqCst);
         let (index, _) = index(&upstream, dir.path());
@@ -266,12 +267,14 @@ mod tests {
         {
             let (index, _) = index(&upstream, dir.path());
             take_in(&index, &publish(deploys[0])).await;
+            index.stored().await;
             // What a full disk does, and works for every user: the new file cannot be made.
             std::fs::create_dir(dir.path().join("index.snapshot.new")).unwrap();
             let mut set = publish(deploys[1]).remove(1);
             set.seq = Seq(3);
             take_in(&index, &[set]).await;
             assert_eq!((now(&index), index.table().seq()), (deploys[1], Seq(3)));
+            index.stored().await;
         }
         let (index, _) = index(&upstream, dir.path());
         assert_eq!((now(&index), index.table().seq()), (deploys[0], Seq(2)), "stored before");

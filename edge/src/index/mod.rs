@@ -8,6 +8,7 @@
 pub mod follow;
 pub mod host;
 pub mod invalidate;
+mod keeper;
 pub mod lease;
 pub mod pages;
 pub mod snapshot;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::fetch::Chunks;
 use host::HostName;
+use keeper::Keeper;
 use pages::Pages;
 use table::{ByDigits, SiteState, Table};
 
@@ -90,8 +92,8 @@ pub struct Index {
     pages: Pages,
     chunks: Arc<Chunks>,
     suffixes: Vec<String>,
-    /// Where the table is stored; `None` in tests.
-    dir: Option<PathBuf>,
+    /// Stores the table; `None` in tests.
+    keeper: Option<Arc<Keeper>>,
     /// When the lease ends (see [`lease`]); 0 before the first.
     lease_until_ns: AtomicU64,
     /// Grows with every change of the table.
@@ -118,7 +120,7 @@ impl Index {
             pages: Pages::new(chunks.clone(), page_bytes),
             chunks,
             suffixes,
-            dir,
+            keeper: dir.map(Keeper::new),
             lease_until_ns: AtomicU64::new(0),
             version: watch::Sender::new(0),
             soft_invalidations: AtomicU64::new(0),
@@ -205,26 +207,24 @@ impl Index {
         self.chunks.cache().memory_bytes()
     }
 
-    /// Stores a table and puts it in force, also when it cannot be stored: the stored one only
-    /// saves a restarted edge from taking everything anew. An older one does no harm, because
-    /// nothing is served from it before the first lease ([`Index::admit`]).
-    pub(crate) async fn put(&self, table: Table) {
+    /// Puts a table in force, and stores it soon: the stored one only saves a restarted edge from
+    /// taking everything anew. An older one does no harm, because nothing is served from it before
+    /// the first lease ([`Index::admit`]). Inside a Tokio runtime.
+    pub(crate) fn put(&self, table: Table) {
         let table = Arc::new(table);
-        if let Some(dir) = self.dir.clone() {
-            let stored = table.clone();
-            let work = move || snapshot::store(&dir, &stored);
-            let work = atoll_net::task::spawn_blocking("index-store", work);
-            if let Err(error) = work.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-            {
-                metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
-                tracing::warn!(%error, seq = %table.seq(), "the table of sites cannot be stored; \
-                    it is in force all the same, but a restart begins with an older one and \
-                    catches up first: is the disk full?");
-            }
-        }
         metrics::gauge!("atoll_edge_publish_seq").set(table.seq().0 as f64);
-        self.table.store(table);
+        self.table.store(table.clone());
         self.version.send_modify(|version| *version += 1);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(table);
+        }
+    }
+
+    /// Waits until what is in force is stored, or could not be.
+    pub(crate) async fn stored(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.settled().await;
+        }
     }
 
     fn count_soft(&self) {

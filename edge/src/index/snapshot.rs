@@ -1,8 +1,8 @@
-//! The table on disk, so that an edge that restarts while the masters are away serves on.
+//! The table on disk, so that an edge that restarts asks for what it missed and not for everything.
 //!
-//! [`super::Index`] writes it before an entry is acknowledged, if the disk lets it. Nothing hangs
-//! on that: a restarted edge serves nothing before it has heard of the log. Blocking: call it off
-//! the runtime.
+//! [`super::keeper`] writes it behind what is in force, if the disk lets it. Nothing hangs on that:
+//! a restarted edge serves nothing before it has heard of the log. Blocking: call it off the
+//! runtime.
 //!
 //! ```text
 //! "ATOLLIDX"  8 bytes

@@ -236,7 +236,7 @@ mod tests {
         {
             table.apply(&PublishEntry { seq: Seq(seq), at_ms: 0, event });
         }
-        index.put(table).await;
+        index.put(table);
     }
 
     fn site(files: usize, changed: Option<usize>) -> Vec<(String, Vec<u8>)> {

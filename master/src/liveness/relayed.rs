@@ -59,8 +59,8 @@ impl Liveness {
     }
 
     /// An edge had applied the log up to an entry at some time of this run or an earlier one. What
-    /// comes through shields may overtake itself, so nothing is taken back.
-    fn confirmed(&mut self, edge: NodeId, upto: Seq, now: Instant) -> bool {
+    /// it says may overtake itself, so nothing is taken back.
+    pub(super) fn confirmed(&mut self, edge: NodeId, upto: Seq, now: Instant) -> bool {
         let heard = self.nodes.entry(edge).or_insert_with(|| Heard::fresh(now, true));
         let news = upto > heard.acked;
         heard.acked = heard.acked.max(upto);

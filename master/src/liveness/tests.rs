@@ -107,6 +107,25 @@ async fn who_lacks_an_entry_is_found_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_renewal_that_was_overtaken_takes_no_acknowledgement_back() {
+    let start = Instant::now();
+    let mut liveness = Liveness::new(Some(1), start, 0);
+    let strict = |_| Policy::Strict;
+    assert!(liveness.acknowledged(NodeId(1), Seq(5), start));
+    // Asked for before the entry was applied, and answered after.
+    assert!(!liveness.acknowledged(NodeId(1), Seq(4), start));
+    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).acked, ["edge-1"]);
+    // Another run may have lost everything; it gets no lease before it has the log as it is now.
+    liveness.registered(NodeId(1), Seq(5), start);
+    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).waiting, ["edge-1"]);
+    assert!(liveness.acknowledged(NodeId(1), Seq(4), start));
+    assert!(!liveness.grant(NodeId(1), Seq(4), Seq(5), OUT));
+    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).waiting, ["edge-1"]);
+    assert!(liveness.acknowledged(NodeId(1), Seq(5), start));
+    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).acked, ["edge-1"]);
+}
+
+#[tokio::test]
 async fn a_node_is_synced_at_an_index_until_it_differs() {
     let start = Instant::now();
     let mut liveness = Liveness::new(Some(1), start, 0);
@@ -178,7 +197,9 @@ async fn a_farewell_holds_until_the_next_sign_of_life() {
     let signs: [fn(&mut Liveness, NodeId, Instant); 3] = [
         |liveness, node, now| liveness.registered(node, Seq(5), now),
         |liveness, node, now| liveness.heard(node, true, None, now),
-        |liveness, node, now| assert!(!liveness.acknowledged(node, Seq(5), now)),
+        |liveness, node, now| {
+            liveness.acknowledged(node, Seq(5), now);
+        },
     ];
     for sign in signs {
         liveness.leaving(node, 9, now);
