@@ -184,10 +184,7 @@ async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     } else {
         tracing::warn!(cut, "not everything ended in time: publishes wait for this node a while");
     }
-    let flush = async {
-        edge.index.stored().await;
-        edge.chunks.cache().flush().await;
-    };
+    let flush = async { tokio::join!(edge.index.stored(), edge.chunks.cache().flush()) };
     if tokio::time::timeout(FLUSH, flush).await.is_err() {
         tracing::info!("the disk is slow: some cached chunks will be fetched again");
     }

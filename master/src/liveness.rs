@@ -141,7 +141,6 @@ impl Liveness {
         heard.ready = false;
         // It may have started with another disk.
         heard.sync = Sync::default();
-        heard.acked = Seq(0);
     }
 
     /// A heartbeat.
@@ -167,7 +166,8 @@ impl Liveness {
     /// An edge has applied the publish log up to an entry. Tells whether that is news.
     ///
     /// Its renewals and its questions for the log are requests of their own, which may overtake
-    /// each other: nothing is taken back before it registers again.
+    /// each other, so nothing is taken back: also not when it starts anew, because then it gets no
+    /// lease before it has more than it can have acknowledged (see [`Grants::began`]).
     pub(crate) fn acknowledged(&mut self, edge: NodeId, upto: Seq, now: Instant) -> bool {
         self.entry(edge, now).sign_of_life(now);
         self.confirmed(edge, upto, now)

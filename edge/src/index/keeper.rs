@@ -59,16 +59,14 @@ impl Keeper {
     }
 
     fn work(&self) {
+        let _writing = Writing(self);
         loop {
             let table = {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.busy = state.next.is_some();
                 state.next.take()
             };
-            let Some(table) = table else {
-                self.idle.notify_waiters();
-                return;
-            };
+            let Some(table) = table else { return };
             if let Err(error) = snapshot::store(&self.dir, &table) {
                 metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
                 tracing::warn!(%error, seq = %table.seq(), "the table of sites cannot be stored; \
@@ -76,6 +74,20 @@ impl Keeper {
                     catches up first: is the disk full?");
             }
         }
+    }
+}
+
+/// Somebody writes. However that ends, the next table is written by somebody else.
+struct Writing<'a>(&'a Keeper);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        // After an orderly end another may write already.
+        if std::thread::panicking() {
+            metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
+            self.0.state.lock().unwrap_or_else(PoisonError::into_inner).busy = false;
+        }
+        self.0.idle.notify_waiters();
     }
 }
 
@@ -106,6 +118,23 @@ mod tests {
                 assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(seq));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_does_not_end_the_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(dir.path().to_owned());
+        keeper.state.lock().unwrap().busy = true;
+        let writer = keeper.clone();
+        let panicked = std::thread::spawn(move || {
+            let _writing = Writing(&writer);
+            panic!("as a bug would");
+        });
+        assert!(panicked.join().is_err());
+        keeper.settled().await;
+        keeper.keep(table(3));
+        keeper.settled().await;
+        assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(3));
     }
 
     #[tokio::test]

@@ -115,14 +115,15 @@ async fn a_renewal_that_was_overtaken_takes_no_acknowledgement_back() {
     // Asked for before the entry was applied, and answered after.
     assert!(!liveness.acknowledged(NodeId(1), Seq(4), start));
     assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).acked, ["edge-1"]);
-    // Another run may have lost everything; it gets no lease before it has the log as it is now.
+    // Another run may have lost everything, and gets no lease before it has the log as it is now.
+    // Until then it serves nothing, and by what it had heard it is judged when it stays silent.
     liveness.registered(NodeId(1), Seq(5), start);
-    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).waiting, ["edge-1"]);
-    assert!(liveness.acknowledged(NodeId(1), Seq(4), start));
-    assert!(!liveness.grant(NodeId(1), Seq(4), Seq(5), OUT));
-    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).waiting, ["edge-1"]);
-    assert!(liveness.acknowledged(NodeId(1), Seq(5), start));
-    assert_eq!(liveness.progress(&[edge(1)], Seq(5), strict, 0).acked, ["edge-1"]);
+    assert!(!liveness.acknowledged(NodeId(1), Seq(3), start));
+    assert!(!liveness.grant(NodeId(1), Seq(3), Seq(5), OUT));
+    let strict_since_4 = |acked| if acked < Seq(4) { Policy::Available } else { Policy::Strict };
+    assert_eq!(liveness.progress(&[edge(1)], Seq(6), strict_since_4, OUT).down, ["edge-1"]);
+    assert!(liveness.grant(NodeId(1), Seq(6), Seq(6), OUT));
+    assert_eq!(liveness.progress(&[edge(1)], Seq(6), strict_since_4, OUT).waiting, ["edge-1"]);
 }
 
 #[tokio::test]
@@ -197,9 +198,7 @@ async fn a_farewell_holds_until_the_next_sign_of_life() {
     let signs: [fn(&mut Liveness, NodeId, Instant); 3] = [
         |liveness, node, now| liveness.registered(node, Seq(5), now),
         |liveness, node, now| liveness.heard(node, true, None, now),
-        |liveness, node, now| {
-            liveness.acknowledged(node, Seq(5), now);
-        },
+        |liveness, node, now| assert!(!liveness.acknowledged(node, Seq(5), now)),
     ];
     for sign in signs {
         liveness.leaving(node, 9, now);
