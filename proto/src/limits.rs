@@ -92,6 +92,10 @@ pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 /// Most segments of the path of a rule.
 pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Most `*` in one path of `_headers`.
+pub const RULE_SPLATS_MAX: usize = 8;
+/// A path with several of them counts as so many rules: it is looked for, not only compared.
+pub const RULE_SPLATS_WORK: usize = 16;
 /// Most places for captured text in one target or value of a rule.
 pub const RULE_PLACES_MAX: usize = 16;
 /// Longest target or value a rule makes for a request, in bytes; a longer one is not sent.
