@@ -13,6 +13,7 @@ use atoll_proto::content::ExtentList;
 use atoll_proto::manifest::Entry;
 use atoll_proto::publish::Pattern;
 use atoll_proto::{ChunkId, Content, SiteName};
+use tokio::time::Instant;
 
 use super::Index;
 use super::meant::{Unclear, meant};
@@ -20,22 +21,23 @@ use super::table::{SiteState, Table};
 use crate::clock;
 use crate::fetch::Worth;
 
-/// How long finding the chunks may hold up the log.
-const RESOLVE: Duration = Duration::from_secs(3);
+/// How long finding the chunks may hold up the log, for all invalidations that come at once.
+pub(super) const RESOLVE: Duration = Duration::from_secs(3);
 /// How long the disk may take to make the drops last through a power cut.
 const SYNC: Duration = Duration::from_secs(1);
 
-/// Drops what is cached of the files that the patterns mean.
+/// Drops what is cached of the files that the patterns mean; everything when that is not known at
+/// the deadline.
 pub(super) async fn drop_matching(
     index: &Index,
     table: &Table,
-    site: &SiteName,
-    patterns: &[Pattern],
+    (site, patterns): (&SiteName, &[Pattern]),
+    deadline: Instant,
 ) {
     let Some(state) = table.site(site) else {
         return;
     };
-    match tokio::time::timeout(RESOLVE, chunks_of(index, state, patterns)).await {
+    match tokio::time::timeout_at(deadline, chunks_of(index, state, patterns)).await {
         Ok(Ok(chunks)) => {
             let dropped = index.chunks.drop_chunks(&chunks).await;
             metrics::counter!("atoll_edge_invalidated_chunks_total").increment(dropped as u64);
@@ -51,6 +53,10 @@ pub(super) async fn drop_matching(
             index.chunks.clear().await;
         }
     }
+}
+
+/// Makes the drops last through a power cut.
+pub(super) async fn sync_drops(index: &Index) {
     match tokio::time::timeout(SYNC, index.chunks.cache().sync_drops()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "drops may be undone by a power cut"),

@@ -24,7 +24,7 @@ use atoll_client::ClientError;
 use atoll_proto::manifest::Entry;
 use atoll_proto::rules::Rules;
 use atoll_proto::{AliasName, ClusterId, DeployId};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::fetch::Chunks;
 use crate::rules::book::Book;
@@ -92,6 +92,8 @@ pub struct Index {
     table: ArcSwap<Table>,
     pages: Pages,
     book: Book,
+    /// Held by the search for what an invalidation means.
+    searches: Arc<Mutex<()>>,
     chunks: Arc<Chunks>,
     suffixes: Vec<String>,
     /// Where the table is stored; `None` in tests.
@@ -121,6 +123,7 @@ impl Index {
             table: ArcSwap::from_pointee(table),
             pages: Pages::new(chunks.clone(), page_bytes),
             book: Book::new(chunks.clone()),
+            searches: Arc::default(),
             chunks,
             suffixes,
             dir,

@@ -8,29 +8,23 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::answers::{Answers, Shape, answers, places, target_texts};
-use super::decide::{Lookups, Question, path_of};
+use super::answers::{Answers, Shape, Unanswered, answers, led_to, places, target_texts};
+use super::budget::{Budget, TooMuch};
+use super::decide::{Lookups, path_of};
 use super::html;
 use super::pattern::{self, Pattern, Segment};
-use super::request::{Facts, Visitor, is_loaded};
+use super::request::is_loaded;
 use super::template::{Captures, Part};
 use super::{HeaderChange, HeaderRule, Redirect, Rules};
+use crate::limits;
 use crate::tags::{TAG_HEADERS, tags_of};
-
-/// Most steps that finding the bearers may take: some seconds.
-const STEPS_MAX: u64 = 8 << 20;
-
-/// It would take too long to find out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the site and its rules are too large to tell which files have a tag")]
-pub struct TooMuch;
 
 /// The files of a deploy, and the files of earlier deploys that may answer where it has none.
 #[derive(Debug, Clone, Default)]
 pub struct SiteFiles {
     /// Of the deploy that has the rules.
     pub own: HashSet<Vec<u8>>,
-    /// Of earlier deploys.
+    /// Of earlier deploys, which may be at paths that the deploy has, too: a rule may hide those.
     pub earlier: HashSet<Vec<u8>>,
 }
 
@@ -49,29 +43,15 @@ impl Lookups for SiteFiles {
     }
 }
 
-/// The hosts at which rules about a path differ: those that they name, and `""` for any other.
-pub fn hosts_at(rules: &Rules, (path, directory): (&[u8], bool)) -> BTreeSet<String> {
-    let set = &rules.set;
-    let asked = pattern::segments(set.dialect, path, directory);
-    let redirects = rules.redirects.all_candidates(&asked).into_iter();
-    let redirects = redirects.filter_map(|number| set.redirects.get(number as usize));
-    let headers = rules.headers.all_candidates(&asked).into_iter();
-    let headers = headers.filter_map(|number| set.headers.get(number as usize));
-    let sources = redirects.map(|rule| &rule.source).chain(headers.map(|rule| &rule.source));
-    let about = |source: &&Pattern| source.captured_at_any_host(set.dialect, &asked).is_some();
-    let named = sources.filter(about).filter(|source| source.one_host());
-    let named = named.filter_map(|source| source.host.clone());
-    named.chain([String::new()]).collect()
-}
-
 /// The files that may be answered with a tag that is `wanted`.
 ///
 /// # Errors
-/// When it would take too long.
+/// When the budget does not suffice.
 pub fn bearers(
     rules: &Rules,
     wanted: &dyn Fn(&str) -> bool,
     files: &SiteFiles,
+    budget: &mut Budget<'_>,
 ) -> Result<Bearers, TooMuch> {
     let gives: Vec<bool> = rules
         .set
@@ -88,13 +68,16 @@ pub fn bearers(
         gives,
         files,
         found: Bearers::default(),
-        shapes: Vec::new(),
+        shapes: HashSet::new(),
         asked: HashSet::new(),
-        steps: 0,
+        budget,
     };
     search.run()?;
     Ok(search.found)
 }
+
+/// Steps that making the headers of one answer takes, about.
+const HEADERS_STEPS: usize = 64;
 
 /// Whether a line of `_headers` may give a tag that is wanted.
 fn may_give(change: &HeaderChange, wanted: &dyn Fn(&str) -> bool) -> bool {
@@ -113,7 +96,7 @@ fn may_give(change: &HeaderChange, wanted: &dyn Fn(&str) -> bool) -> bool {
     tags_of(&[(name, &text)]).any(wanted)
 }
 
-struct Search<'r> {
+struct Search<'r, 's> {
     rules: &'r Rules,
     wanted: &'r dyn Fn(&str) -> bool,
     /// Which rules of `_headers` may give a tag that is wanted.
@@ -121,10 +104,10 @@ struct Search<'r> {
     files: &'r SiteFiles,
     found: Bearers,
     /// What bears the tag, as far as it is known.
-    shapes: Vec<Shape>,
-    /// Paths that were asked about.
+    shapes: HashSet<Shape>,
+    /// Paths with a rule that may give the tag, which were asked about.
     asked: HashSet<(Vec<u8>, bool)>,
-    steps: u64,
+    budget: &'r mut Budget<'s>,
 }
 
 /// Paths by which a rule may lead to a file.
@@ -135,7 +118,7 @@ enum Way {
     Paths(Vec<Segment>),
 }
 
-impl<'r> Search<'r> {
+impl Search<'_, '_> {
     fn run(&mut self) -> Result<(), TooMuch> {
         for file in &self.files.own {
             for (path, directory) in own_urls(file) {
@@ -162,20 +145,10 @@ impl<'r> Search<'r> {
         for rule in open {
             self.open(rule, &giving)?;
         }
-        self.anywhere(&giving);
-        let shapes = std::mem::take(&mut self.shapes);
-        for shape in &shapes {
-            self.spend(self.files.own.len() + self.files.earlier.len())?;
-            let fits = |file: &&Vec<u8>| shape.may_lead_to(file);
-            self.found.own.extend(self.files.own.iter().filter(fits).cloned());
-            self.found.earlier.extend(self.files.earlier.iter().filter(fits).cloned());
-        }
+        self.anywhere(&giving)?;
+        self.found.own.extend(led_to(&self.shapes, &self.files.own, self.budget)?);
+        self.found.earlier.extend(led_to(&self.shapes, &self.files.earlier, self.budget)?);
         Ok(())
-    }
-
-    fn spend(&mut self, steps: usize) -> Result<(), TooMuch> {
-        self.steps += steps as u64;
-        if self.steps > STEPS_MAX { Err(TooMuch) } else { Ok(()) }
     }
 
     /// Asks about a path with and without a final slash; `text` is the path as a URL has it.
@@ -192,56 +165,85 @@ impl<'r> Search<'r> {
 
     /// Adds what a path may be answered with where its headers have the tag.
     fn ask(&mut self, path: Vec<u8>, directory: bool) -> Result<(), TooMuch> {
-        self.spend(1)?;
-        let set = &self.rules.set;
+        let rules = self.rules;
+        let set = &rules.set;
         let segments = pattern::segments(set.dialect, &path, directory);
-        let about = self.rules.headers.all_candidates(&segments);
-        self.spend(about.len())?;
-        let gives = |number: &u32| self.gives.get(*number as usize) == Some(&true);
-        let giving = about.iter().copied().filter(gives);
-        let giving = giving.filter_map(|number| set.headers.get(number as usize));
-        let fits =
-            |rule: &&HeaderRule| rule.source.captured_at_any_host(set.dialect, &segments).is_some();
-        let giving: Vec<&HeaderRule> = giving.filter(fits).collect();
-        // The hosts that placeholders stand for cannot be gone through.
-        let at_some_host = giving.iter().any(|rule| !rule.source.one_host());
-        if giving.is_empty() || self.asked.contains(&(path.clone(), directory)) {
-            return Ok(());
-        }
-        let hosts = hosts_at(self.rules, (&path, directory));
-        for host in hosts {
-            self.spend(8 + 2 * about.len())?;
-            if !at_some_host && !self.has_tag(&path, directory, &host) {
+        let (about, nodes) = rules.headers.all_candidates(&segments);
+        self.budget.spend(1 + nodes + about.len())?;
+        let mut giving = Vec::new();
+        for number in &about {
+            if self.gives.get(*number as usize) != Some(&true) {
                 continue;
             }
-            let Ok(said) = answers(self.rules, (&path, directory), &host, self.files) else {
-                return Err(TooMuch);
-            };
-            let Answers { files, earlier, shapes } = said;
-            self.found.own.extend(files);
-            let known = earlier.into_iter().filter(|path| self.files.earlier.contains(path));
-            self.found.earlier.extend(known);
-            for shape in shapes {
-                if !self.shapes.contains(&shape) {
-                    self.spend(self.shapes.len())?;
-                    self.shapes.push(shape);
-                }
+            let Some(rule) = set.headers.get(*number as usize) else { continue };
+            self.budget.spend(1 + rule.source.search_work())?;
+            if rule.source.captured_at_any_host(set.dialect, &segments).is_some() {
+                giving.push(&rule.source);
             }
         }
-        self.asked.insert((path, directory));
+        if giving.is_empty() || !self.asked.insert((path.clone(), directory)) {
+            return Ok(());
+        }
+        // The hosts that placeholders stand for cannot be gone through.
+        let few = giving.iter().all(|source| source.one_host());
+        let hosts = if few { self.hosts_at(&segments, &about)? } else { None };
+        let Some(hosts) = hosts else {
+            return self.answered((&path, directory), None);
+        };
+        for host in &hosts {
+            self.budget.spend(HEADERS_STEPS + 2 * about.len())?;
+            if self.has_tag(&path, directory, host) {
+                self.answered((&path, directory), Some(host))?;
+            }
+        }
         Ok(())
     }
 
-    fn has_tag(&self, path: &[u8], directory: bool, host: &str) -> bool {
-        let facts = Facts {
-            path: path.to_vec(),
-            directory,
-            host: host.to_owned(),
-            query: None,
-            navigation: false,
-            visitor: Visitor::default(),
+    /// Adds what a path is answered with at a host, or at any.
+    fn answered(&mut self, asked: (&[u8], bool), host: Option<&str>) -> Result<(), TooMuch> {
+        let said = match answers(self.rules, asked, host, self.files, self.budget) {
+            Ok(said) => said,
+            Err(Unanswered::TooMuch(error)) => return Err(error),
+            // All files are known.
+            Err(Unanswered::Need(_)) => return Err(TooMuch),
         };
-        let headers = Question::new(self.rules, facts).headers().headers;
+        let Answers { files, earlier, shapes } = said;
+        self.found.own.extend(files);
+        let known = earlier.into_iter().filter(|path| self.files.earlier.contains(path));
+        self.found.earlier.extend(known);
+        self.shapes.extend(shapes);
+        Ok(())
+    }
+
+    /// The hosts at which rules about a path differ: those that they name, and `""` for any other;
+    /// `None` when there are many. `about` are the rules of `_headers` for the path.
+    fn hosts_at(
+        &mut self,
+        segments: &[&[u8]],
+        about: &[u32],
+    ) -> Result<Option<BTreeSet<String>>, TooMuch> {
+        let set = &self.rules.set;
+        let (redirects, nodes) = self.rules.redirects.all_candidates(segments);
+        self.budget.spend(nodes + redirects.len())?;
+        let redirects = redirects.into_iter().filter_map(|at| set.redirects.get(at as usize));
+        let headers = about.iter().filter_map(|at| set.headers.get(*at as usize));
+        let sources = redirects.map(|rule| &rule.source).chain(headers.map(|rule| &rule.source));
+        let mut hosts = BTreeSet::from([String::new()]);
+        for source in sources.filter(|source| source.one_host()) {
+            let Some(host) = &source.host else { continue };
+            self.budget.spend(1 + source.search_work())?;
+            if source.captured_at_any_host(set.dialect, segments).is_some() {
+                hosts.insert(host.clone());
+            }
+            if hosts.len() > limits::SEARCH_HOSTS_MAX {
+                return Ok(None);
+            }
+        }
+        Ok(Some(hosts))
+    }
+
+    fn has_tag(&self, path: &[u8], directory: bool, host: &str) -> bool {
+        let headers = self.rules.headers_at((path, directory), host).headers;
         let sent = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let sent: Vec<(String, String)> = sent.collect();
         tags_of(&sent).any(self.wanted)
@@ -249,10 +251,13 @@ impl<'r> Search<'r> {
 
     /// A rule with wildcards, which is no redirect, and rules with wildcards that may give the tag.
     fn open(&mut self, rule: &Redirect, giving: &[&Pattern]) -> Result<(), TooMuch> {
-        self.spend(1 + giving.len())?;
-        let fits =
-            |own: &&&Pattern| own.host_meets(&rule.source) && own.meets(&rule.source.segments);
-        let giving: Vec<&Pattern> = giving.iter().filter(fits).copied().collect();
+        let mut meeting = Vec::new();
+        for own in giving {
+            if own.host_meets(&rule.source) && own.meets(&rule.source.segments, self.budget)? {
+                meeting.push(*own);
+            }
+        }
+        let giving = meeting;
         if giving.is_empty() {
             return Ok(());
         }
@@ -274,8 +279,7 @@ impl<'r> Search<'r> {
         let files = self.files;
         let own = files.own.iter().map(|file| (file, true));
         for (file, own) in own.chain(files.earlier.iter().map(|file| (file, false))) {
-            self.spend(1)?;
-            if !shape.may_lead_to(file) {
+            if !shape.may_lead_to(file, self.budget)? {
                 continue;
             }
             let mut bears = false;
@@ -286,7 +290,9 @@ impl<'r> Search<'r> {
                         match way {
                             Way::Path(text) => self.ask_all(text)?,
                             Way::Paths(segments) => {
-                                bears |= giving.iter().any(|own| own.meets(&segments));
+                                for own in &giving {
+                                    bears = bears || own.meets(&segments, self.budget)?;
+                                }
                             }
                         }
                     }
@@ -301,7 +307,7 @@ impl<'r> Search<'r> {
     }
 
     /// What is answered at any path, or at any below a directory.
-    fn anywhere(&mut self, giving: &[&Pattern]) {
+    fn anywhere(&mut self, giving: &[&Pattern]) -> Result<(), TooMuch> {
         let index = &b"index.html"[..];
         if self.rules.set.spa && !giving.is_empty() && self.files.own.contains(index) {
             self.found.own.insert(index.to_vec());
@@ -314,10 +320,14 @@ impl<'r> Search<'r> {
                 None => continue,
             };
             below.push(Segment::Splat { prefix: Vec::new(), suffix: Vec::new() });
-            if giving.iter().any(|own| !for_loaded(own) && own.meets(&below)) {
-                self.found.own.insert(file.clone());
+            for own in giving.iter().filter(|own| !for_loaded(own)) {
+                if own.meets(&below, self.budget)? {
+                    self.found.own.insert(file.clone());
+                    break;
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -373,20 +383,12 @@ fn ways(rule: &Redirect, shape: &Shape, file: &[u8]) -> Option<Vec<Way>> {
     let one = segments.iter().filter(open).count() == 1
         && segments.iter().all(single)
         && places(&rule.target) == 1;
-    let holes = shape.0.iter().filter(|part| part.is_none()).count();
-    if !one || holes != 1 {
-        return None;
-    }
-    let at = shape.0.iter().position(Option::is_none)?;
-    let (before, after) = (shape.0[..at].iter().flatten(), shape.0[at + 1..].iter().flatten());
-    let (before, after): (Vec<&[u8]>, Vec<&[u8]>) =
-        (before.map(Vec::as_slice).collect(), after.map(Vec::as_slice).collect());
-    let (before, after) = (before.concat(), after.concat());
+    let (before, after) = shape.around_hole().filter(|_| one)?;
     let splat = rule.source.has_splat();
     let mut ways = Vec::new();
     for text in target_texts(file) {
-        let captured = text.strip_prefix(before.as_slice());
-        let Some(captured) = captured.and_then(|rest| rest.strip_suffix(after.as_slice())) else {
+        let captured = text.strip_prefix(before);
+        let Some(captured) = captured.and_then(|rest| rest.strip_suffix(after)) else {
             continue;
         };
         if splat || (!captured.is_empty() && !captured.contains(&b'/')) {

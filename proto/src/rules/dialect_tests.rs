@@ -156,3 +156,26 @@ fn what_is_only_too_much_is_told_apart() {
     assert!(!read(Netlify, &format!("bad\n{many}"), "").unwrap_err().over_limit());
     assert!(!read(Netlify, "bad", "").unwrap_err().over_limit());
 }
+
+#[test]
+fn paths_with_several_splats_cost_what_looking_for_them_costs() {
+    let with = |count: usize, path: &dyn Fn(usize) -> String| {
+        let blocks: String = (0..count).map(|at| format!("{}\n  X-A: 1\n", path(at))).collect();
+        let sources = Sources { redirects: None, headers: Some(blocks.as_bytes()) };
+        parse(sources, &SiteSettings::default())
+    };
+    let images = |at: usize| format!("/*/img{at}/*.png");
+    let deep = |at: usize| format!("/*{}/{at}/*", "/a".repeat(60));
+    let below = |at: usize| format!("/app{at}/*/img/*.png");
+    for (count, path, fits) in [
+        (40, &images as &dyn Fn(usize) -> String, true),
+        (50, &images, false),
+        (2, &deep, true),
+        (3, &deep, false),
+        (5000, &below, true),
+    ] {
+        let read = with(count, path);
+        assert_eq!(read.is_ok(), fits, "{count} {} {:?}", path(0), read.err());
+    }
+    assert!(with(50, &images).unwrap_err().over_limit());
+}

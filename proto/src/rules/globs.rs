@@ -46,7 +46,11 @@ pub(super) fn fits(segments: &[Segment], asked: &[&[u8]]) -> bool {
             }
         }
     }
-    let text: Vec<u8> = asked.iter().flat_map(|segment| [&b"/"[..], segment].concat()).collect();
+    let mut text = Vec::with_capacity(asked.iter().map(|segment| segment.len() + 1).sum());
+    for segment in asked {
+        text.push(b'/');
+        text.extend_from_slice(segment);
+    }
     let (first, rest) = pieces.split_first().expect("there is always a piece");
     let Some(mut at) = end_of(first, &text, 0) else { return false };
     let Some((last, middle)) = rest.split_last() else { return at == text.len() };

@@ -10,6 +10,7 @@
 
 pub mod answers;
 pub mod bearers;
+pub mod budget;
 pub mod decide;
 pub mod effect;
 mod globs;
@@ -153,8 +154,8 @@ impl Rules {
         let mut headers = Trie::default();
         for (number, rule) in (0_u32..).zip(&set.headers) {
             let key = Key { host: rule.source.key_host(), parameter: None };
-            let several = if rule.source.splats() > 1 { limits::RULE_SPLATS_WORK } else { 1 };
-            headers.insert(&rule.source, key, number, several * rule.changes.len().max(1));
+            let changes = rule.changes.len().max(1);
+            headers.insert(&rule.source, key, number, rule.source.search_work() + changes);
         }
         let looks = |rule: &Redirect| !rule.languages.is_empty() || !rule.cookies.is_empty();
         let look_at_visitors = set.redirects.iter().any(looks);

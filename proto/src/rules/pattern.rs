@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::{Budget, TooMuch};
 use crate::{limits, site::Dialect};
 
 /// A host, perhaps, and segments.
@@ -175,14 +176,23 @@ impl Segment {
 
 impl Pattern {
     /// Whether a path may fit both this and these segments; never wrongly `false`.
-    pub(super) fn meets(&self, other: &[Segment]) -> bool {
+    ///
+    /// # Errors
+    /// When the budget does not suffice.
+    pub(super) fn meets(
+        &self,
+        other: &[Segment],
+        budget: &mut Budget<'_>,
+    ) -> Result<bool, TooMuch> {
         let own = &self.segments;
+        budget.spend(1)?;
         if let (Some(last), Some(their)) = (own.last(), other.last())
             && !last.end().ends_with(their.end())
             && !their.end().ends_with(last.end())
         {
-            return false;
+            return Ok(false);
         }
+        budget.spend((own.len() + 1) * (other.len() + 1))?;
         let splat = |segments: &[Segment], at: usize| {
             matches!(segments.get(at), Some(Segment::Splat { .. }))
         };
@@ -204,7 +214,7 @@ impl Pattern {
                 fits[at][their] = ends || over || both;
             }
         }
-        fits[0][0]
+        Ok(fits[0][0])
     }
 
     /// Whether a request may be for the hosts of both.
@@ -246,6 +256,12 @@ impl Pattern {
     /// Number of splats.
     pub(super) fn splats(&self) -> usize {
         self.segments.iter().filter(|s| matches!(s, Segment::Splat { .. })).count()
+    }
+
+    /// What comparing it costs beside what other patterns cost.
+    pub(super) fn search_work(&self) -> usize {
+        let several = self.splats() > 1;
+        if several { limits::RULE_SPLATS_WORK * self.segments.len() } else { 0 }
     }
 
     /// Whether it ends in or holds a splat.
