@@ -269,7 +269,9 @@ proptest! {
         let names: Vec<Vec<u8>> = model.files.own.union(&model.files.earlier).cloned().collect();
         for (path, directory) in names.iter().flat_map(|file| own_urls(file)) {
             for host in ["blog.example", "o.example"] {
-                model.ask(asked(&path, directory, host, true, &long));
+                for everything in [true, false] {
+                    model.ask(asked(&path, directory, host, everything, &long));
+                }
             }
         }
         let found = search(&model.rules, &wanted, &model.files);
