@@ -161,17 +161,18 @@ impl WaitArgs {
     }
 }
 
-/// How the rules of a site are read, instead of the site's own settings.
+/// How the rules of a site are read: a setting of the site, or of one deploy instead of it.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RuleArgs {
-    /// How `_redirects` and `_headers` are read: `netlify` or `pages`
+    /// How `_redirects` and `_headers` are read: `netlify` or `pages` [of a new site: netlify]
     #[arg(long, value_name = "DIALECT")]
     dialect: Option<Dialect>,
     /// URLs of pages: `lenient`, `auto-trailing-slash`, `force-trailing-slash`,
-    /// `drop-trailing-slash` or `none`
+    /// `drop-trailing-slash` or `none` [of a new site: lenient]
     #[arg(long, value_name = "MODE")]
     html_handling: Option<HtmlHandling>,
-    /// Navigations to paths that do not exist get /index.html
+    /// Navigations to paths that do not exist get /index.html; `--spa=false` where they do not
+    /// [of a new site: false]
     #[arg(
         long,
         value_name = "BOOL",
@@ -289,6 +290,20 @@ mod tests {
         }
         let cli = parse("atoll chunkserver --config node.toml").unwrap();
         assert_eq!(cli.global.config.unwrap(), PathBuf::from("node.toml"));
+    }
+
+    #[test]
+    fn what_follows_spa_is_no_value_of_it() {
+        for (line, expected) in [
+            ("atoll deploy --spa app --site blog", Some(true)),
+            ("atoll deploy app --site blog --spa=false", Some(false)),
+            ("atoll deploy app --site blog", None),
+        ] {
+            let Command::Deploy(args) = parse(line).unwrap().command else { panic!("{line}") };
+            assert_eq!((args.dir, args.rules.spa), (PathBuf::from("app"), expected), "{line}");
+        }
+        assert!(parse("atoll site create --spa app").is_ok());
+        assert!(parse("atoll site set app --spa true").is_err());
     }
 
     #[test]

@@ -142,6 +142,8 @@ impl Failure {
             Self::Client(error) | Self::At { source: error, .. } => client_exit(error),
             Self::Deploy(DeployError::Conflict(_)) => Exit::Conflict,
             Self::Deploy(DeployError::Client(error)) => client_exit(error),
+            Self::Deploy(DeployError::Rules(faults)) if faults.over_limit() => Exit::Limit,
+            Self::Deploy(DeployError::RulesTooLong(_)) => Exit::Limit,
             Self::Deploy(_) => Exit::Failed,
             Self::Unconfirmed { .. } => Exit::Unconfirmed,
             Self::StdoutClosed => Exit::Done,

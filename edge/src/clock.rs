@@ -9,6 +9,12 @@ pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// The same in milliseconds since the Unix epoch.
+pub(crate) fn wall_ms() -> u64 {
+    let since = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The clock that leases are counted by: nanoseconds since this machine started, counted on while
 /// it sleeps.
 pub(crate) fn boot_ns() -> u64 {

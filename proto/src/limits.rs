@@ -92,6 +92,11 @@ pub const RULES_LINE_BYTES_MAX: usize = 8 << 10;
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 /// Most segments of the path of a rule.
 pub const RULE_SEGMENTS_MAX: usize = 64;
+/// Most `*` in one path of `_headers`.
+pub const RULE_SPLATS_MAX: usize = 8;
+/// Each segment of a path with several of them costs as much as so many rules: it is looked for
+/// everywhere in the path that is asked for, not only compared.
+pub const RULE_SPLATS_WORK: usize = 16;
 /// Most places for captured text in one target or value of a rule.
 pub const RULE_PLACES_MAX: usize = 16;
 /// Longest target or value a rule makes for a request, in bytes; a longer one is not sent.
@@ -103,6 +108,12 @@ pub const RULE_MATCHES_MAX: usize = 64;
 pub const RULE_WORK_MAX: usize = 4096;
 /// The same for rules about headers, each of which counts as often as it has headers.
 pub const HEADER_RULE_WORK_MAX: usize = 2048;
+/// Most steps that finding the files which an invalidation means may take.
+pub const SEARCH_STEPS_MAX: u64 = 16 << 20;
+/// The same where the files of the site are looked up one by one, before all of them are read.
+pub const LOOKUP_STEPS_MAX: u64 = 16 << 10;
+/// Hosts that rules about one path may name for each to be asked about by itself.
+pub const SEARCH_HOSTS_MAX: usize = 8;
 /// Most parameters of the query that one rule may want.
 pub const RULE_WANTED_MAX: usize = 16;
 /// Most languages, and most cookies, that one rule may name.

@@ -1,8 +1,9 @@
 //! Cache tags: names that a site's header rules give to files, for `invalidate --tag`.
 //!
 //! Read by edges out of the headers a file has by the rules of its site. `Cache-Tag` separates
-//! tags by commas, as Cloudflare and Akamai do; `Surrogate-Key` by spaces, as Fastly does. Tags
-//! are compared without regard to case. The headers themselves are for edges only.
+//! tags by commas, as Cloudflare and Akamai do; `Surrogate-Key` by spaces, as Fastly does, and by
+//! commas, which join several lines of one header (RFC 9110 section 5.3). Tags are compared without
+//! regard to case. The headers themselves are for edges only.
 
 use crate::limits;
 
@@ -22,7 +23,7 @@ where
             let commas = name.eq_ignore_ascii_case(TAG_HEADERS[0]);
             let carries = commas || name.eq_ignore_ascii_case(TAG_HEADERS[1]);
             let value = if carries { value.as_ref() } else { "" };
-            value.split(move |c: char| if commas { c == ',' } else { c.is_ascii_whitespace() })
+            value.split(move |c: char| c == ',' || (!commas && c.is_ascii_whitespace()))
         })
         .map(str::trim)
         .filter(|tag| check_tag(tag).is_ok())
@@ -62,8 +63,8 @@ mod tests {
     #[test]
     fn both_headers_name_tags_in_their_own_way() {
         let headers =
-            [("CACHE-TAG", " a, B c ,,d"), ("X-Other", "e"), ("surrogate-key", "f  g,h i")];
-        assert_eq!(tags(&headers), ["a", "B c", "d", "f", "i"]);
+            [("CACHE-TAG", " a, B c ,,d"), ("X-Other", "e"), ("surrogate-key", "f  g,h i, j")];
+        assert_eq!(tags(&headers), ["a", "B c", "d", "f", "g", "h", "i", "j"]);
         assert!(same_tag("News", "nEWS") && !same_tag("News", "New"));
         assert!(tags(&[]).is_empty());
     }

@@ -1,15 +1,16 @@
 //! `atoll site`: sites and their own host names.
 
+use atoll_client::RuleChoices;
 use atoll_proto::SiteName;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{Alias, Site, SiteOp, check_domain};
-use atoll_proto::site::{Dialect, HtmlHandling, Policy, SiteChanges, SiteSettings};
+use atoll_proto::site::{Policy, SiteChanges, SiteSettings};
 use atoll_proto::{AliasName, limits};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::published::{DeployText, site_and_aliases, url};
-use crate::args::SiteArg;
+use crate::args::{RuleArgs, SiteArg};
 use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::report::Failure;
@@ -88,21 +89,8 @@ struct Choices {
     /// [default: strict]
     #[arg(long, value_name = "POLICY")]
     policy: Option<Policy>,
-    /// How `_redirects` and `_headers` are read: `netlify` or `pages` [default: netlify]
-    #[arg(long, value_name = "DIALECT")]
-    dialect: Option<Dialect>,
-    /// URLs of pages: `lenient`, `auto-trailing-slash`, `force-trailing-slash`,
-    /// `drop-trailing-slash` or `none` [default: lenient]
-    #[arg(long, value_name = "MODE")]
-    html_handling: Option<HtmlHandling>,
-    /// Whether navigations to paths that do not exist get /index.html [default: false]
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        default_missing_value = "true"
-    )]
-    spa: Option<bool>,
+    #[command(flatten)]
+    rules: RuleArgs,
     /// Files of so many earlier deploys stay reachable; 0 for none [default: 10]
     #[arg(long, value_name = "N")]
     earlier_count: Option<u32>,
@@ -116,12 +104,13 @@ struct Choices {
 
 impl Choices {
     fn changes(self) -> SiteChanges {
+        let RuleChoices { dialect, html_handling, spa } = self.rules.choices();
         SiteChanges {
             domains: (!self.domains.is_empty()).then_some(self.domains),
             policy: self.policy,
-            dialect: self.dialect,
-            html_handling: self.html_handling,
-            spa: self.spa,
+            dialect,
+            html_handling,
+            spa,
             earlier_count: self.earlier_count,
             earlier_age_secs: self.earlier_days.map(|days| days * 24 * 3600),
             live: self.live.map(Some),

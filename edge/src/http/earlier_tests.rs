@@ -8,14 +8,13 @@ use crate::index::table::Table;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-fn now_ms() -> u64 {
-    let since = clock::wall().duration_since(UNIX_EPOCH).unwrap();
-    u64::try_from(since.as_millis()).unwrap()
+pub(super) fn now_ms() -> u64 {
+    clock::wall_ms()
 }
 
 impl Fixture {
     /// The next entry of the publish log.
-    async fn apply(&self, event: PublishEvent) {
+    pub(super) async fn apply(&self, event: PublishEvent) {
         let mut table = self.responder.index.table().as_ref().clone();
         let seq = Seq(table.seq().0 + 1);
         follow::apply(&self.responder.index, &mut table, &[PublishEntry { seq, at_ms: 0, event }])
@@ -23,7 +22,12 @@ impl Fixture {
         self.responder.index.put(table);
     }
 
-    async fn set_alias(&self, name: &str, deploy: DeployId, earlier: &[(DeployId, u64)]) {
+    pub(super) async fn set_alias(
+        &self,
+        name: &str,
+        deploy: DeployId,
+        earlier: &[(DeployId, u64)],
+    ) {
         let earlier = earlier.iter();
         let earlier = earlier.map(|(deploy, at)| Earlier { deploy: *deploy, replaced_ms: *at });
         let alias = Alias {
@@ -38,13 +42,13 @@ impl Fixture {
         self.apply(PublishEvent::AliasSet(alias)).await;
     }
 
-    async fn limit(&self, earlier: EarlierLimits) {
+    pub(super) async fn limit(&self, earlier: EarlierLimits) {
         let settings = SiteSettings { earlier, ..SiteSettings::default() };
         let (name, domains) = ("blog".parse().unwrap(), vec!["blog.example".to_owned()]);
         self.apply(PublishEvent::SiteSet(Site { name, domains, created_ms: 0, settings })).await;
     }
 
-    fn publish(&self, files: &[(&str, &[u8])]) -> DeployId {
+    pub(super) fn publish(&self, files: &[(&str, &[u8])]) -> DeployId {
         Published::new(&self.upstream, files).deploy
     }
 }

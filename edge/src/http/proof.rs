@@ -18,11 +18,10 @@ use tokio::sync::Semaphore;
 use super::Response;
 use super::body::Body;
 use super::path::{self, BadPath, SitePath};
-use super::respond::{ATOLL_DEPLOY, page, set};
+use super::respond::{ATOLL_DEPLOY, own_headers, page, set};
 use crate::fetch::Worth;
 use crate::index::Index;
 use crate::rules::ask;
-use crate::rules::book::Book;
 
 /// Where proofs are asked for.
 pub const PATH: &str = "/.well-known/atoll/proof";
@@ -61,7 +60,6 @@ static MAKING: Semaphore = Semaphore::const_new(8);
 /// decide by the site's rules is as for a request for that URL with these headers.
 pub async fn answer(
     index: &Index,
-    book: &Book,
     deploy: DeployId,
     raw: &str,
     host: &str,
@@ -80,14 +78,14 @@ pub async fn answer(
         return busy();
     };
     let facts = ask::facts(&asked, host, query, headers);
-    let proof = match prove(index, book, deploy, names(&asked), facts, headers).await {
+    let proof = match prove(index, deploy, names(&asked), facts, headers).await {
         Ok(proof) => proof,
         Err(error) => {
             tracing::warn!(deploy = %deploy.short(), %error, "a proof cannot be given");
             return page(StatusCode::SERVICE_UNAVAILABLE, "The proof cannot be given right now.");
         }
     };
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = own_headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(proof.len()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -104,18 +102,17 @@ fn busy() -> Response {
 
 async fn prove(
     index: &Index,
-    book: &Book,
     deploy: DeployId,
     mut names: Vec<Vec<u8>>,
     facts: Facts,
     headers: &HeaderMap,
 ) -> Result<Vec<u8>, ClientError> {
-    names.extend(ask::names(index, book, deploy, facts, headers).await?);
+    names.extend(ask::names(index, deploy, facts, headers).await?);
     let proving = prove_pages(index.pages(), deploy, &names).await?;
     let mut more = Vec::new();
     let mut bytes = 0;
     for id in proving.more() {
-        let got = book.chunks().get(id, Worth::Use).await;
+        let got = index.chunks().get(id, Worth::Use).await;
         let got = got.map_err(|error| ClientError::Unreachable {
             what: format!("chunk {}", id.short()),
             reason: error.to_string(),

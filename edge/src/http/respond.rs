@@ -28,7 +28,6 @@ use crate::index::table::SiteState;
 use crate::index::{Found, Index, host};
 use crate::rules::ask::{self, Said, Target};
 use crate::rules::asset;
-use crate::rules::book::Book;
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -44,7 +43,6 @@ const TRIES: u32 = 3;
 pub struct Responder {
     index: Arc<Index>,
     chunks: Arc<Chunks>,
-    rules: Book,
     /// The name of this edge as `Cache-Status` says it.
     name: String,
 }
@@ -52,8 +50,7 @@ pub struct Responder {
 impl Responder {
     /// `name` is the node's name.
     pub fn new(index: Arc<Index>, chunks: Arc<Chunks>, name: &str) -> Responder {
-        let rules = Book::new(chunks.clone());
-        Responder { index, chunks, rules, name: structured_name(name) }
+        Responder { index, chunks, name: structured_name(name) }
     }
 
     /// Answers a request.
@@ -71,9 +68,6 @@ impl Responder {
         }
         set(headers, header::DATE, &httpdate::fmt_http_date(now));
         headers.insert(header::SERVER, HeaderValue::from_static("atoll"));
-        if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        }
         if preview {
             headers.insert(X_ROBOTS_TAG, HeaderValue::from_static("noindex"));
         }
@@ -145,14 +139,14 @@ impl Responder {
         };
         if let Some(raw) = proof::asked(&request.uri) {
             let headers = &request.headers;
-            return proof::answer(&self.index, &self.rules, deploy, raw, host, headers).await;
+            return proof::answer(&self.index, deploy, raw, host, headers).await;
         }
         let raw = request.uri.path().as_bytes();
         let (said, asked) = match path::parse(raw) {
             Ok(asked) => {
                 let facts = ask::facts(&asked, host, request.uri.query(), &request.headers);
                 let headers = &request.headers;
-                let said = ask::ask(&self.index, &self.rules, deploy, facts, headers).await;
+                let said = ask::ask(&self.index, deploy, facts, headers).await;
                 (said, asked.path)
             }
             Err(BadPath::Malformed(reason)) => return page(StatusCode::BAD_REQUEST, reason),
@@ -473,9 +467,16 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Result<String, &'static str> {
     host::normalized(named).ok_or("The host of the request is not a host name.")
 }
 
+/// Headers that begin every answer; a site's rules may change what follows from no request.
+pub(super) fn own_headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+}
+
 /// Headers that a 200, a 206 and a 304 have in common.
 fn file_headers(entry: &Entry, etag: &str, last_modified: SystemTime) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = own_headers();
     set(&mut headers, header::ETAG, etag);
     set(&mut headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(last_modified));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -510,7 +511,7 @@ fn about_nothing(method: &Method, wrong: Option<&str>) -> Response {
 
 fn allowed(status: StatusCode) -> Response {
     let mut response = match status {
-        StatusCode::NO_CONTENT => Response { status, headers: HeaderMap::new(), body: Body::Empty },
+        StatusCode::NO_CONTENT => Response { status, headers: own_headers(), body: Body::Empty },
         _ => page(status, "This site can only be read."),
     };
     response.headers.insert(header::ALLOW, HeaderValue::from_static(ALLOW));
@@ -544,7 +545,7 @@ pub(super) fn page(status: StatusCode, text: &str) -> Response {
 
 /// A body of our own.
 fn own(status: StatusCode, content_type: &'static str, body: Bytes) -> Response {
-    let mut headers = HeaderMap::with_capacity(12);
+    let mut headers = own_headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     let control =

@@ -354,5 +354,8 @@ proptest! {
 #[path = "earlier_tests.rs"]
 mod earlier;
 
+#[path = "invalidated_tests.rs"]
+mod invalidated;
+
 #[path = "ruled_tests.rs"]
 mod ruled;

@@ -102,6 +102,28 @@ async fn headers_of_rules_are_on_files_and_change_nothing_that_is_the_servers() 
 }
 
 #[tokio::test]
+async fn pages_takes_away_what_the_edge_would_send() {
+    let site = Fixture::new(&[]).await;
+    let files: &[(&str, &[u8])] = &[
+        ("a", b"a"),
+        ("b", b"b"),
+        ("_headers", b"/a\n  ! X-Content-Type-Options\n  ! Cache-Control\n  ! Content-Type\n"),
+    ];
+    let dialect = atoll_proto::site::Dialect::Pages;
+    let settings = atoll_proto::site::SiteSettings { dialect, ..Default::default() };
+    let deploy = Published::with(&site.upstream, files, &settings).deploy;
+    site.set_alias("production", deploy, &[]).await;
+    let (less, other) = (site.get("/a", &[]).await, site.get("/b", &[]).await);
+    for name in ["x-content-type-options", "cache-control", "content-type"] {
+        assert_eq!(less.headers.get(name), None, "{name}");
+        assert!(other.headers.contains_key(name), "{name}");
+    }
+    for target in ["/none", "/a/"] {
+        assert_eq!(site.get(target, &[]).await.header("x-content-type-options"), "nosniff");
+    }
+}
+
+#[tokio::test]
 async fn what_depends_on_the_visitor_says_so() {
     let site = Fixture::new(RULED).await;
     let vary = |answer: &Answer| -> Vec<String> {
@@ -137,11 +159,11 @@ async fn rules_that_cannot_be_had_are_503_and_cost_nothing_once_they_are_there()
     assert_eq!(site.upstream.fetches(), before, "rules come with a publish");
     // Rules that nobody ever read.
     let other = Published::new(&site.upstream, &[("a", b"a"), ("_redirects", b"/x /y 302")]);
-    let unread = site.responder.rules.of(&site.responder.index, other.deploy).await;
+    let unread = site.responder.index.rules(other.deploy).await;
     assert!(unread.is_err());
     site.upstream.down.store(false, Ordering::SeqCst);
     let index = &site.responder.index;
-    let all = (0..20).map(|_| site.responder.rules.of(index, other.deploy));
+    let all = (0..20).map(|_| index.rules(other.deploy));
     let all = futures_util::future::join_all(all).await;
     assert!(all.iter().all(|rules| rules.as_ref().unwrap().set().redirects.len() == 1));
     assert!(

@@ -13,6 +13,7 @@ use atoll_proto::manifest::Page;
 use atoll_proto::publish::{PublishEntry, PublishEvent, PublishSnapshot};
 use atoll_proto::{Content, DeployId, limits};
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::table::Table;
 use super::{Index, invalidate};
@@ -108,17 +109,22 @@ fn drops_copies(entries: &[PublishEntry]) -> bool {
 /// are acknowledged.
 pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEntry]) {
     prefetch(index, deploys_of(entries)).await;
+    let mut deadline = None;
     for entry in entries {
         if let PublishEvent::Invalidate { site, patterns, soft } = &entry.event {
             if *soft {
                 index.count_soft();
             } else {
                 // The table so far, not the one in force: it has what came before in this batch.
-                invalidate::drop_matching(index, table, site, patterns).await;
+                let by = *deadline.get_or_insert_with(|| Instant::now() + invalidate::RESOLVE);
+                invalidate::drop_matching(index, table, (site, patterns), by).await;
             }
         }
         table.apply(entry);
         metrics::counter!("atoll_edge_publish_entries_total").increment(1);
+    }
+    if deadline.is_some() {
+        invalidate::sync_drops(index).await;
     }
 }
 

@@ -10,6 +10,7 @@ pub mod host;
 pub mod invalidate;
 mod keeper;
 pub mod lease;
+mod meant;
 pub mod pages;
 pub mod snapshot;
 pub mod table;
@@ -22,10 +23,12 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use atoll_client::ClientError;
 use atoll_proto::manifest::Entry;
+use atoll_proto::rules::Rules;
 use atoll_proto::{AliasName, ClusterId, DeployId};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::fetch::Chunks;
+use crate::rules::book::Book;
 use host::HostName;
 use keeper::Keeper;
 use pages::Pages;
@@ -90,6 +93,9 @@ impl Resolved {
 pub struct Index {
     table: ArcSwap<Table>,
     pages: Pages,
+    book: Book,
+    /// Held by the search for what an invalidation means.
+    searches: Arc<Mutex<()>>,
     chunks: Arc<Chunks>,
     suffixes: Vec<String>,
     /// Stores the table; `None` in tests.
@@ -118,6 +124,8 @@ impl Index {
         Index {
             table: ArcSwap::from_pointee(table),
             pages: Pages::new(chunks.clone(), page_bytes),
+            book: Book::new(chunks.clone()),
+            searches: Arc::default(),
             chunks,
             suffixes,
             keeper: dir.map(Keeper::new),
@@ -135,6 +143,19 @@ impl Index {
     /// The pages of all manifests.
     pub fn pages(&self) -> &Pages {
         &self.pages
+    }
+
+    /// The chunks that all of it is made of.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// The rules of a deploy; those without any if it has none.
+    ///
+    /// # Errors
+    /// When the manifest's root or the rules cannot be had now.
+    pub async fn rules(&self, deploy: DeployId) -> Result<Arc<Rules>, ClientError> {
+        self.book.of(&self.pages, deploy).await
     }
 
     /// What a normalized host names now.
@@ -253,6 +274,14 @@ pub(crate) mod tests {
 
     impl Published {
         pub(crate) fn new(upstream: &FakeUpstream, files: &[(&str, &[u8])]) -> Published {
+            Published::with(upstream, files, &SiteSettings::default())
+        }
+
+        pub(crate) fn with(
+            upstream: &FakeUpstream,
+            files: &[(&str, &[u8])],
+            settings: &SiteSettings,
+        ) -> Published {
             let entries = files.iter().map(|(path, bytes)| Entry {
                 path: ByteName::from(path.as_bytes()),
                 mode: 0o644,
@@ -265,7 +294,7 @@ pub(crate) mod tests {
             });
             let of = |name| files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| *bytes);
             let sources = Sources { redirects: of("_redirects"), headers: of("_headers") };
-            let rules = parse(sources, &SiteSettings::default()).unwrap();
+            let rules = parse(sources, settings).unwrap();
             let rules = rules.store(1 << 20).unwrap();
             for (_, bytes) in rules.chunks {
                 upstream.add(bytes);

@@ -13,7 +13,6 @@ use atoll_proto::rules::request::{Facts, Visitor, navigates};
 use http::header::{ACCEPT, ACCEPT_LANGUAGE, COOKIE};
 use http::{HeaderMap, StatusCode};
 
-use super::book::Book;
 use crate::http::path::SitePath;
 use crate::index::Index;
 
@@ -69,12 +68,11 @@ fn visitor(headers: &HeaderMap) -> Visitor {
 /// When its rules or pages cannot be had now.
 pub async fn ask(
     index: &Index,
-    book: &Book,
     deploy: DeployId,
     facts: Facts,
     headers: &HeaderMap,
 ) -> Result<Said, ClientError> {
-    let rules = book.of(index, deploy).await?;
+    let rules = index.rules(deploy).await?;
     let question = question(&rules, facts, headers);
     let (decision, mut known) = decide(index.pages(), deploy, &question).await?;
     let code = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::NOT_FOUND);
@@ -102,12 +100,11 @@ pub async fn ask(
 /// When the deploy's rules or pages cannot be had now.
 pub async fn names(
     index: &Index,
-    book: &Book,
     deploy: DeployId,
     facts: Facts,
     headers: &HeaderMap,
 ) -> Result<impl Iterator<Item = Vec<u8>> + use<>, ClientError> {
-    let rules = book.of(index, deploy).await?;
+    let rules = index.rules(deploy).await?;
     let question = question(&rules, facts, headers);
     Ok(decide(index.pages(), deploy, &question).await?.1.names())
 }

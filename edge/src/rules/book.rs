@@ -1,6 +1,6 @@
 //! The rules of deploys, decoded and at hand.
 //!
-//! Called by [`super::ask`] for every request. Rules are immutable, like the manifest whose root
+//! Called through [`crate::index::Index::rules`], by [`super::ask`] for every request. Rules are immutable, like the manifest whose root
 //! names them, so nothing here is ever out of date. Each is fetched and decoded once, by the first
 //! request that needs it, while others wait; one is decoded at a time, because a hundred thousand of
 //! them take a moment and some memory. That some cannot be decoded is remembered too.
@@ -18,7 +18,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::cache::s3fifo::S3Fifo;
 use crate::fetch::{Chunks, Worth};
-use crate::index::Index;
+use crate::index::pages::Pages;
 
 /// What the text of decoded rules takes in memory for each encoded byte, about.
 const TEXT_FACTOR: usize = 3;
@@ -59,17 +59,12 @@ impl Book {
         }
     }
 
-    /// Where they come from.
-    pub fn chunks(&self) -> &Chunks {
-        &self.chunks
-    }
-
     /// The rules of a deploy; those without any if it has none.
     ///
     /// # Errors
     /// When the manifest's root or the rules cannot be had now.
-    pub async fn of(&self, index: &Index, deploy: DeployId) -> Result<Arc<Rules>, ClientError> {
-        let page = index.pages().page(deploy).await?;
+    pub async fn of(&self, pages: &Pages, deploy: DeployId) -> Result<Arc<Rules>, ClientError> {
+        let page = pages.page(deploy).await?;
         let Page::RootV1(root) = &*page else {
             let what = format!("{deploy} is not the root of a manifest");
             return Err(ClientError::Malformed { what });
@@ -190,8 +185,6 @@ fn told(decoded: Decoded) -> Result<Arc<Rules>, ClientError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use atoll_proto::ClusterId;
-
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::tests::FakeUpstream;
@@ -209,10 +202,10 @@ mod tests {
         }
         let cache = Arc::new(Cache::in_memory(1 << 20));
         let chunks = Arc::new(Chunks::new(cache, upstream.clone()));
-        let index = Index::open(ClusterId([1; 16]), chunks.clone(), Vec::new(), None, 1 << 20);
+        let pages = Pages::new(chunks.clone(), 1 << 20);
         let book = Book::new(chunks);
-        let first = book.of(&index, built.root).await.unwrap_err().to_string();
+        let first = book.of(&pages, built.root).await.unwrap_err().to_string();
         assert!(book.decoded(&content.id()).is_some_and(|decoded| decoded.is_err()));
-        assert_eq!(book.of(&index, built.root).await.unwrap_err().to_string(), first);
+        assert_eq!(book.of(&pages, built.root).await.unwrap_err().to_string(), first);
     }
 }

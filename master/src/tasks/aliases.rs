@@ -63,8 +63,15 @@ async fn look(master: &Master, expiries: &mut Expiries) -> Duration {
         return left.min(LOOK_EVERY);
     }
     let deadline = Instant::now() + TASK_DEADLINE;
-    if let Err(error) = master.consensus.propose(&Operation::ExpireAliases, deadline).await {
-        tracing::warn!(%error, "cannot remove aliases that have expired yet");
+    match master.consensus.propose(&Operation::ExpireAliases, deadline).await {
+        Ok(_) => {
+            let checked = expiries.check_removed(&*master.consensus.state());
+            if !matches!(checked, Ok(true)) {
+                tracing::warn!(?checked, "when aliases expire was remembered wrongly");
+                *expiries = Expiries::default();
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot remove aliases that have expired yet"),
     }
     LOOK_AT_MOST_EVERY
 }
@@ -87,28 +94,38 @@ impl Expiries {
         self.by_time.first().map(|(at_ms, _)| *at_ms)
     }
 
+    /// Whether anything is gone after those that had expired were removed, which may be some of
+    /// very many. If nothing is, then what is remembered is not there: it would be tried for ever.
+    fn check_removed(&mut self, read: &impl Read) -> Result<bool, StoreError> {
+        let (first, count) = (self.by_time.first().cloned(), self.of.len());
+        self.catch_up(read)?;
+        Ok(self.by_time.first() != first.as_ref() || self.of.len() < count)
+    }
+
     /// Learns what was published since; everything the first time, and when the log does not reach
     /// back so far or is another one.
     fn catch_up(&mut self, read: &impl Read) -> Result<(), StoreError> {
-        let (floor, last) = (publish_log::floor(read)?, publish_log::last(read)?);
-        let Some(mut upto) = self.upto.filter(|upto| (floor..=last).contains(upto)) else {
-            return self.read_all(read, last);
-        };
         loop {
-            let (entries, end) = publish_log::after(read, upto, ENTRIES)?;
+            let Some(from) = self.upto else { return self.read_all(read) };
+            let (entries, end) = publish_log::after(read, from, ENTRIES)?;
+            // Looked at only now: entries may be dropped from the log while it is read.
+            let (floor, last) = (publish_log::floor(read)?, publish_log::last(read)?);
+            if !(floor..=last).contains(&from) {
+                return self.read_all(read);
+            }
             for entry in entries {
-                upto = entry.seq;
+                self.upto = Some(entry.seq);
                 self.apply(entry.event);
             }
-            self.upto = Some(upto);
             if end {
                 return Ok(());
             }
         }
     }
 
-    /// `last` was read before the aliases: entries that are applied again change nothing.
-    fn read_all(&mut self, read: &impl Read, last: Seq) -> Result<(), StoreError> {
+    /// The end of the log is read before the aliases: entries that are applied again change nothing.
+    fn read_all(&mut self, read: &impl Read) -> Result<(), StoreError> {
+        let last = publish_log::last(read)?;
         *self = Self { upto: Some(last), ..Self::default() };
         aliases::each(read, &mut |record| {
             let Alias { site, alias, expires_ms, .. } = record.alias;
@@ -156,6 +173,7 @@ mod tests {
     use crate::store::Transaction;
     use crate::store::aliases::AliasRecord;
     use crate::store::testing::TestStore;
+    use crate::store::{Order, Visit};
 
     /// What happens between two looks.
     #[derive(Debug, Clone)]
@@ -256,5 +274,77 @@ mod tests {
         tx.commit().unwrap();
         expiries.catch_up(&store.rocks).unwrap();
         assert_eq!((expiries.next_ms(), expiries.of.len()), (Some(3), 2));
+    }
+
+    #[test]
+    fn what_is_still_there_after_it_was_removed_was_remembered_wrongly() {
+        let store = TestStore::new();
+        let mut expiries = Expiries::default();
+        let change = |steps: &[Step], first: u64| {
+            let mut tx = Transaction::new(&store.rocks);
+            for (index, step) in (first..).zip(steps) {
+                take(&mut tx, index, step);
+            }
+            tx.commit().unwrap();
+        };
+        change(&[Step::Set(0, 0, Some(5)), Step::Set(1, 1, Some(5)), Step::Set(2, 2, Some(7))], 1);
+        expiries.catch_up(&store.rocks).unwrap();
+        change(&[Step::Remove(2, 2)], 4);
+        assert!(expiries.check_removed(&store.rocks).unwrap(), "one of several");
+        change(&[Step::Remove(0, 0)], 5);
+        assert!(expiries.check_removed(&store.rocks).unwrap(), "another one of the same time");
+        // Behind the log's back.
+        let mut tx = Transaction::new(&store.rocks);
+        let (site, alias) = name(1, 1);
+        aliases::remove(&mut tx, &site, &alias);
+        tx.commit().unwrap();
+        assert!(!expiries.check_removed(&store.rocks).unwrap());
+        expiries = Expiries::default();
+        expiries.catch_up(&store.rocks).unwrap();
+        assert_eq!(expiries.next_ms(), None);
+    }
+
+    /// A state that another one takes the place of while the log is read.
+    struct Changing<'s> {
+        store: &'s TestStore,
+        change: std::cell::Cell<Option<Seq>>,
+    }
+
+    impl Read for Changing<'_> {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.rocks.get(key)
+        }
+
+        fn scan(
+            &self,
+            from: &[u8],
+            to: &[u8],
+            order: Order,
+            visit: &mut Visit<'_>,
+        ) -> Result<(), StoreError> {
+            if let Some(seq) = self.change.take() {
+                let mut tx = Transaction::new(&self.store.rocks);
+                publish_log::begin_at(&mut tx, seq).unwrap();
+                tx.commit().unwrap();
+            }
+            self.store.rocks.scan(from, to, order, visit)
+        }
+    }
+
+    #[test]
+    fn entries_that_are_dropped_while_the_log_is_read_are_noticed() {
+        let store = TestStore::new();
+        let mut expiries = Expiries::default();
+        let change = |index, step: &Step| {
+            let mut tx = Transaction::new(&store.rocks);
+            take(&mut tx, index, step);
+            tx.commit().unwrap();
+        };
+        change(1, &Step::Set(0, 0, Some(5)));
+        expiries.catch_up(&store.rocks).unwrap();
+        change(2, &Step::Set(1, 1, Some(3)));
+        let changing = Changing { store: &store, change: Some(Seq(9)).into() };
+        expiries.catch_up(&changing).unwrap();
+        assert_eq!((expiries.next_ms(), expiries.upto), (Some(3), Some(Seq(9))));
     }
 }

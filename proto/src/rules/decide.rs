@@ -215,12 +215,8 @@ impl<'r> Question<'r> {
             let location = location.filter(|location| !self.is_own(location));
             return location.map_or(Leads::Nowhere, Leads::Url);
         }
-        let end = url.find(['?', '#']).unwrap_or(url.len());
-        let target = decode(&url.as_bytes()[..end]).unwrap_or_default();
-        let target = target.strip_prefix(b"/").unwrap_or(&target);
-        let path = target.strip_suffix(b"/").unwrap_or(target);
-        let directory = path.is_empty() || path != target;
-        Leads::Path { path: path.to_vec(), directory }
+        let (path, directory) = path_of(&url);
+        Leads::Path { path, directory }
     }
 
     /// What a rule that fits comes to; `None` when it does not apply after all.
@@ -349,6 +345,16 @@ impl<'r> Question<'r> {
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
+}
+
+/// The path of a target on this site: decoded, without a slash at its ends, and whether it had one
+/// at the end.
+pub(super) fn path_of(url: &str) -> (Vec<u8>, bool) {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let target = decode(&url.as_bytes()[..end]).unwrap_or_default();
+    let target = target.strip_prefix(b"/").unwrap_or(&target);
+    let path = target.strip_suffix(b"/").unwrap_or(target);
+    (path.to_vec(), path.is_empty() || path != target)
 }
 
 /// The pages that may say that a path does not exist, nearest first.

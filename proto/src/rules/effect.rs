@@ -5,7 +5,7 @@
 
 use super::decide::{Question, keys};
 use super::template::{Captures, Template};
-use super::{HeaderChange, pattern};
+use super::{HeaderChange, Rules, pattern};
 use crate::limits;
 use crate::site::Dialect;
 
@@ -54,17 +54,24 @@ const JOINT: &str = ", ";
 impl Question<'_> {
     /// What `_headers` says about the answer, when that is a file.
     pub fn headers(&self) -> HeaderEffect {
-        let set = &self.rules.set;
+        self.rules.headers_at((&self.facts.path, self.facts.directory), &self.facts.host)
+    }
+}
+
+impl Rules {
+    /// What `_headers` says about a file at a path (decoded, without a slash at its ends) and host.
+    pub(super) fn headers_at(&self, (path, directory): (&[u8], bool), host: &str) -> HeaderEffect {
+        let set = &self.set;
         let mut numbers = Vec::new();
         if set.headers.is_empty() {
             return HeaderEffect::default();
         }
-        let asked = pattern::segments(set.dialect, &self.facts.path, self.facts.directory);
-        let keys = keys(&self.facts.host, &[]);
+        let asked = pattern::segments(set.dialect, path, directory);
+        let keys = keys(host, &[]);
         let mut ruling = Ruling::default();
-        for number in self.rules.headers.candidates(&asked, &keys) {
+        for number in self.headers.candidates(&asked, &keys) {
             let Some(rule) = set.headers.get(number as usize) else { continue };
-            let captured = rule.source.captured(set.dialect, &self.facts.host, &asked);
+            let captured = rule.source.captured(set.dialect, host, &asked);
             let Some(captured) = captured else { continue };
             numbers.push(number);
             ruling.captured.push(Captures::new(captured));

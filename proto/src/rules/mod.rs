@@ -8,8 +8,12 @@
 //! What this module does not do: it reads no files and no manifests. [`decide::Question`] says
 //! which paths it must know about, and whoever asks looks them up.
 
+pub mod answers;
+pub mod bearers;
+pub mod budget;
 pub mod decide;
 pub mod effect;
+mod globs;
 pub mod html;
 pub mod parse;
 pub mod pattern;
@@ -149,8 +153,9 @@ impl Rules {
         }
         let mut headers = Trie::default();
         for (number, rule) in (0_u32..).zip(&set.headers) {
-            let key = Key { host: rule.source.host.as_deref().map(Box::from), parameter: None };
-            headers.insert(&rule.source, key, number, rule.changes.len().max(1));
+            let key = Key { host: rule.source.key_host(), parameter: None };
+            let changes = rule.changes.len().max(1);
+            headers.insert(&rule.source, key, number, rule.source.search_work() + changes);
         }
         let looks = |rule: &Redirect| !rule.languages.is_empty() || !rule.cookies.is_empty();
         let look_at_visitors = set.redirects.iter().any(looks);
@@ -188,10 +193,14 @@ impl Redirect {
             Wanted::Exactly(value) => Some((name.as_bytes().into(), value.as_bytes().into())),
             Wanted::Any => None,
         });
-        Key { host: self.source.host.as_deref().map(Box::from), parameter }
+        Key { host: self.source.key_host(), parameter }
     }
 }
 
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "dialect_tests.rs"]
+mod dialect_tests;

@@ -15,6 +15,8 @@ use crate::{ChunkId, Content, Malformed, limits};
 #[derive(Serialize, Deserialize)]
 enum Stored {
     V1(RuleSet),
+    /// Hosts may have placeholders, which readers of the first kind would take for text.
+    V2(RuleSet),
 }
 
 /// Compiled rules as chunks.
@@ -32,7 +34,9 @@ impl RuleSet {
     /// # Errors
     /// When they are longer than `limits::RULES_BYTES_MAX`.
     pub fn encode(self) -> Result<Vec<u8>, Malformed> {
-        let bytes = crate::encode(&Stored::V1(self));
+        let plain = self.headers.iter().all(|rule| rule.source.one_host());
+        let stored = if plain { Stored::V1(self) } else { Stored::V2(self) };
+        let bytes = crate::encode(&stored);
         if bytes.len() > limits::RULES_BYTES_MAX {
             let reason = format!(
                 "the rules take {} bytes, more than the {} there may be: use placeholders and \
@@ -81,7 +85,7 @@ impl Rules {
         if bytes.len() > limits::RULES_BYTES_MAX {
             return bad("too long".to_owned());
         }
-        let Stored::V1(set) = crate::decode(bytes)?;
+        let (Stored::V1(set) | Stored::V2(set)) = crate::decode(bytes)?;
         let segments = |patterns: &mut dyn Iterator<Item = &Pattern>| {
             patterns.map(|pattern| pattern.segments.len()).sum::<usize>()
         };
@@ -96,7 +100,7 @@ impl Rules {
         let redirect = |rule: &Redirect| {
             let known = parse::STATUSES.contains(&rule.status);
             let few = rule.languages.len().max(rule.cookies.len()) <= limits::RULE_CONDITIONS_MAX;
-            let sound = rule.source.is_sound() && rule.target.is_sound();
+            let sound = rule.source.is_sound(1) && rule.target.is_sound() && rule.source.one_host();
             known && few && sound && rule.query.len() <= limits::RULE_WANTED_MAX
         };
         let change = |change: &HeaderChange| match change {
@@ -105,7 +109,8 @@ impl Rules {
         };
         let header = |rule: &HeaderRule| {
             let few = rule.changes.len() <= limits::RULE_CHANGES_MAX;
-            few && rule.source.is_sound() && rule.changes.iter().all(change)
+            let splats = limits::RULE_SPLATS_MAX;
+            few && rule.source.is_sound(splats) && rule.changes.iter().all(change)
         };
         if !set.redirects.iter().all(redirect) || !set.headers.iter().all(header) {
             return bad("a rule out of bounds".to_owned());

@@ -103,6 +103,10 @@ impl Trie {
                 let around = (prefix.as_slice().into(), suffix.as_slice().into());
                 *node.names.entry(around).or_insert(next)
             }
+            Segment::Names { texts } => {
+                let end = |text: Option<&Vec<u8>>| Box::from(text.map_or(&b""[..], Vec::as_slice));
+                *node.names.entry((end(texts.first()), end(texts.last()))).or_insert(next)
+            }
         };
         if child == next {
             self.nodes.push(Node::default());
@@ -113,13 +117,29 @@ impl Trie {
     /// Numbers of the rules that may be about a path of these segments, lowest first. `keys` has
     /// what the request has: every combination that a rule may want, but not the empty one.
     pub fn candidates(&self, asked: &[&[u8]], keys: &[Key]) -> Vec<u32> {
+        self.gathered(asked, |place, found| place.find(keys, found)).0
+    }
+
+    /// As [`Trie::candidates`], but whatever the request has beside the path; with the number of
+    /// nodes that were looked at.
+    pub fn all_candidates(&self, asked: &[&[u8]]) -> (Vec<u32>, usize) {
+        self.gathered(asked, |place, found| {
+            found.extend(&place.free.numbers);
+            found.extend(place.keyed.values().flat_map(|own| &own.numbers));
+        })
+    }
+
+    fn gathered(&self, asked: &[&[u8]], find: impl Fn(&Place, &mut Vec<u32>)) -> (Vec<u32>, usize) {
         let mut found = Vec::new();
         let mut level = vec![0];
+        let mut nodes = 0;
         for segment in asked {
             let mut below = Vec::new();
+            nodes += level.len();
             for at in level {
                 let node = &self.nodes[at];
-                node.splats.find(keys, &mut found);
+                nodes += node.names.len();
+                find(&node.splats, &mut found);
                 below.extend(node.literals.get(*segment));
                 if !segment.is_empty() {
                     below.extend(node.any);
@@ -131,12 +151,13 @@ impl Trie {
             }
             level = below;
         }
+        nodes += level.len();
         for at in level {
-            self.nodes[at].splats.find(keys, &mut found);
-            self.nodes[at].ends.find(keys, &mut found);
+            find(&self.nodes[at].splats, &mut found);
+            find(&self.nodes[at].ends, &mut found);
         }
         found.sort_unstable();
-        found
+        (found, nodes)
     }
 
     /// What it takes in memory, in bytes, about.

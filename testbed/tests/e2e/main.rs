@@ -20,6 +20,7 @@ mod fsck;
 mod full_disk;
 mod garbage;
 mod in_process;
+mod invalidate;
 mod lease;
 mod links;
 mod live;

@@ -194,6 +194,12 @@ fn bad_rules(cluster: &DevCluster, before: &str) -> Result<()> {
     let outcome = cluster.atoll(&pages)?.expect_code(1)?;
     ensure!(outcome.stderr.contains("_redirects:1: "), "{outcome}");
     cluster.atoll(&[&site[..], &["--dry-run"]].concat())?.ok()?;
+    // Nothing is wrong but that there are too many.
+    fs::write(bad.join("_redirects"), "/* /b 200\n".repeat(5_000))?;
+    for arguments in [&site[..], &["redirects", "test", word(&bad), "/a"]] {
+        let outcome = cluster.atoll(arguments)?.expect_code(5)?;
+        ensure!(outcome.stderr.contains("too many"), "{outcome}");
+    }
     Ok(())
 }
 
@@ -283,7 +289,7 @@ async fn clean_urls_in_four_modes_and_single_page_applications() -> Result<()> {
 }
 
 async fn spa(cluster: &DevCluster, source: &std::path::Path) -> Result<()> {
-    cluster.atoll(&["site", "set", SITE, "--spa", "true"])?.ok()?;
+    cluster.atoll(&["site", "set", SITE, "--spa=true"])?.ok()?;
     cluster.deploy(source, SITE)?;
     for (_, addr) in cluster.edges() {
         let mut visitor = visit(cluster, addr).await?;

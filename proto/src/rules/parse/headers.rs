@@ -1,6 +1,6 @@
 //! The blocks of `_headers`: a path, then lines of `Name: value`.
 
-use super::source::{Source, source, template};
+use super::source::{Place, Source, source, template};
 use super::{Faults, Room};
 use crate::limits;
 use crate::rules::template::{Part, Template};
@@ -84,7 +84,7 @@ impl Blocks {
         match path(text, self.dialect) {
             Ok(source) => {
                 if let Err(reason) = self.room.take(&source.pattern) {
-                    faults.add(HEADERS_FILE, number, reason);
+                    faults.add_over(HEADERS_FILE, number, reason);
                     return false;
                 }
                 (self.names, self.state) = (source.names, State::Inside);
@@ -124,7 +124,7 @@ fn path(text: &str, dialect: Dialect) -> Result<Source, String> {
     if text.contains(char::is_whitespace) {
         return Err(format!("{text:?} is not a path: it holds a space; write %20"));
     }
-    source(text, dialect, false)
+    source(text, dialect, Place::Headers)
 }
 
 fn change(

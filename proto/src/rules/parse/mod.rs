@@ -49,6 +49,8 @@ pub struct Faults {
     pub told: Vec<Fault>,
     /// How many more there are. When there are very many, the rest is not read.
     pub more: usize,
+    /// How many of all are nothing but too much of something.
+    over: usize,
 }
 
 /// Errors that are counted.
@@ -58,6 +60,17 @@ impl Faults {
     /// Whether there are so many that it is not worth reading on.
     fn full(&self) -> bool {
         self.more >= COUNTED_MAX
+    }
+
+    /// Whether nothing is wrong but that there is more than there may be.
+    pub fn over_limit(&self) -> bool {
+        self.over > 0 && self.over == self.told.len() + self.more
+    }
+
+    /// As [`Faults::add`], for too much of something.
+    fn add_over(&mut self, file: &'static str, line: u32, reason: String) {
+        self.over += 1;
+        self.add(file, line, reason);
     }
 
     fn add(&mut self, file: &'static str, line: u32, mut reason: String) {
@@ -125,7 +138,7 @@ pub fn parse(sources: Sources<'_>, settings: &SiteSettings) -> Result<RuleSet, F
                  rules with placeholders or `*` that fit the same paths are too many, or change \
                  too many headers"
             );
-            faults.add(file, 0, reason);
+            faults.add_over(file, 0, reason);
         }
     }
     if faults.told.is_empty() { Ok(rules.set) } else { Err(faults) }
@@ -138,23 +151,24 @@ fn all_redirects(bytes: &[u8], set: &RuleSet, faults: &mut Faults) -> Vec<Redire
         if faults.full() {
             break;
         }
-        let read = line.and_then(|(number, text)| {
-            match redirects::line(text, number, set.dialect, set.html) {
-                Ok(rule) => Ok(rule.map(|rule| (number, rule))),
-                Err(reason) => Err((number, reason)),
+        let (number, text) = match line {
+            Ok(line) => line,
+            Err(bad) => {
+                bad.tell(REDIRECTS_FILE, faults);
+                continue;
             }
-        });
-        match read {
+        };
+        match redirects::line(text, number, set.dialect, set.html) {
             Ok(None) => {}
-            Ok(Some((number, rule))) => match room.take(&rule.source) {
+            Ok(Some(rule)) => match room.take(&rule.source) {
                 Ok(()) => rules.push(rule),
                 // The rest would only be told the same.
                 Err(reason) => {
-                    faults.add(REDIRECTS_FILE, number, reason);
+                    faults.add_over(REDIRECTS_FILE, number, reason);
                     break;
                 }
             },
-            Err((number, reason)) => faults.add(REDIRECTS_FILE, number, reason),
+            Err(reason) => faults.add(REDIRECTS_FILE, number, reason),
         }
     }
     rules
@@ -169,7 +183,7 @@ fn all_headers(bytes: &[u8], dialect: Dialect, faults: &mut Faults) -> Vec<Heade
                     break;
                 }
             }
-            Err((number, reason)) => faults.add(HEADERS_FILE, number, reason),
+            Err(bad) => bad.tell(HEADERS_FILE, faults),
         }
     }
     blocks.finish(faults)
@@ -198,26 +212,45 @@ impl Room {
     }
 }
 
+/// What is wrong with a line as such.
+struct BadLine {
+    number: u32,
+    reason: String,
+    /// Whether it is only too long.
+    over: bool,
+}
+
+impl BadLine {
+    fn tell(self, file: &'static str, faults: &mut Faults) {
+        match self.over {
+            true => faults.add_over(file, self.number, self.reason),
+            false => faults.add(file, self.number, self.reason),
+        }
+    }
+}
+
 /// The lines of a file with their numbers, as text, or what is wrong with them.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, &str), (u32, String)>> {
+fn lines(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, &str), BadLine>> {
     let max = limits::RULES_FILE_BYTES_MAX;
-    let long = (bytes.len() > max)
-        .then(|| Err((0, format!("{} bytes are too many: at most {max}", bytes.len()))));
+    let long = (bytes.len() > max).then(|| {
+        let reason = format!("{} bytes are too many: at most {max}", bytes.len());
+        Err(BadLine { number: 0, reason, over: true })
+    });
     let bytes = if long.is_some() { &b""[..] } else { bytes };
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = (1_u32..).zip(bytes.split(|byte| *byte == b'\n'));
     long.into_iter().chain(lines.map(|(number, line)| {
-        let bad = |reason: String| Err((number, reason));
+        let bad = |reason: String, over: bool| Err(BadLine { number, reason, over });
         let Ok(text) = std::str::from_utf8(line) else {
-            return bad("this line is not UTF-8".to_owned());
+            return bad("this line is not UTF-8".to_owned(), false);
         };
         let text = text.strip_suffix('\r').unwrap_or(text);
         let max = limits::RULES_LINE_BYTES_MAX;
         if text.len() > max {
-            return bad(format!("this line is too long: at most {max} bytes"));
+            return bad(format!("this line is too long: at most {max} bytes"), true);
         }
         if text.chars().any(|c| c.is_control() && c != '\t') {
-            return bad("this line holds a control character".to_owned());
+            return bad("this line holds a control character".to_owned(), false);
         }
         Ok((number, text))
     }))

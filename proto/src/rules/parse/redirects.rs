@@ -1,6 +1,6 @@
 //! One line of `_redirects`: `from [parameter=value]… to [status[!]] [condition=value]…`.
 
-use super::source::{Source, source, template};
+use super::source::{Place, Source, source, template};
 use crate::limits;
 use crate::rules::template::{Part, Template, Within, decode, encode};
 use crate::rules::{Redirect, Wanted};
@@ -21,7 +21,7 @@ pub(super) fn line(
     words.truncate(comment.unwrap_or(words.len()));
     let mut words = words.into_iter().peekable();
     let Some(from) = words.next() else { return Ok(None) };
-    let Source { pattern, mut names } = source(from, dialect, dialect == Dialect::Netlify)?;
+    let Source { pattern, mut names } = source(from, dialect, Place::Redirects)?;
     let mut query = Vec::new();
     if dialect == Dialect::Netlify {
         while let Some(word) = words.next_if(|word| !is_target(word) && word.contains('=')) {

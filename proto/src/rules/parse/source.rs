@@ -14,9 +14,19 @@ pub(super) struct Source {
     pub(super) names: Vec<(String, bool)>,
 }
 
-/// Reads the path (or URL) a rule is about. `whole`: wildcards are whole segments, `*` the last one.
-pub(super) fn source(text: &str, dialect: Dialect, whole: bool) -> Result<Source, String> {
-    let (host, path) = split_host(text)?;
+/// Whose path it is: what is allowed differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Of `_redirects`.
+    Redirects,
+    /// Of `_headers`.
+    Headers,
+}
+
+/// Reads the path (or URL) a rule is about.
+pub(super) fn source(text: &str, dialect: Dialect, place: Place) -> Result<Source, String> {
+    let mut names = Vec::new();
+    let (host, path) = split_host(text, (dialect, place), &mut names)?;
     if path.contains('?') && dialect == Dialect::Netlify {
         return Err(format!(
             "{text:?} holds a query: write its parameters after the path, as in \
@@ -31,7 +41,7 @@ pub(super) fn source(text: &str, dialect: Dialect, whole: bool) -> Result<Source
     if dialect == Dialect::Netlify {
         path = path.strip_suffix('/').unwrap_or(path);
     }
-    let mut source = Source { pattern: Pattern { host, segments: Vec::new() }, names: Vec::new() };
+    let mut source = Source { pattern: Pattern { host, segments: Vec::new() }, names };
     if path.is_empty() && dialect == Dialect::Netlify {
         return Ok(source);
     }
@@ -43,7 +53,7 @@ pub(super) fn source(text: &str, dialect: Dialect, whole: bool) -> Result<Source
                 "{text:?} holds two slashes in a row, which no request can have in its path"
             ));
         }
-        let segment = segment(part, whole, &mut source.names)?;
+        let segment = segment(part, (dialect, place), &mut source.names)?;
         source.pattern.segments.push(segment);
     }
     possible(&source.pattern.segments)?;
@@ -51,12 +61,19 @@ pub(super) fn source(text: &str, dialect: Dialect, whole: bool) -> Result<Source
     if source.pattern.segments.len() > max {
         return Err(format!("the path has too many segments: at most {max}"));
     }
-    let splats = source.names.iter().filter(|(_, splat)| *splat).count();
-    if splats > 1 {
-        return Err("the path has more than one `*`: one is allowed".to_owned());
+    let splats = source.pattern.splats();
+    // Netlify's redirects have theirs at the end, its headers anywhere.
+    let several = (dialect, place) == (Dialect::Netlify, Place::Headers);
+    let max = if several { limits::RULE_SPLATS_MAX } else { 1 };
+    if splats > max {
+        return Err(if several {
+            format!("the path has more than {max} `*`, which are too many")
+        } else {
+            "the path has more than one `*`: one is allowed".to_owned()
+        });
     }
     let last = matches!(source.pattern.segments.last(), Some(Segment::Splat { .. }));
-    if splats == 1 && !last && whole {
+    if splats == 1 && !last && (dialect, place) == (Dialect::Netlify, Place::Redirects) {
         return Err("`*` must be the last segment of the path, as in `/news/*`".to_owned());
     }
     Ok(source)
@@ -75,6 +92,10 @@ fn possible(segments: &[Segment]) -> Result<(), String> {
             Segment::Splat { prefix, suffix } => {
                 (prefix.len().max(suffix.len()), prefix.len() + suffix.len())
             }
+            Segment::Names { texts } => {
+                let all = texts.iter().map(|text| text.len() + 1).sum::<usize>() - 1;
+                (all, all)
+            }
         };
         let max = limits::NAME_BYTES_MAX;
         if longest > max {
@@ -90,7 +111,11 @@ fn possible(segments: &[Segment]) -> Result<(), String> {
 }
 
 /// A host in lower case, if there is one, and the path.
-fn split_host(text: &str) -> Result<(Option<String>, &str), String> {
+fn split_host<'t>(
+    text: &'t str,
+    (dialect, place): (Dialect, Place),
+    names: &mut Vec<(String, bool)>,
+) -> Result<(Option<String>, &'t str), String> {
     if text.starts_with('/') {
         if text.starts_with("//") {
             return Err(format!("{text:?} begins with two slashes; write https:// for a host"));
@@ -105,18 +130,57 @@ fn split_host(text: &str) -> Result<(Option<String>, &str), String> {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
     };
-    let host = host.to_ascii_lowercase();
     if host.contains(':') && host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) {
         return Err(format!("{text:?} names a port, which rules do not look at: leave it out"));
     }
-    if host.contains([':', '*']) {
+    let placeholders = (dialect, place) == (Dialect::Pages, Place::Headers);
+    if host.contains('*') || (host.contains(':') && !placeholders) {
         return Err(format!("{text:?}: a host cannot hold placeholders or `*`; name it in full"));
     }
-    crate::publish::check_domain(&host).map_err(|error| format!("{text:?}: {error}"))?;
+    let host = host_pattern(host, names).map_err(|reason| format!("{text:?}: {reason}"))?;
     Ok((Some(host), path))
 }
 
-fn segment(part: &str, whole: bool, names: &mut Vec<(String, bool)>) -> Result<Segment, String> {
+/// A host in lower case, in which a label may end with a placeholder.
+fn host_pattern(host: &str, names: &mut Vec<(String, bool)>) -> Result<String, String> {
+    let mut labels = Vec::new();
+    for label in host.split('.') {
+        let Some((prefix, name)) = label.split_once(':') else {
+            labels.push(label.to_ascii_lowercase());
+            continue;
+        };
+        if name_at(label, prefix.len() + 1) != Some(name) {
+            let reason =
+                "a placeholder of a host ends at a dot: a colon, then letters, digits and `_`";
+            return Err(reason.to_owned());
+        }
+        add_name(name, false, names)?;
+        labels.push(format!("{}:", prefix.to_ascii_lowercase()));
+    }
+    let pattern = labels.join(".");
+    crate::publish::check_domain(&pattern.replace(':', "x"))?;
+    Ok(pattern)
+}
+
+/// Notes the name of what is captured next.
+fn add_name(name: &str, splat: bool, names: &mut Vec<(String, bool)>) -> Result<(), String> {
+    if !splat && names.iter().any(|(other, _)| other == name) {
+        return Err(format!("the placeholder :{name} stands there twice"));
+    }
+    if !splat && name == SPLAT {
+        return Err(":splat is the name of what `*` stands for: choose another".to_owned());
+    }
+    names.push((name.to_owned(), splat));
+    Ok(())
+}
+
+/// Reads one segment. In Netlify's dialect a placeholder is a whole segment, in `_redirects` also
+/// `*`; in Pages' several placeholders may stand in one.
+fn segment(
+    part: &str,
+    (dialect, place): (Dialect, Place),
+    names: &mut Vec<(String, bool)>,
+) -> Result<Segment, String> {
     let literal = |text: &str| {
         let bytes = template::decode(text.as_bytes());
         let bytes = bytes.ok_or_else(|| format!("{text:?} holds a malformed `%` escape"))?;
@@ -125,37 +189,58 @@ fn segment(part: &str, whole: bool, names: &mut Vec<(String, bool)>) -> Result<S
         }
         Ok(bytes)
     };
-    let wildcard = |from| match wildcard(part, from) {
+    let whole = dialect == Dialect::Netlify;
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some((at, name)) = wildcard(part, from) {
+        from = at + 1 + name.len();
         // Where placeholders are whole segments, a colon within one is a colon.
-        Some((at, name)) if whole && !name.is_empty() && !part.starts_with(':') => {
-            part[at..].find('*').map(|star| (at + star, ""))
+        if !whole || name.is_empty() || part.starts_with(':') {
+            found.push((at, name));
         }
-        found => found,
-    };
-    let Some((at, name)) = wildcard(0) else {
-        return literal(part).map(Segment::Literal);
-    };
-    let end = at + 1 + name.len();
-    if wildcard(end).is_some() {
-        return Err(format!("{part:?} holds two wildcards: one a segment is allowed"));
     }
-    let (prefix, suffix) = (literal(&part[..at])?, literal(&part[end..])?);
-    if whole && !(prefix.is_empty() && suffix.is_empty()) {
-        return Err(format!(
-            "{part:?}: a placeholder or `*` must be a whole segment of the path in Netlify's \
-             dialect of _redirects"
-        ));
+    let names_only = found.iter().all(|(_, name)| !name.is_empty());
+    if found.len() > 1 && (whole || !names_only) {
+        let beside = if whole { "one a segment is" } else { "a `*` must be the only one" };
+        return Err(format!("{part:?} holds several wildcards: {beside} allowed"));
     }
-    let splat = name.is_empty();
-    let name = if splat { SPLAT } else { name };
-    if names.iter().any(|(other, also)| other == name && *also == splat && !splat) {
-        return Err(format!("the placeholder :{name} stands there twice"));
+    if found.len() > limits::RULE_PLACES_MAX {
+        let max = limits::RULE_PLACES_MAX;
+        return Err(format!("{part:?} holds too many placeholders: at most {max}"));
     }
-    if !splat && name == SPLAT {
-        return Err(":splat is the name of what `*` stands for: choose another".to_owned());
+    let mut texts = Vec::new();
+    let mut from = 0;
+    for (at, name) in &found {
+        texts.push(literal(&part[from..*at])?);
+        from = at + 1 + name.len();
     }
-    names.push((name.to_owned(), splat));
-    Ok(if splat { Segment::Splat { prefix, suffix } } else { Segment::Name { prefix, suffix } })
+    texts.push(literal(&part[from..])?);
+    if whole && texts.iter().any(|text| !text.is_empty()) && !found.is_empty() {
+        if place == Place::Redirects {
+            return Err(format!(
+                "{part:?}: a placeholder or `*` must be a whole segment of the path in Netlify's \
+                 dialect of _redirects"
+            ));
+        }
+        if names_only {
+            return Err(format!(
+                "{part:?}: a placeholder must be a whole segment of the path in Netlify's dialect; \
+                 `*` may be a part of one"
+            ));
+        }
+    }
+    for (_, name) in &found {
+        let splat = name.is_empty();
+        add_name(if splat { SPLAT } else { name }, splat, names)?;
+    }
+    let mut texts = texts.into_iter();
+    let (prefix, suffix) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
+    Ok(match found.as_slice() {
+        [] => Segment::Literal(prefix),
+        [(_, "")] => Segment::Splat { prefix, suffix },
+        [_] => Segment::Name { prefix, suffix },
+        _ => Segment::Names { texts: [prefix, suffix].into_iter().chain(texts).collect() },
+    })
 }
 
 /// The next `*` or `:name` from `from` on: where it is, and the name (empty for `*`).
