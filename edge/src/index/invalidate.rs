@@ -140,9 +140,8 @@ fn files_of(pattern: &Pattern) -> Vec<Vec<u8>> {
     }
 }
 
-/// Whether a file is meant.
-fn matches(pattern: &Pattern, entry: &Entry, headers: HeadersOf<'_>) -> bool {
-    let file = entry.path.as_bytes();
+/// Whether a file is meant, by its path. Tags do not go by that.
+pub fn names(pattern: &Pattern, file: &[u8]) -> bool {
     match pattern {
         Pattern::All => true,
         Pattern::Prefix(prefix) => {
@@ -150,7 +149,15 @@ fn matches(pattern: &Pattern, entry: &Entry, headers: HeadersOf<'_>) -> bool {
             file.starts_with(prefix)
         }
         Pattern::Path(_) => files_of(pattern).iter().any(|wanted| wanted == file),
+        Pattern::Tag(_) => false,
+    }
+}
+
+/// Whether a file is meant.
+fn matches(pattern: &Pattern, entry: &Entry, headers: HeadersOf<'_>) -> bool {
+    match pattern {
         Pattern::Tag(tag) => tags_of(&headers(entry)).any(|found| same_tag(found, tag)),
+        _ => names(pattern, entry.path.as_bytes()),
     }
 }
 

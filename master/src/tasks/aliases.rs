@@ -128,6 +128,7 @@ impl Expiries {
             }
             PublishEvent::SiteSet(_)
             | PublishEvent::Invalidate { .. }
+            | PublishEvent::Erased { .. }
             | PublishEvent::DeployRemoved { .. } => {}
         }
     }
