@@ -6,6 +6,7 @@
 //! or deploys, nor which chunks are still needed: that is the masters' to say.
 
 mod config;
+mod erased;
 mod error;
 mod fence;
 mod marker;

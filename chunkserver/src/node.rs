@@ -13,6 +13,7 @@ use atoll_proto::{Code, Epoch, NodeId, WireError, WireResult};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::erased::Refused;
 use crate::masters::Masters;
 use crate::ops::peers::Peers;
 use crate::ops::traffic::Traffic;
@@ -27,6 +28,10 @@ const READS_MAX: usize = 64;
 /// How long a master may take to tell the view.
 const VIEW_DEADLINE: Duration = Duration::from_secs(3);
 
+/// How long after the start reads wait for the list of erased chunks: long enough for a master that is
+/// there, and no longer, as what is stored must be there without masters too.
+const ERASED_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 5000 });
+
 /// One chunkserver.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
@@ -39,6 +44,8 @@ pub(crate) struct Node {
     /// What clients ask, so that upkeep makes way.
     pub(crate) traffic: Traffic,
     pub(crate) upkeep: Upkeep,
+    /// Chunks that were taken down.
+    pub(crate) erased: Refused,
     /// A relay found that a peer is elsewhere or knows more: look at the cluster again soon.
     pub(crate) look_again: Notify,
     receipt_key: ArcSwapOption<ReceiptKey>,
@@ -68,6 +75,7 @@ impl Node {
             peers: Peers::default(),
             traffic: Traffic::default(),
             upkeep,
+            erased: Refused::new(ERASED_PATIENCE),
             look_again: Notify::new(),
             receipt_key: ArcSwapOption::empty(),
             reads: Arc::new(Semaphore::new(READS_MAX)),
@@ -231,6 +239,7 @@ pub(crate) fn to_wire(error: StoreError) -> WireError {
         StoreError::Full { .. } => Code::Full,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Disk { .. } => Code::Internal,
+        StoreError::Erased { .. } => Code::Erased,
         StoreError::Busy | StoreError::Damaged { .. } | StoreError::Closed => Code::Unavailable,
     };
     WireError::new(code, error.to_string())

@@ -23,7 +23,7 @@ use crate::reconcile::Upkeep;
 use crate::reconcile::pause::Pauses;
 use crate::store::writer::Writer;
 use crate::store::{ChunkStore, StoreError};
-use crate::tasks::{feed, heartbeat, reconcile, repair, salvage, scrub, sweep};
+use crate::tasks::{erase, feed, heartbeat, reconcile, repair, salvage, scrub, sweep};
 
 /// How long the tasks of upkeep may take to stop.
 const TASKS_STOP_WAIT: Duration = Duration::from_secs(2);
@@ -115,6 +115,7 @@ async fn serve(
     );
     let mut touch = AbortOnDrop::new(task::spawn("heartbeat", touch));
     let tasks = Tasks::new();
+    tasks.spawn("erase", erase::follow(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("feed", feed::follow(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("reconcile", reconcile::keep_equal(Arc::clone(&node), shutdown.clone()));
     tasks.spawn("repair-all", repair::repair(Arc::clone(&node), shutdown.clone()));
@@ -238,6 +239,8 @@ fn describe_upkeep() {
     describe_counter!("atoll_chunk_scrubbed_total", "Chunks read and verified by the scrubber.");
     describe_counter!("atoll_chunk_scrubbed_bytes_total", Unit::Bytes, "Their bytes.");
     describe_counter!("atoll_chunk_pending_swept_total", "Chunks never referred to, taken out.");
+    describe_counter!("atoll_chunk_erased_total", "Chunks deleted because they were taken down.");
+    describe_counter!("atoll_chunk_erased_bytes_total", Unit::Bytes, "Their bytes.");
     describe_counter!("atoll_chunk_purged_total", "Chunks deleted from quarantine.");
     describe_counter!("atoll_chunk_purged_bytes_total", Unit::Bytes, "Their bytes.");
     describe_gauge!("atoll_chunk_lacking", "Live chunks that are not here in good order.");

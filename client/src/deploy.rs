@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use atoll_net::task::Boxed;
 use atoll_proto::content::Extent;
+use atoll_proto::erase::Erasure;
 use atoll_proto::manifest::Entry;
 use atoll_proto::master::{AdmitPage, MasterRequest, MasterResponse, ObjectKind};
 use atoll_proto::publish::{Published, SiteOp};
@@ -151,6 +152,16 @@ pub enum DeployError {
         /// Which, and why.
         files: Vec<(PathBuf, String)>,
     },
+    /// Some local files have bytes that were taken down.
+    #[error(
+        "these files were taken down and cannot be deployed: {}; leave them out, or allow them \
+         again with `atoll invalidate SITE --path PATH --unerase`",
+        shortened(files.iter().map(|path| path.display().to_string()).collect())
+    )]
+    Erased {
+        /// Which.
+        files: Vec<PathBuf>,
+    },
     /// The tree makes no manifest.
     #[error("{0}")]
     Manifest(#[from] ManifestError),
@@ -169,13 +180,13 @@ pub enum DeployError {
 }
 
 fn listed(files: &[(PathBuf, String)]) -> String {
-    let some: Vec<String> = files
-        .iter()
-        .take(10)
-        .map(|(path, reason)| format!("{} ({reason})", path.display()))
-        .collect();
-    let more = if files.len() > 10 { ", …" } else { "" };
-    some.join(", ") + more
+    shortened(files.iter().map(|(path, reason)| format!("{} ({reason})", path.display())).collect())
+}
+
+fn shortened(mut names: Vec<String>) -> String {
+    let more = if names.len() > 10 { ", …" } else { "" };
+    names.truncate(10);
+    names.join(", ") + more
 }
 
 struct Hashed {
@@ -211,6 +222,7 @@ async fn deploy_files(
     let previous = previous_entries(cluster, &options).await?;
     let hashed = hash_all(files, view.chunk_bytes, &options, &progress).await?;
     let scanned = start.elapsed();
+    let lifted = refuse_erased(cluster, &hashed).await?;
 
     progress.phase("upload");
     let places = places(&hashed);
@@ -233,7 +245,13 @@ async fn deploy_files(
     let uploader = Uploader { cluster, places: &places, progress: &*progress };
     let mut receipts = Vec::new();
     if !options.dry_run {
+        let back: HashSet<ChunkId> = missing.intersection(&lifted).copied().collect();
         receipts = uploader.send(missing.into_iter().collect(), options.parallel).await?;
+        // The pages that name them may be known, and are not sent then.
+        if !back.is_empty() {
+            let mut cover = covering(&receipts, &back);
+            uploader.make_known(&cluster.writer(), &mut cover, Unknown::Chunks).await?;
+        }
     }
     let uploaded = start.elapsed();
 
@@ -397,6 +415,27 @@ fn hash_batch(
             Ok(Hashed { source, stamp, extents })
         })
         .collect()
+}
+
+/// Refuses files whose bytes were taken down: pages that name them may be known from before, and
+/// then nobody else would say anything. Returns the chunks that were, and may come back.
+async fn refuse_erased(
+    cluster: &Cluster,
+    hashed: &[Hashed],
+) -> Result<HashSet<ChunkId>, DeployError> {
+    let erased = cluster.erased().await?;
+    if erased.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let is_erased =
+        |extent: &Extent| extent.id.is_some_and(|id| erased.get(&id) == Some(&Erasure::Erased));
+    let files = hashed.iter().filter(|file| file.extents.iter().any(is_erased));
+    let files: Vec<PathBuf> = files.map(|file| file.source.disk_path.clone()).collect();
+    if !files.is_empty() {
+        return Err(DeployError::Erased { files });
+    }
+    let lifted = erased.into_iter().filter(|(_, what)| *what == Erasure::Lifted);
+    Ok(lifted.map(|(id, _)| id).collect())
 }
 
 /// For every distinct chunk, one place where its bytes are.

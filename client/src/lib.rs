@@ -12,6 +12,7 @@ pub mod backup;
 pub mod cluster;
 pub mod config;
 pub mod deploy;
+mod erased;
 mod error;
 mod lacking;
 pub mod locate;

@@ -249,6 +249,10 @@ impl Edge {
             "follow",
             index::follow::run(index.clone(), uplink.clone(), hub.clone(), shutdown.clone()),
         );
+        tasks.spawn(
+            "erase",
+            index::erased::run(index.clone(), cluster.clone(), own, shutdown.clone()),
+        );
         if config.has(EdgeRole::Edge) {
             let bytes = config.disk_cache_bytes / index::warm::DISK_SHARE;
             tasks.spawn("warm", index::warm::run(index.clone(), bytes, shutdown.clone()));
@@ -406,6 +410,7 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_relay_acks_total", "Acknowledgements in them.");
     describe_counter!("atoll_edge_relay_renewals_total", "Renewals of leases in them.");
     describe_counter!("atoll_edge_cache_cleared_total", "Invalidations that emptied the cache.");
+    describe_counter!("atoll_edge_erased_chunks_total", "Chunks of the cache taken down.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
 }
 

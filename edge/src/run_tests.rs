@@ -15,6 +15,7 @@ use atoll_net::shutdown::{ShutdownTrigger, pair};
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse};
 use atoll_proto::cluster::{ClusterView, Duty, NodeState, NodeView, PgTable};
 use atoll_proto::content::Extent;
+use atoll_proto::erase::ErasedPart;
 use atoll_proto::manifest::Entry;
 use atoll_proto::master::{MasterRequest, MasterResponse, Orders};
 use atoll_proto::publish::{Alias, PublishEntry, PublishEvent, Site};
@@ -150,6 +151,10 @@ impl Service for Master {
         _body: Bytes,
     ) -> Result<Answer<MasterResponse>, WireError> {
         let response = match request {
+            MasterRequest::Erased { after, wait_ms, .. } => {
+                tokio::time::sleep(Duration::from_millis(u64::from(wait_ms))).await;
+                MasterResponse::Erased(ErasedPart { upto: after, ..ErasedPart::default() })
+            }
             MasterRequest::Watch { after, edge, wait_ms } => self.watch(after, edge, wait_ms).await,
             MasterRequest::Cluster { .. } => MasterResponse::Cluster(Some(Box::new(self.view()))),
             MasterRequest::Register { info } => {

@@ -50,6 +50,7 @@ fn of_code(code: Code) -> i32 {
     match code {
         Code::Invalid => libc::EINVAL,
         Code::Denied => libc::EACCES,
+        Code::Erased => libc::EPERM,
         Code::NotFound => libc::ENOENT,
         Code::Exists => libc::EEXIST,
         Code::NotADirectory => libc::ENOTDIR,

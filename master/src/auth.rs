@@ -81,6 +81,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         }
         MasterRequest::Deltas { .. } | MasterRequest::Walk { .. } => role == Role::Chunkserver,
         MasterRequest::Objects { .. } => role == Role::Chunkserver,
+        MasterRequest::Erased { .. } => matches!(role, Role::Chunkserver | Role::Edge),
         MasterRequest::Cluster { .. } => true,
         MasterRequest::Watch { .. }
         | MasterRequest::Sites
@@ -98,6 +99,9 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::Seal { .. }
         | MasterRequest::WaitPublished { .. }
+        | MasterRequest::ErasedBy { .. }
+        | MasterRequest::Erasures { .. }
+        | MasterRequest::Unreferenced { .. }
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
@@ -194,6 +198,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::OpenSession { .. }
         | MasterRequest::Cluster { .. }
         | MasterRequest::Known { .. }
+        | MasterRequest::Erased { node: None, .. }
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::WaitPublished { .. } => needs(&[], About::Anything),
         MasterRequest::Change { change, .. } => Some(needs_change(change)),
@@ -206,10 +211,14 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         MasterRequest::Watch { edge: None, .. } => needs(&[Verb::Read], About::Everything),
         MasterRequest::Objects { .. } => needs(&[Verb::Read, Verb::Admin], About::Everything),
         MasterRequest::Status => needs(&[Verb::Read, Verb::Admin], About::Everything),
-        MasterRequest::Tokens | MasterRequest::Audit { .. } | MasterRequest::Backup(_) => {
-            needs(&[Verb::Admin], About::Everything)
-        }
+        MasterRequest::Tokens
+        | MasterRequest::Audit { .. }
+        | MasterRequest::ErasedBy { .. }
+        | MasterRequest::Erasures { .. }
+        | MasterRequest::Unreferenced { .. }
+        | MasterRequest::Backup(_) => needs(&[Verb::Admin], About::Everything),
         MasterRequest::Watch { edge: Some(_), .. }
+        | MasterRequest::Erased { node: Some(_), .. }
         | MasterRequest::Farewell { .. }
         | MasterRequest::Renew { .. }
         | MasterRequest::Enrol { .. }
@@ -233,12 +242,18 @@ fn needs_change(change: &Change) -> Needs<'_> {
         | Change::TokenRemove { .. }
         | Change::Node(_)
         | Change::Upkeep(_) => Needs { verbs: &[Verb::Admin], about: About::Everything },
+        // What a site's bytes are shared with is nobody's but an administrator's to decide.
+        Change::Site(SiteOp::Erase(_) | SiteOp::Unerase { .. }) => {
+            Needs { verbs: &[Verb::Admin], about: About::Everything }
+        }
         Change::Site(op) => {
             let (verbs, site): (&'static [Verb], _) = match op {
+                SiteOp::Erase(erase) => (&[Verb::Admin], &erase.site),
                 SiteOp::Create { site, .. }
                 | SiteOp::SetDomains { site, .. }
                 | SiteOp::CreateWith { site, .. }
                 | SiteOp::Configure { site, .. }
+                | SiteOp::Unerase { site, .. }
                 | SiteOp::Remove { site } => (&[Verb::Admin], site),
                 SiteOp::Publish { site, .. }
                 | SiteOp::MoveAlias { site, .. }

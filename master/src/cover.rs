@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use atoll_proto::cluster::PgTable;
 use atoll_proto::receipt::{Receipt, ReceiptKey};
-use atoll_proto::{ChunkId, NodeId, SessionId};
+use atoll_proto::{ChunkId, Epoch, NodeId, SessionId};
 
 use crate::operation::Covered;
 
@@ -31,19 +31,24 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    /// The chunks among those `wanted` that enough servers have on disk, by id.
-    pub(crate) fn covered(
+    /// The chunks among those `wanted` that enough servers have on disk, by id. Whether one is wanted
+    /// may depend on the epoch of the receipt.
+    ///
+    /// # Errors
+    /// As those of `wanted`.
+    pub(crate) fn covered<E>(
         &self,
         receipts: &[Receipt],
-        wanted: impl Fn(&ChunkId) -> bool,
-    ) -> Vec<Covered> {
+        wanted: impl Fn(&ChunkId, Epoch) -> Result<bool, E>,
+    ) -> Result<Vec<Covered>, E> {
         let mut holders: HashMap<(ChunkId, u32), HashSet<NodeId>> = HashMap::new();
         for receipt in receipts {
             if !receipt.verify(&self.key, self.session, self.now_ms) {
                 continue;
             }
             for (id, len) in &receipt.chunks {
-                if wanted(id) && self.table.readers(id.pg()).any(|node| node == receipt.node) {
+                let holds = self.table.readers(id.pg()).any(|node| node == receipt.node);
+                if holds && wanted(id, receipt.epoch)? {
                     holders.entry((*id, *len)).or_default().insert(receipt.node);
                 }
             }
@@ -57,14 +62,13 @@ impl Checker {
             .filter(|((id, _), nodes)| enough(id, nodes))
             .map(|((id, len), _)| (id, len))
             .collect();
-        covered.into_iter().map(|(id, len)| Covered { id, len }).collect()
+        Ok(covered.into_iter().map(|(id, len)| Covered { id, len }).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use atoll_proto::Epoch;
 
     const KEY: ReceiptKey = ReceiptKey([3; 32]);
     const SESSION: SessionId = SessionId(7);
@@ -83,7 +87,8 @@ mod tests {
     }
 
     fn count(checker: &Checker, receipts: &[Receipt]) -> usize {
-        checker.covered(receipts, |id| *id == ChunkId::of(b"a")).len()
+        let wanted = |id: &ChunkId, _| Ok::<_, ()>(*id == ChunkId::of(b"a"));
+        checker.covered(receipts, wanted).expect("nothing fails").len()
     }
 
     #[test]
@@ -126,6 +131,18 @@ mod tests {
             Receipt { node: NodeId(2), ..good.clone() },
         ] {
             assert_eq!(count(&three, &[good.clone(), bad]), 0);
+        }
+    }
+
+    #[test]
+    fn a_receipt_may_be_of_too_early_an_epoch() {
+        let three = checker(&[1, 2, 3]);
+        let chunks = || vec![(ChunkId::of(b"a"), 1)];
+        let of = |node, epoch| Receipt::sign(&KEY, NodeId(node), SESSION, epoch, 200, chunks());
+        let wanted = |_: &ChunkId, epoch| Ok::<_, ()>(epoch >= Epoch(5));
+        for (epochs, count) in [([5, 6], 1), ([4, 6], 0), ([4, 4], 0)] {
+            let receipts = [of(1, Epoch(epochs[0])), of(2, Epoch(epochs[1]))];
+            assert_eq!(three.covered(&receipts, wanted).map(|it| it.len()), Ok(count));
         }
     }
 

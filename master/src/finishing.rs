@@ -54,6 +54,16 @@ impl Finishing {
         Relying { finishing: self, number }
     }
 
+    /// A number for the changes that begin from now on.
+    pub(crate) fn mark(&self) -> u64 {
+        self.lock().next
+    }
+
+    /// Whether all changes that began before a mark are in the log, or never will be.
+    pub(crate) fn passed(&self, mark: u64) -> bool {
+        self.lock().open.first().is_none_or(|first| *first >= mark)
+    }
+
     /// The table by which receipts count: old members of groups that are about to finish are left
     /// out. To be asked for after [`Finishing::rely`].
     pub(crate) fn cover(&self, table: Arc<PgTable>) -> Arc<PgTable> {
@@ -115,6 +125,19 @@ mod tests {
         assert_eq!(finishing.settled(), [PgId(2), PgId(3)]);
         finishing.begin(&[]);
         assert_eq!(finishing.settled(), []);
+    }
+
+    #[test]
+    fn a_mark_is_passed_when_what_began_before_is_over() {
+        let finishing = Finishing::default();
+        assert!(finishing.passed(finishing.mark()));
+        let early = finishing.rely();
+        let mark = finishing.mark();
+        let late = finishing.rely();
+        assert!(!finishing.passed(mark));
+        drop(early);
+        assert!(finishing.passed(mark), "what began later does not count");
+        drop(late);
     }
 
     #[test]

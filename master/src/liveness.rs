@@ -51,6 +51,8 @@ struct Heard {
     ready: bool,
     stat: ChunkStat,
     acked: Seq,
+    /// The log index up to which it has carried out the list of erased chunks.
+    erased: Option<u64>,
     sync: Sync,
     presence: Presence,
 }
@@ -58,7 +60,7 @@ struct Heard {
 impl Heard {
     fn fresh(at: Instant, ready: bool) -> Heard {
         let (stat, sync) = (ChunkStat::default(), Sync::default());
-        Heard { at, ready, stat, acked: Seq(0), sync, presence: Presence::Here }
+        Heard { at, ready, stat, acked: Seq(0), erased: None, sync, presence: Presence::Here }
     }
 }
 
@@ -139,6 +141,7 @@ impl Liveness {
         let heard = self.nodes.entry(node).or_insert_with(|| Heard::fresh(now, false));
         heard.sign_of_life(now);
         heard.ready = false;
+        heard.erased = None;
         // It may have started with another disk.
         heard.sync = Sync::default();
     }
@@ -158,6 +161,7 @@ impl Liveness {
             if stat.refilling && !heard.stat.refilling {
                 // What it had before it began anew does not count.
                 heard.sync = Sync::default();
+                heard.erased = None;
             }
             heard.stat = stat;
         }
@@ -189,6 +193,18 @@ impl Liveness {
     /// Grants an edge a lease if it has applied everything up to `last` (see [`Grants::grant`]).
     pub(crate) fn grant(&mut self, edge: NodeId, applied: Seq, last: Seq, now_ns: u64) -> bool {
         self.grants.grant(edge, applied, last, now_ns)
+    }
+
+    /// A node has carried out the list of erased chunks up to a log index. No sign of life: an edge
+    /// that leaves may still say it.
+    pub(crate) fn erased(&mut self, node: NodeId, upto: u64, now: Instant) {
+        // One that has begun anew starts again: what it says last holds.
+        self.entry(node, now).erased = Some(upto);
+    }
+
+    /// How far a node said that it has carried out that list.
+    pub(crate) fn erased_upto(&self, node: NodeId) -> Option<u64> {
+        self.nodes.get(&node).and_then(|heard| heard.erased)
     }
 
     /// A chunkserver was compared with the object table.

@@ -24,9 +24,9 @@ use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    audit, backup, change, cluster, deltas, deploys, enrol, farewell, heartbeat, known, objects,
-    open_session, query, register, relay, renew, seal, sites, status, tokens, wait_applied, walk,
-    watch as follow,
+    audit, backup, change, cluster, deltas, deploys, enrol, erased, farewell, heartbeat, known,
+    objects, open_session, query, register, relay, renew, seal, sites, status, tokens,
+    wait_applied, walk, watch as follow,
 };
 use crate::policies::Policies;
 use crate::raft::Consensus;
@@ -259,6 +259,12 @@ impl Master {
             MasterRequest::Walk { node, epoch, index, asks } => {
                 walk::walk(self, principal, node, epoch, index, asks).await
             }
+            MasterRequest::Erased { after, node, wait_ms } => {
+                erased::erased(self, context, principal, after, node, wait_ms).await
+            }
+            MasterRequest::ErasedBy { index } => erased::erased_by(self, index).await,
+            MasterRequest::Erasures { site, after } => erased::erasures(self, site, after).await,
+            MasterRequest::Unreferenced { after } => erased::unreferenced(self, after).await,
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
             MasterRequest::Seal { site } => seal::seal(self, context, &site).await,
             MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
@@ -304,6 +310,10 @@ impl Service for MasterService {
             MasterRequest::Walk { .. } => "walk",
             MasterRequest::Objects { .. } => "objects",
             MasterRequest::Seal { .. } => "seal",
+            MasterRequest::Erased { .. } => "erased",
+            MasterRequest::ErasedBy { .. } => "erased_by",
+            MasterRequest::Erasures { .. } => "erasures",
+            MasterRequest::Unreferenced { .. } => "unreferenced",
         }
     }
 

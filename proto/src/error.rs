@@ -61,6 +61,8 @@ pub enum Code {
     ForeignCluster,
     /// A disk or a bug: an error that should not happen.
     Internal,
+    /// A chunk was erased, and may not be brought back before that is lifted.
+    Erased,
 }
 
 /// Who can do something about an error.
@@ -100,6 +102,7 @@ impl WireError {
             | Code::Conflict
             | Code::Missing
             | Code::BadReceipt
+            | Code::Erased
             | Code::ForeignCluster => (Fault::Caller, Retry::Never),
             Code::StaleEpoch => (Fault::Caller, Retry::Same),
             Code::Limit => (Fault::Caller, Retry::Same),

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod content;
 pub mod content_type;
 pub mod edge;
+pub mod erase;
 pub mod error;
 pub mod frame;
 pub mod ids;

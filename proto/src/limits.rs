@@ -57,6 +57,18 @@ pub const MESSAGE_BYTES_MAX: usize = 1024;
 pub const READDIR_ENTRIES_MAX: usize = 4096;
 /// Most patterns in one invalidation.
 pub const INVALIDATE_PATTERNS_MAX: usize = 1000;
+/// Most chunks of one erasure.
+pub const ERASE_CHUNKS_MAX: usize = 16_384;
+/// Most pages, lists, files and deploys that lead to the chunks of one erasure.
+pub const ERASE_PARENTS_MAX: usize = 32_768;
+/// Most bytes of one erasure as it is sent.
+pub const ERASE_BYTES_MAX: usize = 3 << 20;
+/// Objects without references that are looked through for one answer.
+pub const UNREFERENCED_PART: usize = 8192;
+/// Most chunks that were ever erased: every chunkserver and edge has all of them in memory.
+pub const ERASED_MAX: u64 = 262_144;
+/// Chunks of the list of erased ones in one answer, beyond which no further log index is begun.
+pub const ERASED_PART: usize = 16_384;
 /// Longest cache tag in bytes.
 pub const TAG_BYTES_MAX: usize = 1024;
 /// Most cache tags of a file; more are ignored.
@@ -228,4 +240,7 @@ const _: () = assert!(RELAY_ITEMS_MAX * 100 < HEAD_BYTES_MAX);
 const _: () = assert!(RELAY_ANSWER_BYTES_MAX * 2 <= HEAD_BYTES_MAX);
 const _: () =
     assert!(RELAY_RENEW.as_millis() + LEASE_RENEW_EVERY.as_millis() * 2 < LEASE_TERM.as_millis());
+const _: () = assert!((ERASED_PART + ERASE_CHUNKS_MAX) * 48 < HEAD_BYTES_MAX);
+const _: () = assert!(ERASE_BYTES_MAX + (64 << 10) < HEAD_BYTES_MAX);
+const _: () = assert!(UNREFERENCED_PART * 48 < HEAD_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_QUIET.as_millis() * 5 / 2 < HEARTBEAT_LOST.as_millis());

@@ -8,6 +8,7 @@ use crate::{
     backup::{BackupAnswer, BackupAsk},
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
+    erase::{ErasedBy, ErasedPart, ErasureRecord},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
@@ -189,6 +190,36 @@ pub enum MasterRequest {
         acks: Vec<RelayedAck>,
         /// Which edges ask for a lease.
         renewals: Vec<RelayedRenewal>,
+    },
+    /// The list of erased chunks: what changed after a log index. Waits until there is something,
+    /// or `wait_ms`. With `node` it also says that everything up to `after` is carried out there.
+    /// Answered with `Erased`.
+    Erased {
+        /// The last log index the asker has; 0 for none.
+        after: u64,
+        /// For a chunkserver or an edge that has carried out everything up to `after`: its id.
+        node: Option<NodeId>,
+        /// How long to wait at most, in milliseconds.
+        wait_ms: u32,
+    },
+    /// Which chunkservers and edges have carried out the list of erased chunks up to a log index?
+    /// Answered with `ErasedBy`.
+    ErasedBy {
+        /// Which.
+        index: u64,
+    },
+    /// What the erasures for a site were about, one at a time. Answered with `Erasure`.
+    Erasures {
+        /// Which site.
+        site: SiteName,
+        /// The key of the last one that was told.
+        after: Option<ChunkId>,
+    },
+    /// Pages and lists that nothing refers to, not collected yet: they may be referred to again.
+    /// Answered with `Unreferenced`.
+    Unreferenced {
+        /// Where the last answer ended.
+        after: Option<(u64, ChunkId)>,
     },
 }
 
@@ -566,6 +597,19 @@ pub enum MasterResponse {
         acks: Vec<bool>,
         /// `None`: the master has no key of that edge, which should turn to it.
         renewals: Vec<Option<RelayedGrant>>,
+    },
+    /// To `Erased`.
+    Erased(ErasedPart),
+    /// To `ErasedBy`.
+    ErasedBy(ErasedBy),
+    /// To `Erasures`: the next one with its key, in the order of keys; `None` after the last.
+    Erasure(Option<Box<(ChunkId, ErasureRecord)>>),
+    /// To `Unreferenced`.
+    Unreferenced {
+        /// Those among what was looked through.
+        pages: Vec<(ChunkId, ObjectKind)>,
+        /// Where to go on; `None` at the end.
+        next: Option<(u64, ChunkId)>,
     },
 }
 

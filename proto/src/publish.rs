@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::erase::{Doomed, Named, Parent};
 use crate::site::{SiteChanges, SiteSettings};
-use crate::{AliasName, DeployId, Seq, SiteName, limits};
+use crate::{AliasName, ChunkId, DeployId, Seq, SiteName, limits};
 
 /// A site as its owner configured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +124,12 @@ pub enum PublishEvent {
         /// Which.
         deploy: DeployId,
     },
+    /// The list of erased chunks has changed: read what is new of it
+    /// ([`crate::master::MasterRequest::Erased`]) and carry it out before anything is acknowledged.
+    Erased {
+        /// For the sake of which site.
+        site: SiteName,
+    },
 }
 
 impl PublishEvent {
@@ -134,7 +141,8 @@ impl PublishEvent {
             Self::SiteRemoved(site)
             | Self::AliasRemoved { site, .. }
             | Self::DeployRemoved { site, .. }
-            | Self::Invalidate { site, .. } => site,
+            | Self::Invalidate { site, .. }
+            | Self::Erased { site } => site,
         }
     }
 }
@@ -272,6 +280,34 @@ pub enum SiteOp {
         /// After so many seconds, at most `limits::ALIAS_LIFETIME_MAX`.
         lifetime_secs: u64,
     },
+    /// Erase chunks, wherever they are: all of this or, with `Conflict`, nothing, when something
+    /// leads to one of them that the search did not find.
+    Erase(Box<Erase>),
+    /// Let chunks be uploaded again that were erased.
+    Unerase {
+        /// For the sake of which site; it may be gone.
+        site: SiteName,
+        /// Which, at most `limits::ERASE_CHUNKS_MAX`. Those that were never erased are passed over.
+        chunks: Vec<ChunkId>,
+        /// Lists that are withheld, at most as many: those are lifted of which no chunk is erased any
+        /// more.
+        lists: Vec<ChunkId>,
+    },
+}
+
+/// The fields of [`SiteOp::Erase`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erase {
+    /// For the sake of which site.
+    pub site: SiteName,
+    /// Which; with `withheld` at most `limits::ERASE_CHUNKS_MAX`.
+    pub chunks: Vec<Doomed>,
+    /// List chunks of the contents that lose bytes.
+    pub withheld: Vec<ChunkId>,
+    /// Everything that leads to these chunks, at most `limits::ERASE_PARENTS_MAX`.
+    pub parents: Vec<Parent>,
+    /// The paths that were given, with what is erased of each.
+    pub named: Vec<Named>,
 }
 
 /// The answer to a [`SiteOp`].

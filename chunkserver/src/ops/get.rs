@@ -15,6 +15,9 @@ use crate::tasks::clock;
 
 pub(super) async fn get(node: &Node, get: Get) -> WireResult<Answer<ChunkResponse>> {
     let id = get.id;
+    if node.erased.before_serving().await.contains(&id) {
+        return Err(not_here(node, &id));
+    }
     let found = node.at_the_disk("get", move |store| read_verified(store, &id)).await?;
     if let Err(StoreError::Corrupt { .. }) = &found {
         node.upkeep.lack(vec![id], Duration::ZERO);

@@ -1,6 +1,7 @@
 //! GetMany: several whole chunks in one answer, as many as fit. A chunk that is corrupt counts as
 //! not here: the caller finds another replica for it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use atoll_net::Answer;
@@ -14,8 +15,10 @@ use crate::store::{ChunkStore, StoreError};
 
 pub(super) async fn get_many(node: &Node, many: GetMany) -> WireResult<Answer<ChunkResponse>> {
     check_count("chunks", many.ids.len(), MANY_MAX)?;
-    let read = node
-        .at_the_disk("get_many", move |store| read_many(store, &many.ids, limits::BODY_BYTES_MAX));
+    let erased = node.erased.before_serving().await;
+    let read = node.at_the_disk("get_many", move |store| {
+        read_many(store, &many.ids, &erased, limits::BODY_BYTES_MAX)
+    });
     let Many { lens, complete, body, corrupt } = read.await?.map_err(to_wire)?;
     node.upkeep.lack(corrupt, Duration::ZERO);
     Ok(Answer::with_body(ChunkResponse::Many { lens, complete }, body))
@@ -30,11 +33,21 @@ struct Many {
     corrupt: Vec<ChunkId>,
 }
 
-/// Reads chunks in order until the next would not fit into `room` bytes. Blocks.
-fn read_many(store: &dyn ChunkStore, ids: &[ChunkId], room: usize) -> Result<Many, StoreError> {
+/// Reads chunks in order until the next would not fit into `room` bytes; those that are erased are
+/// not here. Blocks.
+fn read_many(
+    store: &dyn ChunkStore,
+    ids: &[ChunkId],
+    erased: &HashSet<ChunkId>,
+    room: usize,
+) -> Result<Many, StoreError> {
     let mut many = Many { complete: true, ..Many::default() };
     let mut room = room;
     for id in ids {
+        if erased.contains(id) {
+            many.lens.push(None);
+            continue;
+        }
         let here = store.len(id)?;
         if here.is_some_and(|len| len as usize > room) {
             many.complete = false;
@@ -79,12 +92,13 @@ mod tests {
         store.damage(&chunks[1].id, Bytes::from_static(b"wrong"));
         let ids = [chunks[0].id, ChunkId([9; 32]), chunks[1].id, chunks[2].id];
 
-        let all = read_many(&store, &ids, 20).unwrap();
+        let none = HashSet::new();
+        let all = read_many(&store, &ids, &none, 20).unwrap();
         assert_eq!(all.lens, [Some(10), None, None, Some(10)]);
         assert!(all.complete);
         assert_eq!(all.corrupt, [chunks[1].id]);
 
-        let cut = read_many(&store, &ids, 19).unwrap();
+        let cut = read_many(&store, &ids, &none, 19).unwrap();
         assert_eq!(cut.lens, [Some(10), None, None, None]);
         assert!(!cut.complete);
     }

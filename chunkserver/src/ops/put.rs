@@ -13,7 +13,7 @@ use atoll_proto::{ChunkId, Code, Epoch, Fault, Retry, SessionId, WireError, Wire
 use bytes::Bytes;
 
 use super::{MANY_MAX, check_count, relay};
-use crate::node::{Node, to_wire};
+use crate::node::Node;
 use crate::store::NewChunk;
 use crate::tasks::clock;
 
@@ -39,6 +39,7 @@ pub(super) async fn put(
     check_role(context.peer.role, put.relay)?;
     let key = node.receipt_key()?;
     let chunks = cut(&put, &body)?;
+    node.erased.check(chunks.iter().map(|chunk| &chunk.id))?;
     let view = node.view_at(put.epoch, context.deadline).await?;
     if !put.relay {
         check_peer(&view, &context.peer.name)?;
@@ -55,7 +56,7 @@ pub(super) async fn put(
 
 /// Stores the chunks here; the receipt says that they are durable.
 pub(super) async fn commit(node: &Node, write: &Write) -> WireResult<Receipt> {
-    node.writer.put(write.chunks.to_vec()).await.map_err(to_wire)?;
+    node.keep(write.chunks.to_vec()).await?;
     let lifetime = u64::try_from(limits::RECEIPT_LIFETIME.as_millis()).unwrap_or(u64::MAX);
     let expires_ms = clock::now_ms().saturating_add(lifetime);
     let chunks = manifest(write.chunks.iter());

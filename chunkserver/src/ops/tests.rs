@@ -196,6 +196,24 @@ async fn what_was_put_is_read_back_with_a_receipt() {
 }
 
 #[tokio::test]
+async fn what_was_taken_down_is_not_served_while_it_is_on_disk_yet() {
+    use atoll_proto::erase::{Erased, Erasure};
+    let rig = Rig::alone().await;
+    let (put, body) = put_of(&[b"hello", b"world!"]);
+    rig.put(put, body).await.unwrap();
+    let ids = vec![ChunkId::of(b"hello"), ChunkId::of(b"world!")];
+    rig.node.erased.learn(&[Erased { index: 1, id: ids[0], what: Erasure::Erased }], true);
+    assert!(rig.store.has(&ids[0]).unwrap());
+    let error = rig.get(ids[0], 0, 1).await.unwrap_err();
+    assert_eq!((error.code, error.retry), (Code::NotFound, Retry::Elsewhere));
+    let many = ChunkRequest::GetMany(GetMany { ids });
+    let reply = rig.ask(Role::Edge, many, Bytes::new()).await.unwrap();
+    let lens = vec![None, Some(6)];
+    assert_eq!(reply.head, ChunkResponse::Many { lens, complete: true });
+    assert_eq!(reply.body, b"world!");
+}
+
+#[tokio::test]
 async fn a_missing_chunk_may_be_elsewhere() {
     let rig = Rig::alone().await;
     let error = rig.get(ChunkId([9; 32]), 0, 1).await.unwrap_err();

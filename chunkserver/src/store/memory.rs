@@ -3,9 +3,9 @@
 //! It keeps the promises of [`ChunkStore`] except the one about the power; it can be given a
 //! capacity, so that it runs full, and chunks in it can be damaged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::tree::{BUCKETS, Digest, bucket_of};
@@ -29,6 +29,7 @@ pub struct MemoryStore {
 struct Inner {
     records: BTreeMap<ChunkId, Record>,
     bodies: HashMap<ChunkId, Bytes>,
+    refused: Arc<HashSet<ChunkId>>,
     buckets: BTreeMap<BucketKey, Bucket>,
     meta: BTreeMap<Meta, Vec<u8>>,
     scrubbed: BTreeMap<PgId, u64>,
@@ -165,6 +166,10 @@ impl ChunkStore for MemoryStore {
         }
         let mut done = Batched::default();
         for chunk in batch {
+            if inner.refused.contains(&chunk.id) {
+                done.refused.push(chunk.id);
+                continue;
+            }
             let old = inner.records.get(&chunk.id).copied();
             let same = inner.bodies.get(&chunk.id) == Some(&chunk.bytes);
             if let Some(old) = old.filter(|old| old.body == Body::Present && same) {
@@ -271,6 +276,25 @@ impl ChunkStore for MemoryStore {
             self.set(&mut inner, id, None);
             purged.chunks += 1;
             purged.bytes += u64::from(old.len);
+        }
+        Ok(purged)
+    }
+
+    fn refuse(&self, refused: Arc<HashSet<ChunkId>>) {
+        if let Ok(mut inner) = self.open() {
+            inner.refused = refused;
+        }
+    }
+
+    fn erase(&self, ids: &[ChunkId], _upto: u64) -> Result<Purged, StoreError> {
+        let mut inner = self.open()?;
+        let mut purged = Purged::default();
+        for id in ids {
+            if let Some(old) = inner.records.get(id).filter(|old| old.has_bytes()).copied() {
+                self.set(&mut inner, id, None);
+                purged.chunks += 1;
+                purged.bytes += u64::from(old.len);
+            }
         }
         Ok(purged)
     }

@@ -8,6 +8,9 @@
 //! Nothing here knows of peers, placement or policy: how long something is kept, and whether it
 //! may be dropped at all, is for the caller to decide.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use atoll_proto::tree::{BUCKETS, Digest};
 use atoll_proto::{ChunkId, Epoch, PgId};
 use bytes::Bytes;
@@ -49,7 +52,7 @@ pub struct Space {
 }
 
 /// What one batch did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batched {
     /// Chunks written.
     pub written: usize,
@@ -57,6 +60,8 @@ pub struct Batched {
     pub bytes: u64,
     /// Chunks that were here already and were not written again.
     pub known: usize,
+    /// Chunks that were taken down, and were not written ([`ChunkStore::refuse`]).
+    pub refused: Vec<ChunkId>,
 }
 
 /// What a list of marks did.
@@ -103,6 +108,10 @@ pub enum Meta {
     View,
     /// The last order to verify everything, and how far it was carried out.
     Scrub,
+    /// The log index up to which erased chunks are in no file.
+    Erased,
+    /// Whether the database's files have to be written anew, because chunks in it were erased.
+    Rewrite,
 }
 
 /// Why the store could not do what it was asked.
@@ -141,6 +150,15 @@ pub enum StoreError {
         verb: &'static str,
         /// What the library said.
         reason: String,
+    },
+    /// The chunk was taken down.
+    #[error(
+        "chunk {id} was erased (`atoll invalidate --erase`) and is not kept any more; allow it \
+         again with `atoll invalidate SITE --path PATH --unerase`"
+    )]
+    Erased {
+        /// Which.
+        id: ChunkId,
     },
     /// The disk does not keep up.
     #[error("the disk does not keep up with the writes; try again, or another chunkserver")]
@@ -238,6 +256,21 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// When the disk fails.
     fn purge(&self, before_ms: u64, limit: usize) -> Result<Purged, StoreError>;
+
+    /// From now on these chunks are not stored, and no others are refused. A put that has not ended
+    /// by then has either been made, or is refused.
+    fn refuse(&self, refused: Arc<HashSet<ChunkId>>);
+
+    /// Deletes the bytes of chunks that were taken down, whatever state they are in, so that they
+    /// are in no file of the store any more, also not where an earlier deletion, or a write
+    /// that failed, left them. Chunks that are not here are passed over, unless they were erased
+    /// after the log index of the last call. What a crash, or an error, leaves undone is done by the
+    /// next call. Synced; `upto` is the log index up to which everything is erased now. What was set
+    /// aside is not looked at.
+    ///
+    /// # Errors
+    /// When the disk fails, or has no room to write the other chunks anew; then some may be erased.
+    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError>;
 
     /// The whole chunk as it is on disk, if it is present. The caller verifies the hash; a range
     /// is cut from the whole, because only the whole can be verified.
@@ -390,8 +423,16 @@ pub trait ChunkStore: Send + Sync + 'static {
 
 impl Meta {
     /// Every key.
-    pub const ALL: [Self; 6] =
-        [Self::Format, Self::Cluster, Self::Node, Self::Fence, Self::View, Self::Scrub];
+    pub const ALL: [Self; 8] = [
+        Self::Format,
+        Self::Cluster,
+        Self::Node,
+        Self::Fence,
+        Self::View,
+        Self::Scrub,
+        Self::Erased,
+        Self::Rewrite,
+    ];
 }
 
 impl Marked {

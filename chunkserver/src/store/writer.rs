@@ -4,10 +4,12 @@
 //! sync, further puts gather; the next batch takes all of them, so that a sync serves as many puts
 //! as came during the one before. The queue is bounded in bytes: a slow disk slows its writers.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use atoll_proto::ChunkId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{Batched, ChunkStore, NewChunk, StoreError};
@@ -136,16 +138,27 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
 
 fn write_batch(store: &dyn ChunkStore, mut batch: Vec<Job>) {
     let mut chunks = Vec::with_capacity(batch.iter().map(|job| job.chunks.len()).sum());
+    let mut ids: Vec<Vec<ChunkId>> = Vec::with_capacity(batch.len());
     for job in &mut batch {
+        ids.push(job.chunks.iter().map(|chunk| chunk.id).collect());
         chunks.append(&mut job.chunks);
     }
     let started = std::time::Instant::now();
     let outcome = store.put_batch(&chunks);
     count(batch.len(), &outcome, started.elapsed());
+    let refused: HashSet<ChunkId> = match &outcome {
+        Ok(done) => done.refused.iter().copied().collect(),
+        Err(_) => HashSet::new(),
+    };
     let answer = outcome.map(|_done| ());
-    for job in batch {
+    for (job, ids) in batch.into_iter().zip(ids) {
+        // Only those who brought it hear of a chunk that was taken down.
+        let answer = match ids.iter().find(|id| refused.contains(id)) {
+            Some(id) => Err(StoreError::Erased { id: *id }),
+            None => answer.clone(),
+        };
         // The caller may have given up; the chunks are stored all the same.
-        drop(job.done.send(answer.clone()));
+        drop(job.done.send(answer));
     }
 }
 
@@ -174,7 +187,7 @@ mod writer_tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::store::memory::MemoryStore;
-    use atoll_proto::{ChunkId, Epoch};
+    use atoll_proto::Epoch;
     use bytes::Bytes;
 
     fn chunk(text: String) -> NewChunk {
@@ -203,6 +216,27 @@ mod writer_tests {
         tokio::task::spawn_blocking(move || stopped.stop()).await.unwrap();
         let late = writer.put(vec![chunk("late".to_owned())]).await;
         assert_eq!(late, Err(StoreError::Closed));
+    }
+
+    #[tokio::test]
+    async fn who_brings_what_was_taken_down_is_refused_and_nobody_else() {
+        let store = Arc::new(MemoryStore::default());
+        let writer = Arc::new(Writer::start(store.clone()).unwrap());
+        let (bad, good) = (chunk("taken down".to_owned()), chunk("good".to_owned()));
+        store.refuse(Arc::new(HashSet::from([bad.id])));
+        let both = [vec![bad.clone()], vec![good.clone()], vec![good.clone(), bad.clone()]];
+        let mut puts = tokio::task::JoinSet::new();
+        for chunks in both {
+            let writer = writer.clone();
+            puts.spawn(async move { (chunks.len(), chunks[0].id, writer.put(chunks).await) });
+        }
+        while let Some(put) = puts.join_next().await {
+            let (len, first, outcome) = put.unwrap();
+            let refused = Err(StoreError::Erased { id: bad.id });
+            let expected = if len == 1 && first == good.id { Ok(()) } else { refused };
+            assert_eq!(outcome, expected);
+        }
+        assert!(store.has(&good.id).unwrap() && !store.has(&bad.id).unwrap());
     }
 
     #[tokio::test]

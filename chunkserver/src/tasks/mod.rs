@@ -1,6 +1,7 @@
 //! What a chunkserver does by itself, without being asked.
 
 pub(crate) mod clock;
+pub(crate) mod erase;
 pub(crate) mod feed;
 pub(crate) mod heartbeat;
 pub(crate) mod reconcile;

@@ -350,7 +350,7 @@ impl Repairs {
         let ids: Vec<ChunkId> = good.iter().map(|(id, _)| *id).collect();
         let bytes: u64 = good.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let chunks = good.into_iter().map(|(id, bytes)| NewChunk { id, bytes, epoch, at_ms });
-        match self.node.writer.put(chunks.collect()).await {
+        match self.node.keep(chunks.collect()).await {
             Ok(()) => {
                 metrics::counter!("atoll_chunk_repaired_total").increment(ids.len() as u64);
                 metrics::counter!("atoll_chunk_repaired_bytes_total").increment(bytes);
@@ -361,7 +361,7 @@ impl Repairs {
         fates
     }
 
-    fn not_stored(&self, ids: &[ChunkId], error: &StoreError) -> Vec<(ChunkId, Fate)> {
+    fn not_stored(&self, ids: &[ChunkId], error: &impl std::fmt::Display) -> Vec<(ChunkId, Fate)> {
         tracing::warn!(%error, chunks = ids.len(), "chunks cannot be repaired now");
         self.lock().rest_until = Some(Instant::now() + FULL_REST);
         all(ids, Fate::Later)

@@ -1,10 +1,13 @@
-//! `atoll invalidate`: every edge drops cached answers.
+//! `atoll invalidate`: every edge drops cached answers; with `--erase` the bytes are gone.
+
+mod erase;
+mod holders;
 
 use atoll_proto::publish::{Pattern, SiteOp};
 use clap::Args;
 
 use super::published::{Concluded, conclude};
-use crate::args::{SiteArg, WaitArgs};
+use crate::args::{SiteArg, WaitArgs, WaitFor};
 use crate::connect::Context;
 use crate::report::Failure;
 
@@ -16,7 +19,12 @@ use crate::report::Failure;
     after_help = "EXAMPLES
   atoll invalidate blog --path /index.html --path /feed.xml
   atoll invalidate blog --prefix /assets/ --soft
-  atoll invalidate blog --all --wait reachable"
+  atoll invalidate blog --all --wait reachable
+  atoll invalidate blog --path /secret.pdf --erase
+
+--erase is for takedowns: it takes the bytes of these files, as they are in any deploy of the site,
+from every edge, every shield and every chunkserver, and waits for all of them, also for those that
+are down. Nobody can store them again before --unerase. It needs a token with admin and read."
 )]
 pub(crate) struct InvalidateArgs {
     #[command(flatten)]
@@ -36,6 +44,18 @@ pub(crate) struct InvalidateArgs {
     /// Revalidate instead of drop
     #[arg(long)]
     soft: bool,
+    /// Take the bytes of these files from every cache and from the store, for ever
+    #[arg(long, conflicts_with_all = ["soft", "tags"])]
+    erase: bool,
+    /// Allow bytes again that were erased: they come back when the files are deployed again
+    #[arg(long, conflicts_with_all = ["soft", "tags", "erase"])]
+    unerase: bool,
+    /// With --erase: also where other sites, or files of the file system, have the same bytes
+    #[arg(long, requires = "erase")]
+    everywhere: bool,
+    /// With --erase: say what would be erased, and change nothing
+    #[arg(long, requires = "erase")]
+    dry_run: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -51,12 +71,25 @@ fn rooted(typed: &str) -> Result<String, String> {
 /// Does it.
 pub(crate) async fn run(context: &Context, args: InvalidateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
-    let cluster = context.cluster().await?;
     let site = args.site.site;
     let mut patterns: Vec<Pattern> = args.paths.into_iter().map(Pattern::Path).collect();
     patterns.extend(args.prefixes.into_iter().map(Pattern::Prefix));
     patterns.extend(args.tags.into_iter().map(Pattern::Tag));
     patterns.extend(args.all.then_some(Pattern::All));
+    if args.erase || args.unerase {
+        if args.wait.wait != WaitFor::All {
+            let why = "an erasure waits for everybody: leave --wait out, and give a --timeout";
+            return Err(Failure::Usage(why.to_owned()));
+        }
+        let (everywhere, dry_run) = (args.everywhere, args.dry_run);
+        let timeout = args.wait.timeout();
+        let asked = erase::Asked { site, patterns, everywhere, dry_run, timeout };
+        return match args.erase {
+            true => erase::erase(context, asked).await,
+            false => erase::unerase(context, asked).await,
+        };
+    }
+    let cluster = context.cluster().await?;
     let published =
         cluster.site(SiteOp::Invalidate { site: site.clone(), patterns, soft: args.soft }).await?;
     let change = Concluded { site: &site, alias: None, published, wait: &args.wait, started };

@@ -8,13 +8,16 @@
 //! ```text
 //! file     "ATOLLBLK"  8 bytes · version 4 bytes (1) · zeros 4 bytes · records
 //! record   magic  4 bytes  "CHNK"
-//!          state  1 byte   1 live, 0 dropped; the only byte that ever changes
+//!          state  1 byte   1 live, 0 dropped; the only byte that ever changes, unless it is erased
 //!          zeros  3 bytes
 //!          length 4 bytes  big-endian
 //!          check  4 bytes  first bytes of BLAKE3 of length and id
 //!          id    32 bytes
 //!          bytes
 //! ```
+
+mod dead;
+mod erase;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -23,11 +26,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use atoll_proto::{ChunkId, limits};
 use bytes::Bytes;
+
+use dead::Dead;
 
 const FILE_MAGIC: &[u8; 16] = b"ATOLLBLK\x00\x00\x00\x01\x00\x00\x00\x00";
 const RECORD_MAGIC: &[u8; 4] = b"CHNK";
@@ -43,6 +48,7 @@ const QUEUE_BYTES: usize = 32 << 20;
 /// The disk tier. Dropping it ends the writer after what is queued.
 #[derive(Debug)]
 pub struct DiskTier {
+    dir: PathBuf,
     shared: Arc<Shared>,
     queue: Option<SyncSender<Job>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -52,6 +58,8 @@ pub struct DiskTier {
 struct Shared {
     index: RwLock<HashMap<ChunkId, Place>>,
     queued_bytes: AtomicUsize,
+    /// Where dropped chunks are: their bytes stay until their file goes.
+    dead: Mutex<Dead>,
     /// Files with marks of dropped chunks that may not be on the medium yet, by number.
     marked: Mutex<HashMap<u64, Arc<Block>>>,
 }
@@ -88,6 +96,7 @@ impl DiskTier {
         let shared = Arc::new(Shared {
             index: RwLock::new(HashMap::new()),
             queued_bytes: AtomicUsize::new(0),
+            dead: Mutex::default(),
             marked: Mutex::new(HashMap::new()),
         });
         let mut writer = Writer {
@@ -102,7 +111,8 @@ impl DiskTier {
         let (queue, jobs) = sync_channel(QUEUE_CHUNKS);
         let thread = std::thread::Builder::new().name("disk-cache".into());
         let handle = thread.spawn(move || writer.run(&jobs))?;
-        Ok(DiskTier { shared, queue: Some(queue), writer: Mutex::new(Some(handle)) })
+        let (dir, writer) = (dir.to_owned(), Mutex::new(Some(handle)));
+        Ok(DiskTier { dir, shared, queue: Some(queue), writer })
     }
 
     /// Whether the chunk is there.
@@ -149,20 +159,12 @@ impl DiskTier {
         if let Err(error) = place.block.file.write_all_at(&[0], place.offset + STATE_OFFSET) {
             tracing::warn!(%error, path = %place.block.path.display(),
                 "a dropped chunk cannot be marked; its whole file is given up");
-            self.give_up(&place.block);
+            self.shared.give_up(&place.block);
+        } else {
+            self.shared.bury(*id, &place);
         }
         let mut marked = self.shared.marked.lock().unwrap_or_else(PoisonError::into_inner);
         marked.insert(place.block.number, place.block);
-    }
-
-    /// Sees to it that nothing in a file is found again, neither now nor after a restart.
-    fn give_up(&self, block: &Block) {
-        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
-        index.retain(|_, place| place.block.number != block.number);
-        drop(index);
-        if let Err(error) = fs::remove_file(&block.path) {
-            tracing::warn!(%error, path = %block.path.display(), "cannot remove a block file");
-        }
     }
 
     /// Waits until no chunk dropped so far would return after a power cut. Blocking.
@@ -224,6 +226,37 @@ impl Drop for DiskTier {
 }
 
 impl Shared {
+    /// Remembers where a dropped chunk is. When there are too many of them, the file goes.
+    fn bury(&self, id: ChunkId, place: &Place) {
+        if !self.dead().bury(id, place.clone()) {
+            self.give_up(&place.block);
+        }
+    }
+
+    /// Sees to it that nothing in a file is found again, neither now nor after a restart.
+    fn give_up(&self, block: &Block) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.retain(|_, place| place.block.number != block.number);
+        drop(index);
+        self.remove(block);
+    }
+
+    /// Removes a file of which nothing is in the index.
+    fn remove(&self, block: &Block) {
+        self.dead().forget(block.number);
+        match fs::remove_file(&block.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %block.path.display(), "cannot remove a block file");
+                self.dead().stuck(&block.path);
+            }
+            _ => {}
+        }
+    }
+
+    fn dead(&self) -> MutexGuard<'_, Dead> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn place(&self, id: &ChunkId) -> Option<Place> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
@@ -256,6 +289,7 @@ impl Writer {
                     if let Err(error) = self.append(id, &bytes) {
                         metrics::counter!("atoll_edge_cache_disk_errors_total").increment(1);
                         tracing::debug!(%error, "a chunk cannot be written to the disk cache");
+                        self.cut_torn();
                         // Most likely the disk is full: give back what is oldest.
                         if self.blocks.len() > 1 {
                             self.evict_oldest();
@@ -301,6 +335,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Cuts off what a failed write may have left behind the last record.
+    fn cut_torn(&mut self) {
+        let Some(last) = self.blocks.back() else { return };
+        if let Err(error) = last.block.file.set_len(last.end) {
+            tracing::warn!(%error, path = %last.block.path.display(), "a block file is given up");
+            let given_up = self.blocks.pop_back();
+            given_up.iter().for_each(|written| self.shared.give_up(&written.block));
+        }
+    }
+
     fn begin_block(&mut self) -> io::Result<()> {
         let number = self.next_number;
         let path = self.dir.join(format!("blocks-{number:016}.atoll"));
@@ -329,9 +373,7 @@ impl Writer {
         }
         drop(index);
         // Reads under way keep the file open until they are done.
-        if let Err(error) = fs::remove_file(&oldest.block.path) {
-            tracing::warn!(path = %oldest.block.path.display(), %error, "cannot remove a block file");
-        }
+        self.shared.remove(&oldest.block);
     }
 
     /// Reads the headers of all files, oldest first.
@@ -352,7 +394,7 @@ impl Writer {
             let block = Arc::new(Block { number, path, file });
             match self.load_block(&block)? {
                 Some(written) => self.blocks.push_back(written),
-                None => fs::remove_file(&block.path)?,
+                None => self.shared.remove(&block),
             }
         }
         while self.bytes() > self.capacity && self.blocks.len() > 1 {
@@ -375,7 +417,7 @@ impl Writer {
         let mut written =
             Written { block: block.clone(), ids: Vec::new(), end: magic.len() as u64 };
         let mut header = [0; RECORD_BYTES as usize];
-        let mut known = HashSet::new();
+        let (mut known, mut dead) = (HashSet::new(), Vec::new());
         while written.end + RECORD_BYTES <= size {
             block.file.read_exact_at(&mut header, written.end)?;
             let Some((id, len, live)) = read_record(&header) else {
@@ -385,9 +427,12 @@ impl Writer {
             if next > size {
                 break;
             }
-            if live {
-                let place = Place { block: block.clone(), offset: written.end, len };
-                index.insert(id, place);
+            let place = Place { block: block.clone(), offset: written.end, len };
+            if !live {
+                dead.push((id, place));
+            } else {
+                // One that is there twice is found at its last place only.
+                dead.extend(index.insert(id, place).map(|place| (id, place)));
                 if known.insert(id) {
                     written.ids.push(id);
                 }
@@ -396,6 +441,13 @@ impl Writer {
         }
         // What follows is torn; the next record is written over it.
         block.file.set_len(written.end)?;
+        drop(index);
+        // When the file has too many of these, it is made anew.
+        let all = dead.into_iter().all(|(id, place)| self.shared.dead().bury(id, place));
+        if !all {
+            self.shared.give_up(block);
+            return Ok(None);
+        }
         Ok(Some(written))
     }
 }

@@ -3,7 +3,8 @@
 //! [`super::Cache`] asks it before it takes bytes in, under a lock that no drop begins under. So
 //! bytes that were read from disk, or fetched, before a drop cannot come in behind it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use atoll_proto::ChunkId;
 
@@ -25,14 +26,16 @@ pub(super) struct Drops {
     barred: HashMap<ChunkId, u32>,
     /// The epoch that began when a chunk had been dropped.
     dropped: HashMap<ChunkId, u64>,
+    /// Chunks that were taken down: nothing of them is taken in, whenever it was got hold of.
+    pub(super) erased: Arc<HashSet<ChunkId>>,
     /// Bytes from before this epoch are taken in of no chunk.
     floor: u64,
 }
 
 impl Drops {
-    /// Whether the chunk is being dropped now.
+    /// Whether the chunk is being dropped now, or was taken down.
     pub(super) fn is_barred(&self, id: &ChunkId) -> bool {
-        self.all_barred > 0 || self.barred.contains_key(id)
+        self.all_barred > 0 || self.barred.contains_key(id) || self.erased.contains(id)
     }
 
     /// Whether bytes of the chunk may be taken in that somebody set out for at `since`.

@@ -9,6 +9,7 @@ pub mod disk;
 mod drops;
 pub mod s3fifo;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -152,6 +153,35 @@ impl Cache {
             }
         }
         self.change_drops(Drops::end_of_all);
+    }
+
+    /// From now on nothing of these chunks is taken in or given out, and of all others it may be.
+    /// What is on its way in does not get in either. Quick: the disk is left to
+    /// [`Cache::erase_from_disk`]. Returns how many were in memory.
+    pub fn refuse(&self, erased: Arc<HashSet<ChunkId>>) -> usize {
+        let new: Vec<ChunkId> = {
+            let drops = self.drops();
+            erased.iter().filter(|id| !drops.erased.contains(*id)).copied().collect()
+        };
+        self.change_drops(|drops| drops.erased = erased);
+        new.iter().filter(|id| self.write(id).remove(id).is_some()).count()
+    }
+
+    /// Sees to it that no file has bytes of the chunks that are refused, whatever happens to the power.
+    /// Returns how many times they were there.
+    ///
+    /// # Errors
+    /// When the disk refuses; then some may still be there.
+    pub async fn erase_from_disk(&self) -> io::Result<u64> {
+        let (Some(disk), erased) = (self.disk.clone(), self.drops().erased.clone()) else {
+            return Ok(0);
+        };
+        let work = move || {
+            disk.flush();
+            disk.erase(&erased)
+        };
+        let work = atoll_net::task::spawn_blocking("cache-erase", work);
+        work.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Waits until nothing dropped so far would return after a power cut.

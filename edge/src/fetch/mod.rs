@@ -6,6 +6,7 @@
 
 pub mod breaker;
 pub mod coalesce;
+pub mod erased;
 pub mod origin;
 pub mod serve;
 pub mod shield;
@@ -15,11 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_proto::ChunkId;
+use atoll_proto::erase::Erased;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::cache::Cache;
 use coalesce::{Coalescer, NoFlight};
+use erased::TakenDown;
 
 /// Fetches under way at once.
 const FLIGHTS_MAX: usize = 512;
@@ -74,19 +77,25 @@ pub struct Got {
     pub collapsed: bool,
 }
 
-/// Why a chunk cannot be had now. All of these may pass.
+/// Why a chunk cannot be had now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FillError {
-    /// This node has too much to do.
+    /// This node has too much to do. This may pass.
     #[error("too many requests wait for upstream; try again in a moment")]
     Busy,
-    /// Nobody upstream returned the chunk in good order.
+    /// Nobody upstream returned the chunk in good order. This may pass.
     #[error("chunk {} cannot be fetched: {reason}", id.short())]
     Upstream {
         /// Which.
         id: ChunkId,
         /// What was tried.
         reason: Arc<str>,
+    },
+    /// It was taken down. This does not pass.
+    #[error("chunk {} was taken down", id.short())]
+    Erased {
+        /// Which.
+        id: ChunkId,
     },
 }
 
@@ -111,12 +120,14 @@ pub struct Chunks {
     cache: Arc<Cache>,
     coalescer: Coalescer<Result<(Bytes, Source), FillError>>,
     upstream: Arc<dyn Upstream>,
+    taken_down: TakenDown,
 }
 
 impl Chunks {
     /// A cache in front of an upstream.
     pub fn new(cache: Arc<Cache>, upstream: Arc<dyn Upstream>) -> Chunks {
-        Chunks { cache, coalescer: Coalescer::new(FLIGHTS_MAX, WAITERS_MAX), upstream }
+        let coalescer = Coalescer::new(FLIGHTS_MAX, WAITERS_MAX);
+        Chunks { cache, coalescer, upstream, taken_down: TakenDown::default() }
     }
 
     /// The cache.
@@ -138,11 +149,33 @@ impl Chunks {
         self.coalescer.forget_all();
     }
 
+    /// What was taken down.
+    pub fn taken_down(&self) -> &TakenDown {
+        &self.taken_down
+    }
+
+    /// Follows changes of the list of erased chunks, which are all of it if `anew`: when this returns,
+    /// nobody gets what is erased, and nothing of it comes into the cache any more. Quick: its files are
+    /// left to [`Cache::erase_from_disk`]. Returns how many chunks were in memory.
+    pub fn take_down(&self, changes: &[Erased], anew: bool) -> usize {
+        if changes.is_empty() && !anew {
+            return 0;
+        }
+        let ids: Vec<ChunkId> = changes.iter().map(|change| change.id).collect();
+        let erased = self.taken_down.learn(changes, anew);
+        let in_memory = self.cache.refuse(Arc::new(erased));
+        self.coalescer.forget(&ids);
+        in_memory
+    }
+
     /// One whole chunk, verified. Cancel-safe: a fetch that began goes on and fills the cache.
     ///
     /// # Errors
-    /// When it is neither in the cache nor to be had upstream.
+    /// When it is neither in the cache nor to be had upstream, or was taken down.
     pub async fn get(&self, id: ChunkId, worth: Worth) -> Result<Got, FillError> {
+        if self.taken_down.is_erased(&id) {
+            return Err(FillError::Erased { id });
+        }
         if let Some(bytes) = self.cache.memory(&id) {
             metrics::counter!("atoll_edge_cache_hits_total", "tier" => "memory").increment(1);
             return Ok(Got { bytes, source: Source::Memory, collapsed: false });
@@ -155,6 +188,10 @@ impl Chunks {
         })?;
         if landed.joined {
             metrics::counter!("atoll_edge_fill_waiters_total").increment(1);
+        }
+        // It may have been taken down while it was on its way.
+        if self.taken_down.is_erased(&id) {
+            return Err(FillError::Erased { id });
         }
         let (bytes, source) = landed.value?;
         Ok(Got { bytes, source, collapsed: landed.joined })
@@ -279,6 +316,63 @@ pub(crate) mod tests {
         assert!(matches!(chunks.get(id, Worth::Use).await, Err(FillError::Upstream { .. })));
         upstream.corrupt.store(false, Ordering::SeqCst);
         assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "right");
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_down_is_given_to_nobody_and_is_on_no_disk() {
+        use atoll_proto::erase::Erasure;
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let (id, other) = (upstream.add("taken down"), upstream.add("other"));
+        let cache = Arc::new(Cache::open(1 << 20, dir.path(), 64 << 20).unwrap());
+        let chunks = Chunks::new(cache, upstream.clone());
+        for id in [id, other] {
+            chunks.get(id, Worth::Keep).await.unwrap();
+        }
+        chunks.cache().flush().await;
+        let change = |index, what| [Erased { index, id, what }];
+        assert_eq!(chunks.take_down(&change(1, Erasure::Erased), false), 1);
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap_err(), FillError::Erased { id });
+        assert_eq!(upstream.fetches(), 2);
+        assert!(chunks.cache().memory(&id).is_none() && chunks.cache().disk(id).await.is_none());
+        assert_eq!(chunks.cache().erase_from_disk().await.unwrap(), 1);
+        assert_eq!(chunks.cache().erase_from_disk().await.unwrap(), 0);
+        assert_eq!(chunks.get(other, Worth::Use).await.unwrap().source, Source::Memory);
+        // A list that names it stays, and what it is the list of is not served.
+        chunks.take_down(&change(2, Erasure::Withheld), false);
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "taken down");
+        let lists = vec![(10, id)];
+        assert!(chunks.taken_down().covers(&atoll_proto::Content::Lists { lists, size: 10 }));
+        chunks.take_down(&change(3, Erasure::Lifted), false);
+        let lists = vec![(10, id)];
+        assert!(!chunks.taken_down().covers(&atoll_proto::Content::Lists { lists, size: 10 }));
+        // A list that begins anew replaces what was known.
+        chunks.take_down(&change(4, Erasure::Erased), false);
+        let erased = Erased { index: 1, id: other, what: Erasure::Erased };
+        chunks.take_down(&[erased], true);
+        assert_eq!(chunks.get(id, Worth::Use).await.unwrap().bytes, "taken down");
+        assert!(chunks.get(other, Worth::Use).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_on_its_way_when_it_is_taken_down_does_not_come_in() {
+        use atoll_proto::erase::Erasure;
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let id = upstream.add("taken down");
+        let cache = Arc::new(Cache::open(1 << 20, dir.path(), 64 << 20).unwrap());
+        let chunks = Chunks::new(cache.clone(), upstream.clone());
+        // Under way: asked for, and not answered.
+        let mut under_way = Box::pin(chunks.get(id, Worth::Keep));
+        assert!(futures_util::poll!(&mut under_way).is_pending());
+        // Begun by somebody who had looked before, and sets out after.
+        let late = fill(cache.clone(), upstream.clone(), id, Worth::Keep);
+        chunks.take_down(&[Erased { index: 1, id, what: Erasure::Erased }], false);
+        assert_eq!(under_way.await.unwrap_err(), FillError::Erased { id });
+        late.await.unwrap();
+        assert!(cache.memory(&id).is_none());
+        cache.flush().await;
+        assert_eq!(cache.erase_from_disk().await.unwrap(), 0, "nothing came to the disk");
     }
 
     #[tokio::test]

@@ -32,6 +32,10 @@ impl ShieldService {
                 Ok(Answer::with_body(head, vec![got.bytes]))
             }
             Err(error @ FillError::Busy) => Err(WireError::unavailable(error.to_string())),
+            Err(error @ FillError::Erased { .. }) => {
+                let fault = Fault::Upstream;
+                Err(WireError { fault, ..WireError::new(Code::Erased, error.to_string()) })
+            }
             // Not this shield's fault: its caller must not think less of it.
             Err(error @ FillError::Upstream { .. }) => {
                 let fault = Fault::Upstream;

@@ -228,6 +228,10 @@ impl Responder {
             Target::NotFound { status, page: None, .. } => return no_such_page(status),
             Target::NotFound { status, page: Some(entry), .. } => (status, entry),
         };
+        // What is not there is not what was taken down.
+        if self.chunks.taken_down().covers(&entry.content) {
+            return no_such_page(status);
+        }
         let mut response = self.instead(&entry, status, now);
         if request.method != Method::HEAD {
             response = self.fill_whole(response, &entry).await;
@@ -242,6 +246,9 @@ impl Responder {
 
     /// A file that exists, with preconditions and ranges.
     async fn file(&self, request: &Request, entry: &Entry, now: SystemTime) -> Response {
+        if self.chunks.taken_down().covers(&entry.content) {
+            return gone();
+        }
         let etag = format!("\"{}\"", entry.content.id());
         let last_modified = last_modified(entry, now);
         let is = Validators { etag: &etag, last_modified };
@@ -347,6 +354,7 @@ impl Responder {
                 response.body = opened.body;
                 response
             }
+            Err(BodyError::Fill(FillError::Erased { .. })) => gone(),
             Err(error) => {
                 if error != BodyError::Fill(FillError::Busy) {
                     tracing::warn!(path = %entry.path, %error, "a file cannot be served");
@@ -399,6 +407,15 @@ fn no_such_page(status: StatusCode) -> Response {
     page(status, "There is no such page on this site.")
 }
 
+/// A file whose bytes were taken down. Not 451: why they were is not known here. No page: it may
+/// have been a script.
+fn gone() -> Response {
+    let text = Bytes::from_static(b"This file was taken down.\n");
+    let mut response = own(StatusCode::GONE, "text/plain; charset=utf-8", text);
+    response.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// For who cannot use a page: a script that is HTML hides what is wrong.
 fn no_such_file(status: StatusCode) -> Response {
     let text = Bytes::from_static(b"There is no such file on this site.\n");
@@ -408,7 +425,8 @@ fn no_such_file(status: StatusCode) -> Response {
 /// Changes the headers of a file as the site's rules say.
 fn take_effect(effect: &HeaderEffect, response: &mut Response) {
     let status = response.status;
-    let failed = [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE];
+    let failed =
+        [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE, StatusCode::GONE];
     if status.is_server_error() || failed.contains(&status) {
         return;
     }

@@ -170,6 +170,36 @@ async fn paths_lead_to_files_redirects_and_404_pages() {
 }
 
 #[tokio::test]
+async fn what_was_taken_down_is_gone_whatever_is_asked() {
+    use atoll_proto::erase::{Erased, Erasure};
+    let site = Fixture::new(FILES).await;
+    let etag = site.get("/ten", &[]).await.header("etag").to_owned();
+    let change = |index, text: &str, what| {
+        let id = ChunkId::of(text.as_bytes());
+        Erased { index, id, what }
+    };
+    let (ten, missing) = ("0123456789", "no such page");
+    let changes = [change(1, ten, Erasure::Erased), change(1, missing, Erasure::Erased)];
+    site.responder.chunks.take_down(&changes, false);
+    let fetches = site.upstream.fetches();
+    for headers in [&[][..], &[("if-none-match", etag.as_str())], &[("range", "bytes=0-1")]] {
+        for method in [Method::GET, Method::HEAD] {
+            let answer = site.send(method, "/ten", headers).await;
+            assert_eq!(answer.status, 410, "{headers:?}");
+            assert_eq!(answer.header("cache-control"), "no-store");
+            assert!(answer.header("etag").is_empty());
+        }
+    }
+    // A page that says what is not there does not become what is gone.
+    assert_eq!(site.get("/nothing", &[]).await.status, 404);
+    assert_eq!(site.get("/about", &[]).await.text(), "about");
+    assert_eq!(site.upstream.fetches(), fetches + 1, "nothing but that was fetched");
+    let changes = [change(2, ten, Erasure::Lifted)];
+    site.responder.chunks.take_down(&changes, false);
+    assert_eq!(site.get("/ten", &[]).await.text(), ten);
+}
+
+#[tokio::test]
 async fn hosts_lead_to_sites() {
     let site = Fixture::new(FILES).await;
     for (host, status) in [

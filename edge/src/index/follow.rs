@@ -15,8 +15,9 @@ use atoll_proto::{Content, DeployId, limits};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
+use super::erased::EraseError;
 use super::table::Table;
-use super::{Index, invalidate};
+use super::{Index, erased, invalidate};
 use crate::fetch::Worth;
 use crate::relay::hub::Hub;
 use crate::relay::uplink::{News, Uplink, UplinkError};
@@ -58,13 +59,24 @@ pub(crate) async fn run(
     }
 }
 
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    #[error(transparent)]
+    Erase(#[from] EraseError),
+}
+
 /// Whether there was nothing more.
 async fn step(
     index: &Index,
     uplink: &Uplink,
     hub: Option<&Hub>,
     caught_up: bool,
-) -> Result<bool, UplinkError> {
+) -> Result<bool, StepError> {
+    if index.erased_known().is_none() {
+        erased::catch_up(index, uplink.cluster()).await?;
+    }
     let table = index.table();
     // The first question after a start is answered at once: until then nothing is served.
     let wait = if caught_up && table.is_known() { WAIT } else { Duration::ZERO };
@@ -72,6 +84,9 @@ async fn step(
     match uplink.follow(table.seq(), table.is_known(), wait).await? {
         News::Log(entries, upto) => {
             caught_up = entries.len() < limits::WATCH_ENTRIES_MAX;
+            if entries.iter().any(erases) {
+                erased::catch_up(index, uplink.cluster()).await?;
+            }
             // Edges hear it before it is applied here, so that nobody waits for this one. Not so
             // what has them drop copies: they would fetch them again from those that are here.
             let drops = drops_copies(&entries);
@@ -89,6 +104,7 @@ async fn step(
             }
         }
         News::Snapshot(snapshot) => {
+            erased::catch_up(index, uplink.cluster()).await?;
             let seq = snapshot.seq;
             take(index, *snapshot).await;
             if let Some(hub) = hub {
@@ -102,7 +118,11 @@ async fn step(
 fn drops_copies(entries: &[PublishEntry]) -> bool {
     let is_hard =
         |entry: &PublishEntry| matches!(entry.event, PublishEvent::Invalidate { soft: false, .. });
-    entries.iter().any(is_hard)
+    entries.iter().any(|entry| is_hard(entry) || erases(entry))
+}
+
+fn erases(entry: &PublishEntry) -> bool {
+    matches!(entry.event, PublishEvent::Erased { .. })
 }
 
 /// Applies entries to a table that is not in force yet, and does what must be done before they
@@ -310,6 +330,19 @@ mod tests {
         take_in(&index, &[invalidate(5, vec![Pattern::All], false)]).await;
         assert!(chunks.cache().memory(&a).is_none());
         assert_eq!(index.table().seq(), Seq(5));
+    }
+
+    #[test]
+    fn what_takes_copies_away_is_handed_on_after_it_is_applied() {
+        let site: atoll_proto::SiteName = "blog".parse().unwrap();
+        let invalidate =
+            |soft| PublishEvent::Invalidate { site: site.clone(), patterns: vec![], soft };
+        let erased = PublishEvent::Erased { site: site.clone() };
+        for (event, drops) in [(invalidate(true), false), (invalidate(false), true), (erased, true)]
+        {
+            let entries = [entry(1, invalidate(true)), entry(2, event)];
+            assert_eq!(drops_copies(&entries), drops, "{entries:?}");
+        }
     }
 
     #[tokio::test]

@@ -20,6 +20,8 @@ use super::meant::{Unclear, meant};
 use super::table::{SiteState, Table};
 use crate::clock;
 use crate::fetch::Worth;
+use crate::http::path;
+use crate::rules::candidates;
 
 /// How long finding the chunks may hold up the log, for all invalidations that come at once.
 pub(super) const RESOLVE: Duration = Duration::from_secs(3);
@@ -74,6 +76,22 @@ async fn chunks_of(
         collect(index, &entry, &mut chunks).await?;
     }
     Ok(chunks.into_iter().collect())
+}
+
+/// Whether a path or a prefix names a file by its own path, whatever rules lead to it. A takedown is
+/// about the bytes at a name; what else a request may be answered with is not meant to go for ever.
+/// Tags do not go by that.
+pub fn names(pattern: &Pattern, file: &[u8]) -> bool {
+    match pattern {
+        Pattern::All => true,
+        Pattern::Prefix(prefix) => {
+            let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
+            file.starts_with(prefix)
+        }
+        Pattern::Path(path) => path::parse(path.as_bytes())
+            .is_ok_and(|asked| candidates(&asked).iter().any(|wanted| wanted == file)),
+        Pattern::Tag(_) => false,
+    }
 }
 
 /// All chunks of a file and its variants.

@@ -5,6 +5,7 @@
 //! pages that are not at hand yet. Changes become visible to all requests at once: the whole table
 //! is replaced.
 
+pub mod erased;
 pub mod follow;
 pub mod host;
 pub mod invalidate;
@@ -105,6 +106,10 @@ pub struct Index {
     /// Grows with every change of the table.
     version: watch::Sender<u64>,
     soft_invalidations: AtomicU64,
+    /// How far the list of erased chunks is known since the start.
+    erased: watch::Sender<Option<erased::Known>>,
+    /// Held by who takes over what is new of it.
+    erased_turn: tokio::sync::Mutex<()>,
 }
 
 impl Index {
@@ -132,6 +137,8 @@ impl Index {
             lease_until_ns: AtomicU64::new(0),
             version: watch::Sender::new(0),
             soft_invalidations: AtomicU64::new(0),
+            erased: watch::Sender::new(None),
+            erased_turn: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -246,6 +253,21 @@ impl Index {
         if let Some(keeper) = &self.keeper {
             keeper.settled().await;
         }
+    }
+
+    /// How far the list of erased chunks is known; `None` when it was not asked for since the start:
+    /// then nothing may be served.
+    pub(crate) fn erased_known(&self) -> Option<erased::Known> {
+        *self.erased.borrow()
+    }
+
+    /// Tells when more of it is known.
+    pub(crate) fn erased_changes(&self) -> watch::Receiver<Option<erased::Known>> {
+        self.erased.subscribe()
+    }
+
+    fn set_erased_known(&self, known: Option<erased::Known>) {
+        self.erased.send_replace(known);
     }
 
     fn count_soft(&self) {

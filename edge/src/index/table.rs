@@ -158,7 +158,7 @@ impl Table {
                     Arc::make_mut(state).deploys.retain(|known| known != deploy);
                 }
             }
-            PublishEvent::Invalidate { .. } => {}
+            PublishEvent::Invalidate { .. } | PublishEvent::Erased { .. } => {}
         }
         self.advance(entry.seq);
     }

@@ -101,6 +101,11 @@ impl Uplink {
         Uplink { cluster, own, shields, state: Mutex::default() }
     }
 
+    /// The masters themselves, for what is not asked through shields.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// The masters were told of this run of the edge: what it had from them before is void.
     pub(crate) fn registered(&self) {
         let mut state = self.state();
@@ -354,10 +359,11 @@ impl Uplink {
     }
 }
 
-/// The last entry that is in force, if any is known.
+/// The last entry that is in force, if any is known. What was erased while this node was away must be
+/// known before it serves.
 fn applied(index: &Index) -> Option<Seq> {
     let table = index.table();
-    table.is_known().then(|| table.seq())
+    (table.is_known() && index.erased_known().is_some()).then(|| table.seq())
 }
 
 fn count_follow(through: &'static str) {

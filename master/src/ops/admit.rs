@@ -19,6 +19,7 @@ use atoll_proto::{ChunkId, Code, Content, DeployId, Retry, SessionId, WireError,
 use bytes::Bytes;
 
 use super::change::{Prepared, store_failed};
+use super::erased::{check_below, refusal};
 use super::namespace::content;
 use crate::cover::Checker;
 use crate::operation::{
@@ -26,7 +27,7 @@ use crate::operation::{
     RootFacts,
 };
 use crate::server::Master;
-use crate::store::{Read, Transaction, objects};
+use crate::store::{Read, StoreError, Transaction, below, erased, objects};
 
 /// Most pages in one request.
 const PAGES_MAX: usize = 8192;
@@ -52,8 +53,10 @@ pub(crate) async fn prepare(
         now_ms: crate::server::now_ms(),
         table: master.cover_table()?,
     };
-    let covered: HashMap<ChunkId, u32> =
-        checker.covered(receipts, |_| true).into_iter().map(|it| (it.id, it.len)).collect();
+    let state = master.consensus.state();
+    let counts = |id: &ChunkId, epoch| erased::admits_receipt(&*state, id, epoch);
+    let covered = checker.covered(receipts, counts).map_err(store_failed)?;
+    let covered: HashMap<ChunkId, u32> = covered.into_iter().map(|it| (it.id, it.len)).collect();
 
     let new = new_pages(master, pages)?;
     let missing = missing_pages(master, &new, &covered)?;
@@ -92,18 +95,31 @@ pub(crate) async fn prepare(
     Ok(Prepared::Log(LoggedChange::Admit(last)))
 }
 
-/// The pages that are not admitted yet, each once.
+/// The pages that are not admitted yet, each once; and for those that are, the chunks below them
+/// that were erased, and may and have to be uploaded again: nobody else would ask for them.
 fn new_pages(master: &Master, pages: &[AdmitPage]) -> WireResult<Vec<AdmitPage>> {
     let state = master.consensus.state();
     let mut seen = HashSet::new();
     let mut new = Vec::new();
     for page in pages {
         let known = objects::get(&*state, &page.id).map_err(store_failed)?;
+        let absent = erased::is_absent(&*state, &page.id).map_err(store_failed)?;
         // Data has no children to count: whatever is in the table may be referred to as data.
         let admitted =
             known.is_some_and(|object| object.kind == page.kind || page.kind == ObjectKind::Data);
-        if !admitted && seen.insert(page.id) {
-            new.push(*page);
+        if !admitted || absent {
+            new.extend(seen.insert(page.id).then_some(*page));
+        } else if page.kind != ObjectKind::Data {
+            match check_below(&*state, &page.id, || format!("page {} is incomplete", page.id)) {
+                Ok(()) => {}
+                Err(Failure::Missing(ids)) => {
+                    let ids = ids.into_iter().filter(|id| seen.insert(*id));
+                    new.extend(ids.map(|id| AdmitPage { id, kind: ObjectKind::Data }));
+                }
+                // Whoever publishes it is refused; a live site may go on.
+                Err(Failure::Refused(_)) => {}
+                Err(Failure::Store(error)) => return Err(store_failed(error)),
+            }
         }
     }
     Ok(new)
@@ -117,9 +133,7 @@ fn missing_pages(
     let state = master.consensus.state();
     let mut missing = Vec::new();
     for page in pages {
-        if !covered.contains_key(&page.id)
-            && !objects::has(&*state, &page.id).map_err(store_failed)?
-        {
+        if !covered.contains_key(&page.id) && !is_there(&*state, &page.id).map_err(store_failed)? {
             missing.push(page.id);
         }
     }
@@ -140,13 +154,18 @@ fn missing_children(
         if !covered.contains_key(&child.id)
             && !together.contains(&child.id)
             && seen.insert(child.id)
-            && !objects::has(&*state, &child.id).map_err(store_failed)?
+            && !is_there(&*state, &child.id).map_err(store_failed)?
         {
             missing.push(child.id);
         }
     }
     missing.truncate(limits::IDS_MAX);
     Ok(missing)
+}
+
+/// Whether the cluster has a chunk, as far as the object table says.
+fn is_there(read: &impl Read, id: &ChunkId) -> Result<bool, StoreError> {
+    Ok(objects::has(read, id)? && !erased::is_absent(read, id)?)
 }
 
 /// Cuts an admission into log entries of bounded size, each with the cover it needs.
@@ -272,6 +291,18 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, admission: &Admission) -
     let covered: HashMap<ChunkId, u32> =
         admission.covered.iter().map(|chunk| (chunk.id, chunk.len)).collect();
     for page in &admission.pages {
+        if erased::is_refused(tx, &page.id)? {
+            return Err(refusal(&page.id, "a chunk may not be stored").into());
+        }
+        if erased::is_absent(tx, &page.id)? {
+            // Erased once, and allowed again: it has to be uploaded, and was.
+            if !covered.contains_key(&page.id) {
+                return Err(Failure::Missing(vec![page.id]));
+            }
+            if objects::has(tx, &page.id)? {
+                objects::show(tx, now, &page.id)?;
+            }
+        }
         match objects::get(tx, &page.id)? {
             Some(known) if known.kind == page.kind || page.kind == ObjectKind::Data => continue,
             Some(known) if known.kind != ObjectKind::Data => {
@@ -283,12 +314,25 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, admission: &Admission) -
             None => return Err(Failure::Missing(vec![page.id])),
         }
         check_children(tx, page, &covered)?;
+        inherit(tx, page)?;
         for child in &page.children {
             objects::add_ref(tx, now, &child.id, child.len, child.kind)?;
         }
         objects::set_kind(tx, now, &page.id, page.len, page.kind)?;
     }
     Ok(())
+}
+
+/// A page over pages below which something was erased leads to that as well. It may be made, since
+/// what it names for itself is there; a deploy of it is refused unless a live site is sealed.
+fn inherit(tx: &mut Transaction<'_>, page: &AdmittedPage) -> Apply<()> {
+    let mut lost = Vec::new();
+    for child in &page.children {
+        if below::has(tx, &child.id)? || erased::get(tx, &child.id)?.is_some() {
+            lost.push(child.id);
+        }
+    }
+    if lost.is_empty() { Ok(()) } else { Ok(below::add(tx, &page.id, &lost)?) }
 }
 
 fn check_children(
@@ -298,7 +342,17 @@ fn check_children(
 ) -> Apply<()> {
     let mut missing = Vec::new();
     for child in &page.children {
+        if erased::is_refused(read, &child.id)? {
+            let what = format!("a file of page {} may not be stored", page.id);
+            return Err(refusal(&child.id, &what).into());
+        }
+        if child.kind == ObjectKind::List {
+            check_below(read, &child.id, || {
+                format!("a file of page {} may not be stored", page.id)
+            })?;
+        }
         let known = objects::get(read, &child.id)?;
+        let known = if erased::is_absent(read, &child.id)? { None } else { known };
         let len = match &known {
             Some(object) => object.len,
             None => match covered.get(&child.id) {

@@ -4,13 +4,14 @@
 //! the request into an operation and proposes it.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use atoll_net::Context;
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{Change, Changed, MasterResponse};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
-use atoll_proto::{Code, Content, SessionId, WireError};
+use atoll_proto::{ChunkId, Code, Content, SessionId, WireError};
 use tokio::time::Instant;
 
 use super::namespace::content;
@@ -20,6 +21,12 @@ use crate::cover;
 use crate::operation::{Covered, Failure, LoggedChange, Operation, Outcome, RootFacts, Seal};
 use crate::server::Master;
 use crate::store::sessions::{self, Session, StoredReply};
+use crate::store::{StoreError, erased};
+
+/// How often it is looked whether earlier changes are over.
+const SETTLE_LOOK: Duration = Duration::from_millis(10);
+/// Time that must be left then for what waited.
+const SETTLE_MARGIN: Duration = Duration::from_secs(1);
 
 /// The numbers of a request within its session.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +44,7 @@ pub(crate) enum Prepared {
     /// Propose this.
     Log(LoggedChange),
     /// Chunks are missing: answer at once, nothing was changed.
-    Missing(Vec<atoll_proto::ChunkId>),
+    Missing(Vec<ChunkId>),
 }
 
 pub(crate) async fn change(
@@ -55,6 +62,9 @@ pub(crate) async fn change(
     if grows(&change) {
         master.disk.check_room()?;
     }
+    if matches!(change, Change::Site(SiteOp::Unerase { .. })) {
+        settle(master, context.deadline).await?;
+    }
     // Until it is applied: what it takes receipts of old members for must not leave them meanwhile.
     let _relying = master.finishing.rely();
     let change = match prepare(master, context, session, change).await? {
@@ -69,6 +79,21 @@ pub(crate) async fn change(
         Outcome::Changed { index, reply } => Ok(MasterResponse::Changed { index, reply }),
         other => Err(WireError::internal(format!("a change gave {other:?}"))),
     }
+}
+
+/// Waits until no change is under way that began before: one may hold receipts for bytes that were
+/// erased meanwhile, which must not count once that is lifted. Changes that begin later know that they
+/// were erased.
+async fn settle(master: &Master, deadline: Instant) -> WireResult<()> {
+    master.consensus.read().await?;
+    let mark = master.finishing.mark();
+    while !master.finishing.passed(mark) {
+        if Instant::now() + SETTLE_MARGIN >= deadline {
+            return Err(WireError::unavailable("changes that began before do not end: try again"));
+        }
+        tokio::time::sleep(SETTLE_LOOK).await;
+    }
+    Ok(())
 }
 
 /// Proposes what a live site was sealed as, exactly once like every change.
@@ -188,7 +213,11 @@ fn covered(
         now_ms: crate::server::now_ms(),
         table: master.cover_table()?,
     };
-    Ok(checker.covered(receipts, |id| needed.contains(id)))
+    let state = master.consensus.state();
+    let wanted = |id: &ChunkId, epoch| -> Result<bool, StoreError> {
+        Ok(needed.contains(id) && erased::admits_receipt(&*state, id, epoch)?)
+    };
+    checker.covered(receipts, wanted).map_err(store_failed)
 }
 
 async fn check_site(
@@ -225,7 +254,7 @@ fn grows(change: &Change) -> bool {
 }
 
 /// The disk failed while a request was looked at.
-pub(crate) fn store_failed(error: crate::store::StoreError) -> WireError {
+pub(crate) fn store_failed(error: StoreError) -> WireError {
     tracing::error!(%error, "the master's database failed");
     WireError::internal(error.to_string())
 }

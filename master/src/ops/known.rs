@@ -6,7 +6,7 @@ use atoll_proto::{ChunkId, Code, WireError, limits};
 
 use super::change::store_failed;
 use crate::server::Master;
-use crate::store::objects;
+use crate::store::{StoreError, erased, objects};
 
 pub(crate) async fn known(master: &Master, ids: Vec<ChunkId>) -> WireResult<MasterResponse> {
     if ids.len() > limits::IDS_MAX {
@@ -15,8 +15,12 @@ pub(crate) async fn known(master: &Master, ids: Vec<ChunkId>) -> WireResult<Mast
     }
     master.consensus.read().await?;
     let state = master.consensus.state();
-    let look = move || ids.iter().map(|id| objects::has(&*state, id)).collect();
-    let found: Result<Vec<bool>, _> = atoll_net::task::spawn_blocking("known", look)
+    // One that was erased and may come back has to be uploaded.
+    let look = move || {
+        let known = |id| Ok(objects::has(&*state, id)? && !erased::is_absent(&*state, id)?);
+        ids.iter().map(known).collect()
+    };
+    let found: Result<Vec<bool>, StoreError> = atoll_net::task::spawn_blocking("known", look)
         .await
         .map_err(|error| WireError::internal(error.to_string()))?;
     found.map(MasterResponse::Known).map_err(store_failed)

@@ -14,6 +14,7 @@ pub(crate) mod collect;
 pub(crate) mod deltas;
 pub(crate) mod deploys;
 pub(crate) mod enrol;
+pub(crate) mod erased;
 pub(crate) mod farewell;
 pub(crate) mod heartbeat;
 pub(crate) mod known;

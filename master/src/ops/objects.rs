@@ -7,7 +7,7 @@ use atoll_proto::{ChunkId, Code, WireError, limits};
 
 use super::change::store_failed;
 use crate::server::Master;
-use crate::store::{StoreError, objects};
+use crate::store::{StoreError, erased, objects};
 
 pub(crate) async fn objects(master: &Master, ids: Vec<ChunkId>) -> WireResult<MasterResponse> {
     if ids.len() > limits::PUT_CHUNKS_MAX {
@@ -21,6 +21,8 @@ pub(crate) async fn objects(master: &Master, ids: Vec<ChunkId>) -> WireResult<Ma
         let view = state.view();
         let one = |id: &ChunkId| {
             let object = objects::get(&view, id)?;
+            // Erased once and allowed again, but not uploaded since: nothing that can be counted on.
+            let object = if erased::is_absent(&view, id)? { None } else { object };
             Ok(object.map(|it| ObjectView { refs: it.refs, len: it.len, kind: it.kind }))
         };
         ids.iter().map(one).collect::<Result<Vec<_>, StoreError>>()

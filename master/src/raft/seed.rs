@@ -15,7 +15,7 @@ use super::log;
 use super::state::write_durably;
 use crate::store::counters::{self, Counter};
 use crate::store::rocks::{Rocks, Tuning};
-use crate::store::{StoreError, Transaction, deltas, meta, publish_log, upgrade};
+use crate::store::{StoreError, Transaction, deltas, erased, meta, publish_log, upgrade};
 
 /// Far beyond what a lost history can have reached since the backup.
 pub(crate) const RAISE: u64 = 1 << 32;
@@ -69,5 +69,6 @@ fn raise(tx: &mut Transaction<'_>, index: u64) -> Result<(), StoreError> {
     counters::set(tx, Counter::ViewChanged, index);
     // Who follows must begin with a comparison or a snapshot.
     deltas::drop_all(tx, index)?;
+    erased::begin_at(tx, index);
     publish_log::begin_at(tx, atoll_proto::Seq(index))
 }

@@ -41,6 +41,12 @@ pub(crate) enum Counter {
     Miscounts = 16,
     /// Log index of the latest delta.
     DeltaLast = 17,
+    /// Chunks that were ever erased.
+    Erased = 18,
+    /// Log index of the latest change of one.
+    ErasedLast = 19,
+    /// Log index at which the list of erased chunks began anew, when the state was restored.
+    ErasedBegan = 20,
 }
 
 fn key(counter: Counter) -> Vec<u8> {

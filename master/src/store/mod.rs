@@ -6,12 +6,15 @@
 //! one file per family with the functions that read and write it. [`rocks`] alone knows RocksDB.
 
 pub(crate) mod aliases;
+pub(crate) mod below;
 pub(crate) mod buckets;
 pub(crate) mod counters;
 pub(crate) mod deltas;
 pub(crate) mod dentries;
 pub(crate) mod deploys;
 pub(crate) mod duties;
+pub(crate) mod erased;
+pub(crate) mod erasures;
 pub(crate) mod group_states;
 pub(crate) mod groups;
 pub(crate) mod inodes;
@@ -35,7 +38,7 @@ pub(crate) use transaction::Transaction;
 
 /// The format of keys and values, kept in the state and in the identity file. A build refuses a
 /// format it does not know and turns an older one into this one ([`upgrade`]).
-pub(crate) const FORMAT_VERSION: u32 = 3;
+pub(crate) const FORMAT_VERSION: u32 = 4;
 /// The oldest format this build can turn into its own.
 pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
 
@@ -121,6 +124,20 @@ pub(crate) enum Family {
     /// What was sealed last of live sites. Key: site name. Value: deploy id. Changed when the site's
     /// directory is sealed anew; deleted with the site, and when it follows another directory.
     Live = 25,
+    /// Chunks that were ever erased. Key: chunk id (32 bytes). Value: [`erased::Record`]: what
+    /// holds now, since which log index. Changed by erasing and lifting, and when a lifted chunk is
+    /// uploaded; never deleted.
+    Erased = 26,
+    /// The same in the order of their last change. Key: log index (u64), chunk id (32 bytes). Value:
+    /// empty. Follows `Erased`.
+    ErasedByIndex = 27,
+    /// Pages and lists that lead to erased chunks. Key: chunk id (32 bytes). Value: those of their
+    /// children that are erased, or lead to what is. Changed by erasing, and by admitting a page that
+    /// refers to one; deleted when the page is collected.
+    Below = 28,
+    /// What erasures named. Key: site name, 0, hash of what is named (32 bytes). Value:
+    /// `ErasureRecord`. Immutable; deleted when all of it was lifted.
+    Erasures = 29,
 }
 
 impl Family {
@@ -327,7 +344,11 @@ mod tests {
             Family::NodeDuty as u8,
             Family::Leaving as u8,
             Family::Live as u8,
+            Family::Erased as u8,
+            Family::ErasedByIndex as u8,
+            Family::Below as u8,
+            Family::Erasures as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=25).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=29).collect::<Vec<u8>>());
     }
 }

@@ -5,14 +5,15 @@
 //! table is kept up to date here, so that no caller can forget: the deltas that chunkservers tail,
 //! the digests they are compared by, the state of the group, and the list of what may be collected.
 
-use atoll_proto::ChunkId;
+use atoll_proto::erase::Erasure;
 use atoll_proto::master::ObjectKind;
+use atoll_proto::{ChunkId, Epoch, Seq};
 use serde::{Deserialize, Serialize};
 
 use super::counters::{self, Counter};
 use super::{
-    Family, Order, POOL, Read, StoreError, Transaction, buckets, decode, deltas, group_states,
-    unreferenced,
+    Family, Order, POOL, Read, StoreError, Transaction, below, buckets, decode, deltas, erased,
+    group_states, unreferenced,
 };
 use crate::operation::Now;
 
@@ -80,7 +81,7 @@ pub(crate) fn from(
     })
 }
 
-/// The ids of one bucket of a group, sorted.
+/// The ids of one bucket of a group, sorted; without those that are hidden.
 pub(crate) fn bucket_ids(
     read: &impl Read,
     pg: atoll_proto::PgId,
@@ -93,9 +94,13 @@ pub(crate) fn bucket_ids(
     high[..4].copy_from_slice(&(start | 0xfff).to_be_bytes());
     let mut to = key(&ChunkId(high));
     to.push(0);
+    let hidden = erased::hidden_between(read, &ChunkId(low), &ChunkId(high))?;
     let mut ids = Vec::new();
     read.scan(&key(&ChunkId(low)), &to, Order::Ascending, &mut |key, _| {
-        ids.push(id_of(key)?);
+        let id = id_of(key)?;
+        if hidden.binary_search(&id).is_err() {
+            ids.push(id);
+        }
         Ok(true)
     })?;
     Ok(ids)
@@ -139,7 +144,54 @@ pub(crate) fn add_ref(
     let overflow = || StoreError::malformed(&key(id), &"a chunk has too many references");
     object.refs = object.refs.checked_add(1).ok_or_else(overflow)?;
     object.zero_since = None;
-    put(tx, now, id, before.as_ref(), &object)
+    put(tx, now, id, before.as_ref(), &object)?;
+    // Who refers to a chunk that was lifted has uploaded it.
+    if before.is_some() && erased::is_absent(tx, id)? { show(tx, now, id) } else { Ok(()) }
+}
+
+/// A chunk is to be nowhere any more: chunkservers are told that it was collected. What refers to
+/// it still counts. A list is withheld, and kept.
+pub(crate) fn erase(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    seq: Seq,
+    id: &ChunkId,
+    what: Erasure,
+) -> Result<(), StoreError> {
+    let before = erased::get(tx, id)?;
+    // What is so already is told to nobody again.
+    if before.is_some_and(|before| before.what == what || before.what == Erasure::Erased) {
+        return Ok(());
+    }
+    let (absent, epoch) = (what == Erasure::Erased, Epoch(0));
+    let record = erased::Record { index: seq.0, what, absent, epoch };
+    let was_hidden = before.is_some_and(|before| before.is_hidden());
+    erased::put(tx, id, &record)?;
+    if record.is_hidden() && !was_hidden && has(tx, id)? { leave(tx, now, id) } else { Ok(()) }
+}
+
+/// A chunk that was erased may be uploaded again: receipts from this epoch on say that it was.
+pub(crate) fn lift(
+    tx: &mut Transaction<'_>,
+    seq: Seq,
+    id: &ChunkId,
+    epoch: Epoch,
+) -> Result<(), StoreError> {
+    let Some(before) = erased::get(tx, id)? else { return Ok(()) };
+    if before.what == Erasure::Lifted {
+        return Ok(());
+    }
+    let (what, absent) = (Erasure::Lifted, before.absent);
+    erased::put(tx, id, &erased::Record { index: seq.0, what, absent, epoch })
+}
+
+/// A chunk that was lifted was uploaded: the cluster keeps it again.
+pub(crate) fn show(tx: &mut Transaction<'_>, now: Now, id: &ChunkId) -> Result<(), StoreError> {
+    if let Some(before) = erased::get(tx, id)? {
+        // The same index: nobody who follows the list has to do anything.
+        erased::put(tx, id, &erased::Record { absent: false, ..before })?;
+    }
+    enter(tx, now, id)
 }
 
 /// One thing fewer refers to the chunk. A reference that was never counted is noted, for the
@@ -183,6 +235,19 @@ pub(crate) fn collect(tx: &mut Transaction<'_>, now: Now, id: &ChunkId) -> Resul
         unreferenced::remove(tx, since.at_ms, id)?;
     }
     tx.delete(key(id));
+    below::remove(tx, id)?;
+    if erased::is_hidden(tx, id)? { Ok(()) } else { leave(tx, now, id) }
+}
+
+/// The chunkservers are to keep the chunk from now on.
+fn enter(tx: &mut Transaction<'_>, now: Now, id: &ChunkId) -> Result<(), StoreError> {
+    deltas::append(tx, now.index, id, true)?;
+    buckets::insert(tx, id)?;
+    group_states::changed(tx, id.pg(), now.index, 1)
+}
+
+/// The chunkservers are not to keep the chunk any more.
+fn leave(tx: &mut Transaction<'_>, now: Now, id: &ChunkId) -> Result<(), StoreError> {
     deltas::append(tx, now.index, id, false)?;
     buckets::remove(tx, id)?;
     group_states::changed(tx, id.pg(), now.index, -1)
@@ -197,9 +262,12 @@ fn put(
     object: &Object,
 ) -> Result<(), StoreError> {
     if before.is_none() {
-        deltas::append(tx, now.index, id, true)?;
-        buckets::insert(tx, id)?;
-        group_states::changed(tx, id.pg(), now.index, 1)?;
+        // One that was lifted was uploaded; one that is erased only comes in through a recount.
+        if erased::is_absent(tx, id)? {
+            show(tx, now, id)?;
+        } else if !erased::is_hidden(tx, id)? {
+            enter(tx, now, id)?;
+        }
     }
     let refs = before.map_or(0, |object| object.refs);
     match (refs > 0, object.refs > 0) {

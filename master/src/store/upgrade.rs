@@ -4,7 +4,7 @@
 //! from the table. It is worked out in small batches, and the new format is written down last: after
 //! a crash on the way everything is done again. Two masters that do this at different log indexes
 //! differ in the times alone, on which no change of the state depends. Format 2 had no settings of
-//! sites ([`sites`]).
+//! sites ([`sites`]). Format 3 knew nothing of erased chunks: there were none.
 
 mod sites;
 
@@ -57,7 +57,9 @@ pub(crate) fn upgrade(rocks: &Rocks) -> Result<(), StoreError> {
         derive_from_objects(rocks)?;
     }
     let mut tx = Transaction::new(rocks);
-    sites::upgrade(&mut tx)?;
+    if record.format < 3 {
+        sites::upgrade(&mut tx)?;
+    }
     meta::set_cluster(&mut tx, &meta::ClusterRecord { format: FORMAT_VERSION, ..record });
     tx.commit_synced()
 }
@@ -232,6 +234,30 @@ mod tests {
         tx.commit().unwrap();
         upgrade(&old.rocks).unwrap();
         assert_eq!(old.dump(), dump);
+    }
+
+    #[test]
+    fn a_state_of_format_3_is_as_it_was() {
+        use crate::store::{aliases, erased, publish_log, sites as of_sites};
+        use atoll_proto::publish::{PublishEvent, Site};
+        use atoll_proto::site::SiteSettings;
+        let store = TestStore::new();
+        let mut tx = Transaction::new(&store.rocks);
+        meta::set_cluster(&mut tx, &record(3));
+        let name: atoll_proto::SiteName = "blog".parse().unwrap();
+        let settings = SiteSettings { spa: true, ..SiteSettings::default() };
+        let site = Site { name: name.clone(), domains: vec![], created_ms: 5, settings };
+        of_sites::put(&mut tx, &site).unwrap();
+        publish_log::append(&mut tx, 7, 5, |_| PublishEvent::SiteSet(site.clone())).unwrap();
+        tx.commit().unwrap();
+        let last = publish_log::last(&store.rocks).unwrap();
+        upgrade(&store.rocks).unwrap();
+        assert_eq!(meta::cluster(&store.rocks).unwrap(), Some(record(FORMAT_VERSION)));
+        assert_eq!(of_sites::get(&store.rocks, &name).unwrap(), Some(site));
+        assert_eq!(publish_log::last(&store.rocks).unwrap(), last);
+        assert!(aliases::all(&store.rocks, None).unwrap().is_empty());
+        assert_eq!(erased::count(&store.rocks).unwrap(), 0);
+        assert_eq!(erased::began(&store.rocks).unwrap(), 0);
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Expiries {
             }
             PublishEvent::SiteSet(_)
             | PublishEvent::Invalidate { .. }
+            | PublishEvent::Erased { .. }
             | PublishEvent::DeployRemoved { .. } => {}
         }
     }

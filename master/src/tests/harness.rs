@@ -325,6 +325,10 @@ impl ServerNode {
     }
 
     pub(super) fn put(&self, session: SessionId, chunks: &[Bytes]) -> Receipt {
+        self.put_at(Epoch(1), session, chunks)
+    }
+
+    pub(super) fn put_at(&self, epoch: Epoch, session: SessionId, chunks: &[Bytes]) -> Receipt {
         let mut stored = self.server.chunks.lock().unwrap();
         let mut receipt = Vec::new();
         for bytes in chunks {
@@ -332,7 +336,7 @@ impl ServerNode {
             stored.insert(id, bytes.clone());
             receipt.push((id, u32::try_from(bytes.len()).unwrap()));
         }
-        Receipt::sign(&self.key, self.id, session, Epoch(1), u64::MAX, receipt)
+        Receipt::sign(&self.key, self.id, session, epoch, u64::MAX, receipt)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod audit;
 mod backup;
+mod erase;
 mod harness;
 mod membership;
 mod relay;

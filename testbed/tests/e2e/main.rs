@@ -13,6 +13,7 @@ mod dev;
 mod dns;
 mod durable;
 mod earlier;
+mod erase;
 mod farewell;
 mod files;
 mod frozen;

@@ -3,13 +3,14 @@
 //! It knows families, keys and bytes, not what they mean. There is one writer at a time, and one
 //! sync per batch: RocksDB's own group commit does not help large values.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, ErrorKind, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
+    CompactOptions, DB, DBCompressionType, Direction, ErrorKind, FlushOptions, IteratorMode,
+    Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::schema::Family;
@@ -30,6 +31,15 @@ const LOG_FILES: usize = 3;
 const UNFLUSHED: &str = "rocksdb.cur-size-all-mem-tables";
 /// RocksDB's name for the number of buffers that wait to be flushed.
 const NOT_YET_FLUSHED: &str = "rocksdb.num-immutable-mem-table";
+/// RocksDB's names for the bytes of blob files and of tables, and for what is dead in blob files.
+const BLOB_FILES: &str = "rocksdb.live-blob-file-size";
+const TABLE_FILES: &str = "rocksdb.live-sst-files-size";
+const BLOB_GARBAGE: &str = "rocksdb.live-blob-file-garbage-size";
+/// RocksDB's names for the options that have compaction move what lives in blob files.
+const COLLECT_BLOBS: &str = "enable_blob_garbage_collection";
+const COLLECT_BLOBS_YOUNG: &str = "blob_garbage_collection_age_cutoff";
+/// How often all chunks are written anew until nothing dead is left: more may be deleted meanwhile.
+const REWRITES_MAX: usize = 3;
 /// How long a flush may take before it counts as stuck.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often to look whether it is over.
@@ -128,6 +138,56 @@ impl Db {
             }
             std::thread::sleep(FLUSH_POLL_EVERY);
         }
+    }
+
+    /// Bytes of the files with chunks.
+    pub(super) fn chunk_bytes(&self) -> Result<u64, DbError> {
+        let chunks = handle(&self.0, Family::Chunks);
+        let mut sum = 0;
+        for property in [BLOB_FILES, TABLE_FILES] {
+            sum += self.0.property_int_value_cf(chunks, property)?.unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
+    /// Writes all chunks anew that are kept, and lets go of the files with those that were deleted.
+    /// Takes as long as reading and writing them all.
+    pub(super) fn rewrite_chunks(&self) -> Result<(), DbError> {
+        let chunks = handle(&self.0, Family::Chunks);
+        if !self.flush()? {
+            return Err(DbError::Other("what is in memory could not be flushed".to_owned()));
+        }
+        let before = self.chunk_tables()?;
+        let collecting = [(COLLECT_BLOBS, "true"), (COLLECT_BLOBS_YOUNG, "1.0")];
+        self.0.set_options_cf(chunks, &collecting)?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        // It may take long, and puts must not wait for it.
+        options.set_exclusive_manual_compaction(false);
+        let mut left = 0;
+        for _ in 0..REWRITES_MAX {
+            self.0.compact_range_cf_opt(chunks, None::<&[u8]>, None::<&[u8]>, &options);
+            left = self.0.property_int_value_cf(chunks, BLOB_GARBAGE)?.unwrap_or(0);
+            if left == 0 {
+                break;
+            }
+        }
+        self.0.set_options_cf(chunks, &[(COLLECT_BLOBS, "false")])?;
+        // It gives no error when it stopped before its end.
+        if left > 0 {
+            return Err(DbError::Other(format!("{left} bytes of deleted chunks are left")));
+        }
+        match self.chunk_tables()?.intersection(&before).count() {
+            0 => Ok(()),
+            left => Err(DbError::Other(format!("{left} tables with chunks were not rewritten"))),
+        }
+    }
+
+    /// The names of the files with chunks that are short.
+    fn chunk_tables(&self) -> Result<HashSet<String>, DbError> {
+        let files = self.0.live_files()?.into_iter();
+        let chunks = files.filter(|file| file.column_family_name == Family::Chunks.name());
+        Ok(chunks.map(|file| file.name).collect())
     }
 
     /// Ends what runs in the background, so that dropping the database is quick.

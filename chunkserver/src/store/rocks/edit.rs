@@ -92,6 +92,11 @@ impl<'a> Edit<'a> {
         self.batch.put(Family::Meta, key, value);
     }
 
+    /// A hole is one by now.
+    pub(super) fn emptied(&mut self, spot: Spot) {
+        self.batch.delete(Family::Holes, &schema::hole_key(spot));
+    }
+
     fn replace(&mut self, id: &ChunkId, now: Option<Row>, new: Option<Row>) {
         self.rows.entry(*id).or_insert(Change { old: now, new: None }).new = new;
     }

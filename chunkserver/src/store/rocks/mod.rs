@@ -22,6 +22,7 @@
 
 mod db;
 mod edit;
+mod erase;
 mod frame;
 mod open;
 mod operations;
@@ -34,11 +35,13 @@ mod segments;
 mod spoiling;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
+
+use atoll_proto::ChunkId;
 
 use self::db::DbError;
 use self::edit::{Edit, Freed};
@@ -78,6 +81,10 @@ pub struct RocksStore {
     /// What was set aside has not all been gone through.
     unsalvaged: AtomicBool,
     salvaging: Mutex<Progress>,
+    /// Chunks that are not stored.
+    refused: RwLock<Arc<HashSet<ChunkId>>>,
+    /// Held while chunks are erased.
+    erasing: Mutex<()>,
     syncs: AtomicU64,
 }
 
@@ -179,6 +186,8 @@ impl RocksStore {
             refilling: AtomicBool::new(refilling),
             unsalvaged: AtomicBool::new(refilling),
             salvaging: Mutex::default(),
+            refused: RwLock::default(),
+            erasing: Mutex::default(),
             syncs: AtomicU64::new(0),
         };
         store.drop_ballast_aside();
@@ -280,7 +289,9 @@ impl RocksStore {
         let mut batch = open.db.batch();
         for (spot, len) in &freed.holes {
             match open.segments.punch(*spot, *len) {
-                Ok(_given_back) => batch.delete(Family::Holes, &schema::hole_key(*spot)),
+                Ok(true) => batch.delete(Family::Holes, &schema::hole_key(*spot)),
+                // The bytes are there still: an erasure has to know.
+                Ok(false) => {}
                 // It stays on the list, and is tried again when the store is opened.
                 Err(error) => tracing::warn!(%error, "cannot give back the room of a chunk"),
             }
@@ -323,7 +334,9 @@ impl RocksStore {
         }
         keeper.mended = Some(Instant::now());
         let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-        drop(slot.open.take());
+        if let Some(open) = slot.open.take() {
+            open.give_up();
+        }
         let opened = Open::at(&self.dir, false);
         match opened.and_then(|open| Ok((read_totals(&open.db)?, open))) {
             Ok(((totals, _), open)) => {
@@ -360,7 +373,7 @@ impl RocksStore {
     fn begin_anew(&self, slot: &mut Slot, reason: &str) -> Result<(), StoreError> {
         tracing::error!(dir = %self.dir.display(), reason, "the index of the chunks is damaged");
         if let Some(open) = slot.open.take() {
-            open.db.stop();
+            open.give_up();
         }
         // If this fails, the next write tries to mend, and comes here again.
         self.broken.store(true, Ordering::Release);

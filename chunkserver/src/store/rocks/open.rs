@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::db::{Db, DbError};
 use super::read::{failure, file_failure, read_fills, read_holes, read_totals};
@@ -22,6 +24,9 @@ use super::segments::Segments;
 use super::verify::verify;
 use crate::store::{Meta, StoreError, Totals};
 
+/// How long who writes small chunks anew may take to notice that the database is given up.
+const GIVE_UP_WAIT_MAX: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
+const GIVE_UP_POLL_EVERY: Duration = Duration::from_millis(2);
 /// The folder of the segment files in that of a store.
 pub(super) const SEGMENTS: &str = "segments";
 const OPENING: &str = "open the chunk store";
@@ -29,8 +34,9 @@ const SET_ASIDE: &str = "set a damaged chunk store aside";
 
 /// The parts of an open store.
 pub(super) struct Open {
-    /// The index, and small chunks.
-    pub(super) db: Db,
+    /// The index, and small chunks. Others than the store have it only while they write all small
+    /// chunks anew.
+    pub(super) db: Arc<Db>,
     /// Large chunks.
     pub(super) segments: Segments,
 }
@@ -46,7 +52,7 @@ impl Open {
             tracing::error!(%dir, corrections, "the disk has lost a part of the index");
         }
         let segments = tidy(&db, &dir.join(SEGMENTS))?;
-        Ok(Self { db, segments })
+        Ok(Self { db: Arc::new(db), segments })
     }
 
     /// Notes that the store is being closed, and writes what is in memory to files.
@@ -65,7 +71,20 @@ impl Open {
     pub(super) fn open_for_reading(dir: &Path) -> Result<Self, StoreError> {
         let db = Db::open_for_reading(dir).map_err(|error| failure(OPENING, error))?;
         let segments = Segments::open(&dir.join(SEGMENTS), 0, None);
-        Ok(Self { db, segments: segments.map_err(|error| file_failure(OPENING, &error))? })
+        let segments = segments.map_err(|error| file_failure(OPENING, &error))?;
+        Ok(Self { db: Arc::new(db), segments })
+    }
+
+    /// Closes the database without writing anything, so that it can be opened again. Ends what runs in
+    /// the background, and waits a while for who has it still.
+    pub(super) fn give_up(self) {
+        self.db.stop();
+        let db = Arc::downgrade(&self.db);
+        drop(self);
+        let started = Instant::now();
+        while db.strong_count() > 0 && started.elapsed() < GIVE_UP_WAIT_MAX {
+            std::thread::sleep(GIVE_UP_POLL_EVERY);
+        }
     }
 
     /// All values beside the chunks that can be read.
@@ -92,9 +111,13 @@ fn tidy(db: &Db, dir: &Path) -> Result<Segments, StoreError> {
     let segments = Segments::open(dir, next, last).map_err(failed)?;
     let mut batch = db.batch();
     for (spot, len) in &holes {
-        if let Err(error) = segments.punch(*spot, *len) {
-            tracing::warn!(%error, segment = spot.segment, "cannot give back the room of a chunk");
-            continue;
+        match segments.punch(*spot, *len) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => {
+                tracing::warn!(%error, segment = spot.segment, "cannot give back a chunk's room");
+                continue;
+            }
         }
         batch.delete(Family::Holes, &schema::hole_key(*spot));
     }
@@ -158,8 +181,7 @@ pub(super) fn begin_anew(
     let open = Open::at(&draft, true)?;
     write_values(&open.db, values, before).map_err(|error| failure(SET_ASIDE, error))?;
     open.close()?;
-    open.db.stop();
-    drop(open);
+    open.give_up();
     let number = (1..).find(|number| !damaged(dir, *number).exists());
     let aside = damaged(dir, number.unwrap_or(u32::MAX));
     fs::rename(dir, &aside).map_err(failed)?;

@@ -1,8 +1,8 @@
 //! The operations of the store: what each reads, and what it changes.
 
 use std::collections::HashSet;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::tree::{BUCKETS, Digest};
@@ -126,6 +126,14 @@ impl ChunkStore for RocksStore {
         }
         self.take_ballast();
         purged
+    }
+
+    fn refuse(&self, refused: Arc<HashSet<ChunkId>>) {
+        *self.refused.write().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError> {
+        self.erase_all(ids, upto)
     }
 
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
@@ -350,7 +358,7 @@ impl ChunkStore for RocksStore {
                 Err(error) => tracing::warn!(?error, "cannot flush the chunk store to close it"),
             }
         }
-        open.db.stop();
+        open.give_up();
     }
 }
 
@@ -361,11 +369,17 @@ impl RocksStore {
             self.check_free(0)?;
         }
         self.edit("store chunks", true, |open, edit| {
+            // Erasing begins behind this edit, or has made this known before.
+            let refused = Arc::clone(&self.refused.read().unwrap_or_else(PoisonError::into_inner));
             let mut done = Batched::default();
             let mut again = false;
             let mut seen = HashSet::new();
             let mut new = Vec::new();
             for chunk in batch {
+                if refused.contains(&chunk.id) {
+                    done.refused.push(chunk.id);
+                    continue;
+                }
                 // A present entry is on disk: it was read from synced state, because the only
                 // writer is here, nothing makes a chunk present without a sync, and what a crash
                 // left in the log was synced when the store was opened.
@@ -393,7 +407,8 @@ impl RocksStore {
             if !new.is_empty() {
                 self.store(open, edit, &new, leave)?;
             }
-            Ok((done, again || done.written > 0))
+            let changed = again || done.written > 0;
+            Ok((done, changed))
         })
     }
 

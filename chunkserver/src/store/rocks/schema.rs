@@ -19,6 +19,10 @@
 //!             'e'                        fence: epoch u64, term u64; the highest ever heard
 //!             'v'                        the last cluster view, as encoded by proto
 //!             'o'                        order to scrub: number u64, heard_ms u64, done u64
+//!             'x'                        erased u64: log index up to which no file has bytes of
+//!                                        erased chunks
+//!             'w'                        rewrite u8 = 1: some were erased from `chunks`, and may be
+//!                                        in its files; 0, or nothing: none
 //!             't'                        totals: 6 × u64, see Totals; closed u8: nothing was written
 //!                                        since the store was closed
 //!             'a'                        applied u64: position in the master's feed
@@ -330,6 +334,8 @@ impl Meta {
             Self::Fence => b"e",
             Self::View => b"v",
             Self::Scrub => b"o",
+            Self::Erased => b"x",
+            Self::Rewrite => b"w",
         }
     }
 }

@@ -197,6 +197,51 @@ impl Segments {
         punch(&file, spot.block, blocks(len))
     }
 
+    /// Overwrites a chunk with zeros, on disk when this returns. Whoever reads it at that moment
+    /// finds that it is damaged.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn wipe(&self, spot: Spot, len: u32) -> io::Result<()> {
+        const ZEROS: [u8; BLOCK] = [0; BLOCK];
+        let file = match OpenOptions::new().write(true).open(self.path(spot.segment)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        for block in 0..blocks(len) {
+            file.write_all_at(&ZEROS, offset(spot.block + block))?;
+        }
+        file.sync_data()
+    }
+
+    /// Cuts off whatever is behind what is valid: a crash, or a write that failed, may have left bytes
+    /// there. `fills` are the files in use with the blocks they end before, in order; others, which
+    /// nothing refers to, are removed. Nothing is appended meanwhile.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn cut(&self, fills: &[(u32, u32)]) -> io::Result<()> {
+        let tail = self.tail();
+        for segment in Self::files(&self.dir)? {
+            let fill = fills.binary_search_by_key(&segment, |(it, _)| *it);
+            let end = match fill.map(|at| fills[at].1) {
+                Ok(end) => end,
+                Err(_) if segment == tail.segment => tail.end,
+                Err(_) => {
+                    self.opened().forget(segment);
+                    fs::remove_file(self.path(segment))?;
+                    continue;
+                }
+            };
+            let file = OpenOptions::new().write(true).open(self.path(segment))?;
+            if file.metadata()?.len() > offset(end) {
+                file.set_len(offset(end))?;
+                file.sync_all()?;
+            }
+        }
+        File::open(&self.dir)?.sync_all()
+    }
+
     /// Whether chunks may still be appended to this file.
     pub(super) fn is_open_ended(&self, segment: u32) -> bool {
         let tail = self.tail();

@@ -1,10 +1,13 @@
 //! What tests do to a store behind its back.
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use atoll_proto::ChunkId;
 
+use super::edit::Edit;
 use super::read::read_row;
+use super::room::Leave;
 use super::schema::{self, Family};
 use super::{RocksStore, segments};
 use crate::store::tally::bucket_key;
@@ -43,6 +46,37 @@ impl RocksStore {
         let mut batch = slot.open.as_ref().expect("open in tests").db.batch();
         batch.put(Family::Chunks, &schema::chunk_key(&chunk.id), &chunk.bytes);
         self.written(batch.write(true), "store chunks")
+    }
+
+    /// Deletes a chunk as a deletion does whose blocks the file system did not take back.
+    pub(crate) fn leave_hole(&self, id: &ChunkId) {
+        let slot = self.reader();
+        let open = slot.open.as_ref().expect("open in tests");
+        let row = read_row(&open.db, id).expect("the test's disk works").expect("it is there");
+        let spot = row.spot().expect("it is in a segment");
+        let mut edit = Edit::new(&open.db);
+        edit.set(id, Some(row), None);
+        let edited = edit.finish(self.totals_shown(), &open.segments).expect("the disk works");
+        edited.batch.write(true).expect("the test's disk works");
+        assert_eq!(edited.freed.holes, [(spot, row.record.len)]);
+        *self.shown() = edited.totals;
+    }
+
+    fn totals_shown(&self) -> Totals {
+        *self.shown()
+    }
+
+    /// Makes the store act as after a write that failed, while its small chunks are being written
+    /// anew, and puts something.
+    pub(crate) fn fail_while_rewriting(&self, chunk: &NewChunk) -> Result<(), StoreError> {
+        let mut put = None;
+        let rewritten = self.rewrite(|_| {
+            self.broken.store(true, Ordering::Release);
+            put = Some(self.put(std::slice::from_ref(chunk), Leave::Reserve));
+            Ok(())
+        });
+        assert!(rewritten.is_err(), "what is rewritten must be the store that is in use");
+        put.expect("it was tried").map(drop)
     }
 
     /// Makes wrong what follows from the records, and keeps those.

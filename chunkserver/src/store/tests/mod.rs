@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod damage;
+mod erase;
 mod full_disk;
 mod model;
 mod salvage;
 mod segments;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,6 +80,7 @@ fn battery(store: &Arc<dyn ChunkStore>, damage: &Damage) {
     live_and_corrupt_is_lacking(store.as_ref(), damage);
     quarantine_is_a_way_back(store.as_ref(), damage);
     purges_by_age(store.as_ref(), damage);
+    erases_whatever_the_state(store.as_ref(), damage);
     young_again_when_put_again(store.as_ref());
     releases_a_group(store.as_ref());
     remembers_what_was_scrubbed(store.as_ref());
@@ -133,7 +135,7 @@ fn stores_and_reads(store: &dyn ChunkStore) {
     let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes.len() as u64).sum();
     assert_eq!(store.get(&chunks[0].id).unwrap(), None);
     let done = store.put_batch(&chunks).unwrap();
-    assert_eq!(done, Batched { written: 4, bytes, known: 0 });
+    assert_eq!(done, Batched { written: 4, bytes, known: 0, refused: vec![] });
     for chunk in &chunks {
         assert_eq!(store.get(&chunk.id).unwrap(), Some(chunk.bytes.clone()));
         assert_eq!(store.len(&chunk.id).unwrap(), Some(chunk.bytes.len() as u32));
@@ -160,10 +162,10 @@ fn known_chunks_are_not_written_again(store: &dyn ChunkStore) {
     store.put_batch(std::slice::from_ref(&old)).unwrap();
     let before = store.totals();
     let done = store.put_batch(&[old.clone(), new.clone(), new.clone()]).unwrap();
-    assert_eq!(done, Batched { written: 1, bytes: 100, known: 2 });
+    assert_eq!(done, Batched { written: 1, bytes: 100, known: 2, refused: vec![] });
     assert_eq!(store.totals().chunks, before.chunks + 1);
     let done = store.put_batch(&[old, new]).unwrap();
-    assert_eq!(done, Batched { written: 0, bytes: 0, known: 2 });
+    assert_eq!(done, Batched { written: 0, bytes: 0, known: 2, refused: vec![] });
     assert_eq!(store.put_batch(&[]).unwrap(), Batched::default());
 }
 
@@ -317,6 +319,40 @@ fn quarantine_is_a_way_back(store: &dyn ChunkStore, damage: &Damage) {
     assert_eq!(store.put_batch(&chunks[1..]).unwrap().written, 2);
     assert_eq!(store.get(&ids[2]).unwrap().as_ref(), Some(&chunks[2].bytes));
     assert_eq!(store.totals().chunks, before.chunks);
+}
+
+fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
+    let chunks: Vec<NewChunk> = (900..905).map(|n| numbered(n, 6000)).collect();
+    let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
+    store.put_batch(&chunks).unwrap();
+    // Live, not live, in quarantine, corrupt; and one that nobody erases.
+    store.mark(&[(ids[0], Mark::Live), (ids[3], Mark::Live)], NOW, None).unwrap();
+    store.quarantine(&[ids[2]], NOW).unwrap();
+    damage(&ids[3], b"rot");
+    store.spoil(&ids[3], NOW).unwrap();
+    let erased = store.erase(&ids[..4], 1).unwrap();
+    assert_eq!((erased.chunks, erased.bytes), (4, 24_000));
+    for id in &ids[..4] {
+        assert_eq!(store.record(id).unwrap(), None);
+        assert_eq!(store.get(id).unwrap(), None);
+    }
+    assert_eq!(store.get(&ids[4]).unwrap().as_ref(), Some(&chunks[4].bytes));
+    assert_consistent(store);
+    // What the master says afterwards changes nothing.
+    store.mark(&[(ids[0], Mark::Collected)], NOW, None).unwrap();
+    assert_eq!(store.record(&ids[0]).unwrap(), None);
+    assert_eq!(store.erase(&ids[..4], 1).unwrap().chunks, 0);
+    // What is refused does not get in; what comes with it does.
+    store.refuse(Arc::new(HashSet::from([ids[0], ids[1]])));
+    let done = store.put_batch(&chunks).unwrap();
+    assert_eq!((done.refused, done.written, done.known), (vec![ids[0], ids[1]], 2, 1));
+    assert_eq!(store.record(&ids[0]).unwrap(), None);
+    assert_eq!(store.get(&ids[2]).unwrap().as_ref(), Some(&chunks[2].bytes));
+    store.refuse(Arc::new(HashSet::from([ids[1]])));
+    assert_eq!(store.put_batch(&chunks[..2]).unwrap().refused, [ids[1]]);
+    store.refuse(Arc::default());
+    assert_eq!(store.put_batch(&chunks).unwrap().written, 1);
+    assert_consistent(store);
 }
 
 fn purges_by_age(store: &dyn ChunkStore, damage: &Damage) {

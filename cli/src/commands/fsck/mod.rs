@@ -60,6 +60,8 @@ enum Problem {
     UnderReplicated,
     /// The object table does not know it, or not that anything needs it: it could be dropped.
     Missing,
+    /// It was taken down: that is as it should be.
+    Erased,
 }
 
 impl Problem {
@@ -69,6 +71,7 @@ impl Problem {
             Problem::Unreachable => "unreachable: who may have it does not answer",
             Problem::UnderReplicated => "under-replicated: it has fewer copies than it should",
             Problem::Missing => "missing: the master does not know that it is needed",
+            Problem::Erased => "erased: it was taken down",
         }
     }
 }
@@ -137,6 +140,8 @@ struct DoneObject {
     unreachable: u64,
     under_replicated: u64,
     missing: u64,
+    /// Taken down: no damage.
+    erased: u64,
     dead_letters: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     recount: Option<RecountObject>,
@@ -185,6 +190,7 @@ pub(crate) async fn run(context: &Context, args: FsckArgs) -> Result<(), Failure
         unreachable: totals.unreachable,
         under_replicated: totals.under_replicated,
         missing: totals.missing,
+        erased: totals.erased,
         dead_letters: copies.dead_letters,
         recount,
         elapsed_ms: millis(started.elapsed()),
@@ -202,7 +208,8 @@ async fn check(context: &Context, cluster: &Cluster) -> Result<(Totals, Copies),
     progress.say("checking".to_owned());
     let view = cluster.refresh_view().await?;
     let copies = Copies::ask(cluster, &view).await?;
-    let walk = Walk::new(cluster, &view, &copies, Tell::new(&context.out));
+    let erased = cluster.erased().await?;
+    let walk = Walk::new(cluster, &view, &copies, &erased, Tell::new(&context.out));
     let totals = walk.run().await;
     progress.clear();
     Ok((totals?, copies))
@@ -296,8 +303,12 @@ fn say(context: &Context, done: &DoneObject) -> Result<(), Failure> {
             recount.lowered
         ))?;
     }
+    let erased = match done.erased {
+        0 => String::new(),
+        some => format!(" ({} taken down)", text::count(some, "chunk")),
+    };
     let looked = format!(
-        "{}, {}, {}",
+        "{}, {}, {}{erased}",
         text::count(done.files, "file"),
         text::count(done.deploys, "deploy"),
         text::count(done.references, "reference"),

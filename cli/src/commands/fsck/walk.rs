@@ -1,13 +1,14 @@
 //! Everything that refers to chunks: files of the namespace and deploys, with the paths people know
 //! them by.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 
 use atoll_client::{ClientError, Cluster, PageSource};
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::content::ExtentList;
+use atoll_proto::erase::Erasure;
 use atoll_proto::manifest::Page;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
@@ -38,6 +39,8 @@ pub(super) struct Totals {
     pub(super) unreachable: u64,
     pub(super) under_replicated: u64,
     pub(super) missing: u64,
+    /// Taken down: no damage.
+    pub(super) erased: u64,
 }
 
 /// One walk over everything.
@@ -45,6 +48,7 @@ pub(super) struct Walk<'a> {
     cluster: &'a Cluster,
     view: &'a ClusterView,
     copies: &'a Copies,
+    erased: &'a HashMap<ChunkId, Erasure>,
     tell: Tell<'a>,
     good: HashSet<ChunkId>,
     bad: HashSet<(ChunkId, Problem)>,
@@ -81,12 +85,14 @@ impl<'a> Walk<'a> {
         cluster: &'a Cluster,
         view: &'a ClusterView,
         copies: &'a Copies,
+        erased: &'a HashMap<ChunkId, Erasure>,
         tell: Tell<'a>,
     ) -> Self {
         Self {
             cluster,
             view,
             copies,
+            erased,
             tell,
             good: HashSet::new(),
             bad: HashSet::new(),
@@ -110,6 +116,7 @@ impl<'a> Walk<'a> {
                 Problem::Unreachable => &mut self.totals.unreachable,
                 Problem::UnderReplicated => &mut self.totals.under_replicated,
                 Problem::Missing => &mut self.totals.missing,
+                Problem::Erased => &mut self.totals.erased,
             } += 1;
         }
         Ok(self.totals)
@@ -193,6 +200,7 @@ impl<'a> Walk<'a> {
         let mut well = true;
         for (id, known) in unsure.into_iter().zip(kept) {
             let problem = match self.copies.state(self.view, &id) {
+                _ if self.erased.get(&id) == Some(&Erasure::Erased) => Some(Problem::Erased),
                 _ if !known => Some(Problem::Missing),
                 State::Good => None,
                 State::Few => Some(Problem::UnderReplicated),
@@ -244,7 +252,7 @@ impl<'a> Walk<'a> {
                     Err(ClientError::Lost { .. }) => true,
                     Err(error) => return Err(error.into()),
                 },
-                Problem::UnderReplicated => true,
+                Problem::UnderReplicated | Problem::Erased => true,
             };
             if !stands {
                 return Ok(false);

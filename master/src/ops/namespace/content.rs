@@ -13,11 +13,14 @@ use super::make::new_entry;
 use super::paths::{descend, names};
 use super::{MODE_BITS, attr_reply, inode};
 use crate::operation::{Apply, Covered, Failure, Now};
+use crate::ops::erased::{check_below, refusal};
 use crate::store::inodes::{self, Body};
-use crate::store::{Read, Transaction, dentries, objects};
+use crate::store::{Read, Transaction, dentries, erased, objects};
 
 /// Most ids in a list of missing chunks.
 pub(crate) const MISSING_MAX: usize = 4096;
+/// What is said of a content that has lost bytes.
+const REFUSED: &str = "the content of this file may not be stored";
 /// Permission bits of parents made on the way.
 const PARENT_MODE: u32 = 0o755;
 
@@ -52,6 +55,12 @@ pub(super) fn commit(
         }
     };
     check(tx, &content, covered)?;
+    for Covered { id, .. } in covered {
+        // Erased once, and allowed again: it is there now, also where it was referred to before.
+        if erased::is_absent(tx, id)? && objects::has(tx, id)? {
+            objects::show(tx, now, id)?;
+        }
+    }
     replace_references(tx, now, &old, &content)?;
     found.body = Body::File(content);
     found.modified(now);
@@ -118,7 +127,14 @@ pub(crate) fn check(read: &impl Read, content: &Content, covered: &[Covered]) ->
         if before == Some(len) {
             continue;
         }
+        if erased::is_refused(read, &id)? {
+            return Err(refusal(&id, REFUSED).into());
+        }
+        if kind == ObjectKind::List {
+            check_below(read, &id, || REFUSED.to_owned())?;
+        }
         let known = objects::get(read, &id)?;
+        let known = if erased::is_absent(read, &id)? { None } else { known };
         let is = match (&known, covered.get(&id)) {
             (Some(object), _) => object.len,
             (None, Some(len)) => *len,

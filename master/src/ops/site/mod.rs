@@ -2,6 +2,7 @@
 //! edges follow. Applied by the state machine; the leader's side is [`crate::ops::change`].
 
 mod earlier;
+mod erase;
 mod expiry;
 mod invalidate;
 mod move_alias;
@@ -46,12 +47,12 @@ pub(crate) fn apply(
         SiteOp::Remove { site } => sites::remove(tx, now, &site),
         SiteOp::Publish { site, alias, deploy, if_current, message, create } => {
             let request = publish::Publish { site, alias, deploy, if_current, message, create };
-            publish::publish(tx, now, request, root, None)
+            publish::publish_whole(tx, now, request, root, None)
         }
         SiteOp::PublishFor { site, alias, deploy, if_current, message, create, lifetime_secs } => {
             let expires_ms = expiry::expires_ms(now, &alias, lifetime_secs)?;
             let request = publish::Publish { site, alias, deploy, if_current, message, create };
-            publish::publish(tx, now, request, root, Some(expires_ms))
+            publish::publish_whole(tx, now, request, root, Some(expires_ms))
         }
         SiteOp::MoveAlias { site, alias, deploy, if_current } => {
             move_alias::move_alias(tx, now, &site, &alias, deploy, if_current, None)
@@ -64,6 +65,8 @@ pub(crate) fn apply(
         SiteOp::Invalidate { site, patterns, soft } => {
             invalidate::invalidate(tx, now, site, patterns, soft)
         }
+        SiteOp::Erase(request) => erase::erase(tx, now, *request),
+        SiteOp::Unerase { site, chunks, lists } => erase::unerase(tx, now, site, &chunks, &lists),
     }
 }
 

@@ -7,6 +7,7 @@ use atoll_proto::{AliasName, Code, DeployId, SiteName, WireError, limits};
 
 use super::{Setting, check_current, earlier, log, set_alias};
 use crate::operation::{Apply, Failure, Now, RootFacts};
+use crate::ops::erased::check_below;
 use crate::store::{Transaction, aliases, deploys, objects, sites};
 
 /// The fields of the message.
@@ -29,6 +30,20 @@ pub(crate) fn check_message(message: &str) -> Result<(), WireError> {
         message.len(),
         limits::MESSAGE_BYTES_MAX
     )))
+}
+
+/// As [`publish`], unless some of its bytes were erased: its pages may all be known from before, and
+/// then nobody else would say anything.
+pub(super) fn publish_whole(
+    tx: &mut Transaction<'_>,
+    now: Now,
+    request: Publish,
+    root: Option<RootFacts>,
+    expires_ms: Option<u64>,
+) -> Apply<Published> {
+    let deploy = request.deploy;
+    check_below(tx, &deploy, || format!("deploy {deploy} cannot be published"))?;
+    publish(tx, now, request, root, expires_ms)
 }
 
 /// `expires_ms` is when the alias is removed from now on, whatever was said before: a publish

@@ -1,0 +1,441 @@
+//! What a takedown is about, and what leads to it: looks at every deploy of every site, at pages that
+//! nothing refers to yet or any more, and at every file of the namespace. A page that several deploys
+//! share is read once. How often each chunk, list and page was found to be referred to goes along with
+//! the erasure, so that whatever the search did not see stops it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use atoll_client::{Cluster, PageSource};
+use atoll_edge::index::invalidate::names;
+use atoll_proto::content::ExtentList;
+use atoll_proto::erase::{Doomed, Named, Parent};
+use atoll_proto::manifest::{Entry, Page};
+use atoll_proto::master::{MasterRequest, MasterResponse, ObjectKind};
+use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
+use atoll_proto::publish::Pattern;
+use atoll_proto::{ByteName, ChunkId, Code, Content, DeployId, InodeId, SiteName, limits};
+
+use crate::cluster_path::{ClusterPath, unexpected};
+use crate::commands::published::all_deploys;
+use crate::report::Failure;
+use crate::text;
+
+/// Places that are kept; more are only counted.
+const PLACES_MAX: usize = 100_000;
+/// What stands for the rules of a deploy in place of a path.
+const RULES: &str = "(its rules)";
+
+/// The bytes that are meant.
+#[derive(Debug, Default)]
+pub(super) struct Meant {
+    /// The chunks with their lengths.
+    pub(super) chunks: BTreeMap<ChunkId, u32>,
+    /// The paths at which they are in deploys of the site, with what is there.
+    pub(super) paths: BTreeMap<ByteName, BTreeSet<ChunkId>>,
+}
+
+impl Meant {
+    /// As an erasure names it.
+    pub(super) fn named(&self) -> Vec<Named> {
+        let named = |(path, chunks): (&ByteName, &BTreeSet<ChunkId>)| Named {
+            path: path.clone(),
+            chunks: chunks.iter().copied().collect(),
+        };
+        self.paths.iter().map(named).collect()
+    }
+}
+
+/// Something that loses bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holder {
+    /// A file of a deploy.
+    Deploy {
+        /// Of which site.
+        site: SiteName,
+        /// Which deploy.
+        deploy: DeployId,
+        /// The file.
+        path: ByteName,
+    },
+    /// A file of a deploy that was not published yet, or is not kept any more.
+    Unpublished {
+        /// Its page.
+        page: ChunkId,
+        /// The file.
+        path: ByteName,
+    },
+    /// A file of the namespace.
+    File(String),
+}
+
+impl Holder {
+    /// As people name it.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Holder::Deploy { site, deploy, path } => {
+                format!("site {site}, deploy {}: {}", deploy.short(), text::name(path.as_bytes()))
+            }
+            Holder::Unpublished { page, path } => {
+                format!(
+                    "pages {} that no deploy has: {}",
+                    page.short(),
+                    text::name(path.as_bytes())
+                )
+            }
+            Holder::File(path) => path.clone(),
+        }
+    }
+
+    /// Whether it belongs to another than the site.
+    fn is_other(&self, name: &SiteName) -> bool {
+        match self {
+            Holder::Deploy { site, .. } => site != name,
+            // What is on its way or on its way out; nobody has been told that it is kept.
+            Holder::Unpublished { .. } => false,
+            Holder::File(_) => true,
+        }
+    }
+}
+
+/// Everything that loses bytes.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    /// In the order of sites, deploys and paths; at most [`PLACES_MAX`].
+    pub(super) all: Vec<Holder>,
+    /// How many there are.
+    pub(super) count: u64,
+    /// Those that are not of the site in question, as far as they are kept.
+    pub(super) others: Vec<Holder>,
+    /// The lists that name lost chunks.
+    pub(super) lists: BTreeSet<ChunkId>,
+    /// Everything that leads to lost chunks.
+    pub(super) parents: Vec<Parent>,
+    /// How many pages, lists, files and deploys refer to a chunk, list or page.
+    refs: HashMap<ChunkId, u64>,
+}
+
+impl Holders {
+    /// The chunks with how often they were found.
+    pub(super) fn doomed(&self, meant: &Meant) -> Vec<Doomed> {
+        let refs = |id: &ChunkId| self.refs.get(id).copied().unwrap_or_default();
+        meant.chunks.keys().map(|id| Doomed { id: *id, refs: refs(id) }).collect()
+    }
+
+    /// Something refers to these.
+    fn count(&mut self, lost: &BTreeSet<ChunkId>) {
+        for id in lost {
+            *self.refs.entry(*id).or_default() += 1;
+        }
+    }
+
+    /// How often pages were found is known at the end.
+    fn settle(&mut self) {
+        for parent in &mut self.parents {
+            if let Parent::Page { id, refs, .. } = parent {
+                *refs = self.refs.get(id).copied().unwrap_or_default();
+            }
+        }
+    }
+
+    fn note(&mut self, holder: Holder, site: &SiteName) {
+        self.count += 1;
+        let other = holder.is_other(site);
+        if other && self.others.len() < PLACES_MAX {
+            self.others.push(holder.clone());
+        }
+        if self.all.len() < PLACES_MAX {
+            self.all.push(holder);
+        }
+    }
+}
+
+/// What the patterns mean in all deploys of a site.
+pub(super) async fn meant(
+    cluster: &Cluster,
+    site: &SiteName,
+    patterns: &[Pattern],
+) -> Result<Meant, Failure> {
+    let mut contents: HashMap<ChunkId, (Content, BTreeSet<ByteName>)> = HashMap::new();
+    let mut meant = Meant::default();
+    let mut seen = HashSet::new();
+    let mut left: Vec<ChunkId> = Vec::new();
+    for deploy in all_deploys(cluster, site).await? {
+        left.push(deploy.id);
+        while let Some(id) = left.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            match &*cluster.page(id).await? {
+                Page::RootV1(root) => left.extend(root.top.iter().map(|child| child.id)),
+                Page::IndexV1(children) => left.extend(children.iter().map(|child| child.id)),
+                Page::LeafV1(entries) => {
+                    let is_meant = |entry: &&Entry| {
+                        patterns.iter().any(|pattern| names(pattern, entry.path.as_bytes()))
+                    };
+                    for entry in entries.iter().filter(is_meant) {
+                        for content in contents_of(entry) {
+                            let at = contents.entry(content.id());
+                            let (_, paths) =
+                                at.or_insert_with(|| (content.clone(), BTreeSet::new()));
+                            paths.insert(entry.path.clone());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for (content, paths) in contents.into_values() {
+        let extents = cluster.extents(&content).await?;
+        let chunks: BTreeMap<ChunkId, u32> =
+            extents.iter().filter_map(|extent| Some((extent.id?, extent.len))).collect();
+        for path in paths {
+            meant.paths.entry(path).or_default().extend(chunks.keys());
+        }
+        meant.chunks.extend(chunks);
+    }
+    meant.paths.retain(|_, chunks| !chunks.is_empty());
+    Ok(meant)
+}
+
+fn contents_of(entry: &Entry) -> impl Iterator<Item = &Content> {
+    std::iter::once(&entry.content).chain(entry.variants.iter().map(|variant| &variant.content))
+}
+
+/// Everything that leads to one of these chunks, for the sake of a site.
+pub(super) async fn holders(
+    cluster: &Cluster,
+    site: &SiteName,
+    chunks: &BTreeMap<ChunkId, u32>,
+) -> Result<Holders, Failure> {
+    let mut search = Search {
+        cluster,
+        chunks,
+        pages: HashMap::new(),
+        unaffected: HashSet::new(),
+        lists: HashMap::new(),
+        inodes: HashSet::new(),
+        found: Holders::default(),
+    };
+    let request = MasterRequest::Sites;
+    let MasterResponse::Sites(sites) = cluster.master(&request, limits::METADATA_DEADLINE).await?
+    else {
+        return Err(unexpected("sites"));
+    };
+    for (of, _) in sites {
+        for deploy in all_deploys(cluster, &of.name).await? {
+            let mut paths = Vec::new();
+            if !search.page(deploy.id, 0, &mut paths).await? {
+                continue;
+            }
+            search.found.count(&BTreeSet::from([deploy.id]));
+            let parent = Parent::Deploy { site: of.name.clone(), deploy: deploy.id };
+            search.found.parents.push(parent);
+            for path in paths {
+                let holder = Holder::Deploy { site: of.name.clone(), deploy: deploy.id, path };
+                search.found.note(holder, site);
+            }
+        }
+    }
+    search.unreferenced(site).await?;
+    search.namespace(site).await?;
+    search.found.settle();
+    Ok(search.found)
+}
+
+struct Search<'a> {
+    cluster: &'a Cluster,
+    chunks: &'a BTreeMap<ChunkId, u32>,
+    /// What was read of pages with something that loses bytes in or below them.
+    pages: HashMap<ChunkId, Arc<Below>>,
+    /// The other pages.
+    unaffected: HashSet<ChunkId>,
+    /// For every list that was read, whether it names a lost chunk.
+    lists: HashMap<ChunkId, bool>,
+    /// Files of the namespace that were looked at.
+    inodes: HashSet<InodeId>,
+    found: Holders,
+}
+
+/// What is below a page.
+#[derive(Default)]
+struct Below {
+    /// Further pages.
+    pages: Vec<ChunkId>,
+    /// The files that lose bytes.
+    files: Vec<ByteName>,
+    /// The chunks, lists and pages that are lost, or lead to what is.
+    lost: BTreeSet<ChunkId>,
+}
+
+impl Search<'_> {
+    /// Adds the files below a page that lose bytes. Says whether any does.
+    fn page<'b>(
+        &'b mut self,
+        id: ChunkId,
+        depth: usize,
+        paths: &'b mut Vec<ByteName>,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'b>> {
+        Box::pin(async move {
+            if self.unaffected.contains(&id) {
+                return Ok(false);
+            }
+            if depth > limits::PAGE_DEPTH_MAX + 1 {
+                return Err(Failure::Failed(format!("page {id} has pages without end below it")));
+            }
+            if let Some(below) = self.pages.get(&id).cloned() {
+                paths.extend(below.files.iter().cloned());
+                for child in &below.pages {
+                    self.page(*child, depth + 1, paths).await?;
+                }
+                return Ok(true);
+            }
+            let mut below = self.read(id).await?;
+            paths.extend(below.files.iter().cloned());
+            let mut affected = Vec::new();
+            for child in std::mem::take(&mut below.pages) {
+                if self.page(child, depth + 1, paths).await? {
+                    affected.push(child);
+                    below.lost.insert(child);
+                }
+            }
+            below.pages = affected;
+            if below.lost.is_empty() {
+                self.unaffected.insert(id);
+                return Ok(false);
+            }
+            self.found.count(&below.lost);
+            let lost = below.lost.iter().copied().collect();
+            self.found.parents.push(Parent::Page { id, refs: 0, below: lost });
+            self.pages.insert(id, Arc::new(below));
+            Ok(true)
+        })
+    }
+
+    async fn read(&mut self, id: ChunkId) -> Result<Below, Failure> {
+        let page = self.cluster.page(id).await?;
+        let mut below = Below::default();
+        match &*page {
+            Page::RootV1(root) => {
+                below.pages.extend(root.top.iter().map(|child| child.id));
+                if let Some(content) = &root.rules {
+                    let lost = self.lost(content).await?;
+                    below.files.extend((!lost.is_empty()).then(|| ByteName::from(RULES)));
+                    below.lost.extend(lost);
+                }
+            }
+            Page::IndexV1(children) => below.pages.extend(children.iter().map(|child| child.id)),
+            Page::LeafV1(entries) => {
+                for entry in entries {
+                    let mut loses = false;
+                    for content in contents_of(entry) {
+                        let lost = self.lost(content).await?;
+                        loses |= !lost.is_empty();
+                        below.lost.extend(lost);
+                    }
+                    below.files.extend(loses.then(|| entry.path.clone()));
+                }
+            }
+        }
+        Ok(below)
+    }
+
+    /// What a content refers to that is lost, or names what is.
+    async fn lost(&mut self, content: &Content) -> Result<BTreeSet<ChunkId>, Failure> {
+        let mut lost = BTreeSet::new();
+        for id in content.direct_chunks() {
+            let is_lost = match content {
+                Content::Lists { .. } => self.list(id).await?,
+                Content::Empty | Content::Extents(_) => self.chunks.contains_key(&id),
+            };
+            lost.extend(is_lost.then_some(id));
+        }
+        Ok(lost)
+    }
+
+    async fn list(&mut self, id: ChunkId) -> Result<bool, Failure> {
+        if let Some(known) = self.lists.get(&id) {
+            return Ok(*known);
+        }
+        let bytes = self.cluster.read_chunk(id).await?;
+        let extents = ExtentList::decode(&bytes)
+            .map_err(|error| Failure::Failed(format!("list chunk {id}: {error}")))?;
+        let ids = extents.iter().filter_map(|extent| extent.id);
+        let lost: BTreeSet<ChunkId> = ids.filter(|id| self.chunks.contains_key(id)).collect();
+        let loses = !lost.is_empty();
+        self.lists.insert(id, loses);
+        if loses {
+            self.found.count(&lost);
+            let below = lost.into_iter().collect();
+            self.found.parents.push(Parent::Page { id, refs: 0, below });
+            self.found.lists.insert(id);
+        }
+        Ok(loses)
+    }
+
+    /// Pages and lists that were not published yet, or are about to be collected: they count.
+    async fn unreferenced(&mut self, site: &SiteName) -> Result<(), Failure> {
+        for (id, kind) in self.cluster.unreferenced().await? {
+            let mut paths = Vec::new();
+            let read = match kind {
+                ObjectKind::Data => continue,
+                ObjectKind::List => self.list(id).await,
+                ObjectKind::Page => self.page(id, 0, &mut paths).await,
+            };
+            match read {
+                Ok(_) => {}
+                // Collected meanwhile.
+                Err(_) if !self.cluster.is_kept(id).await? => continue,
+                Err(error) => return Err(error),
+            }
+            for path in paths {
+                self.found.note(Holder::Unpublished { page: id, path }, site);
+            }
+        }
+        Ok(())
+    }
+
+    async fn namespace(&mut self, site: &SiteName) -> Result<(), Failure> {
+        let root = ClusterPath::parse(std::ffi::OsStr::new("/")).map_err(Failure::Failed)?;
+        let mut left = vec![(root, InodeId::ROOT)];
+        while let Some((directory, inode)) = left.pop() {
+            let entries = crate::cluster_path::read_dir(self.cluster, &directory, inode).await;
+            let entries = match entries {
+                // Removed meanwhile.
+                Err(failure) if failure.code() == Some(Code::NotFound) => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                let path = directory.join(entry.name.as_bytes());
+                match entry.attr.kind {
+                    FileKind::Directory => left.push((path, entry.attr.inode)),
+                    FileKind::File if entry.attr.size > 0 => {
+                        if self.file_loses(&path, entry.attr.inode).await? {
+                            self.found.note(Holder::File(path.to_string()), site);
+                        }
+                    }
+                    FileKind::File | FileKind::Symlink => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn file_loses(&mut self, path: &ClusterPath, inode: InodeId) -> Result<bool, Failure> {
+        let content = match self.cluster.query(NamespaceQuery::Open { inode }).await {
+            Ok(NamespaceReply::File { content, .. }) => content,
+            Ok(_) => return Err(unexpected(path)),
+            Err(error) if error.code() == Some(Code::NotFound) => return Ok(false),
+            Err(error) => return Err(Failure::at(path)(error)),
+        };
+        let lost = self.lost(&content).await?;
+        // It may have several names.
+        if !lost.is_empty() && self.inodes.insert(inode) {
+            self.found.count(&lost);
+            self.found.parents.push(Parent::File { inode, content: content.id() });
+        }
+        Ok(!lost.is_empty())
+    }
+}
