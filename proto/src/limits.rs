@@ -122,8 +122,13 @@ pub const RULE_WORK_MAX: usize = 4096;
 pub const HEADER_RULE_WORK_MAX: usize = 2048;
 /// Most steps that finding the files which an invalidation means may take.
 pub const SEARCH_STEPS_MAX: u64 = 16 << 20;
-/// The same where the files of the site are looked up one by one, before all of them are read.
+/// The same for one path where the files of the site are looked up one by one, before all of them
+/// are read.
 pub const LOOKUP_STEPS_MAX: u64 = 16 << 10;
+/// The same for all paths of an invalidation, with everything that its site answers with.
+pub const LOOKUPS_STEPS_MAX: u64 = 1 << 20;
+/// Most files that such a search goes through: more would take more steps than there are.
+pub const SEARCH_FILES_MAX: usize = 2 << 20;
 /// Hosts that rules about one path may name for each to be asked about by itself.
 pub const SEARCH_HOSTS_MAX: usize = 8;
 /// Most parameters of the query that one rule may want.

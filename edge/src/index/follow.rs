@@ -346,6 +346,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_invalidation_whose_time_is_over_empties_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(FakeUpstream::default());
+        let published = Published::new(&upstream, &[("a.html", b"a")]);
+        let (index, chunks) = index(&upstream, dir.path());
+        take_in(&index, &publish(published.deploy)).await;
+        let (table, site) = (index.table(), "blog".parse().unwrap());
+        let nothing = [Pattern::Path("/nothing".into())];
+        let kept = ChunkId::of(b"a");
+        chunks.get(kept, Worth::Use).await.unwrap();
+        let left = Instant::now() + std::time::Duration::from_secs(600);
+        invalidate::drop_matching(&index, &table, (&site, &nothing), left).await;
+        assert!(chunks.cache().memory(&kept).is_some());
+        // All there is to read is at hand, so it would be done before anybody looked at the time.
+        invalidate::drop_matching(&index, &table, (&site, &nothing), Instant::now()).await;
+        assert!(chunks.cache().memory(&kept).is_none());
+    }
+
+    #[tokio::test]
     async fn the_lease_and_the_policy_decide_and_a_change_is_noticed() {
         use atoll_proto::lease::MaySend;
         use atoll_proto::site::{Policy, SiteSettings};

@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use atoll_client::{ClientError, PageSource as _};
+use atoll_proto::content::ExtentList;
 use atoll_proto::manifest::{Entry, Page};
 use atoll_proto::publish::Pattern;
 use atoll_proto::rules::Rules;
-use atoll_proto::rules::answers::{Answers, Unanswered, answers, led_to};
+use atoll_proto::rules::answers::{Answers, Unanswered, answers, closed_answers, led_to};
 use atoll_proto::rules::bearers::{Bearers, SiteFiles, bearers};
 use atoll_proto::rules::budget::{Budget, TooMuch};
 use atoll_proto::rules::decide::{Lookups, Need};
-use atoll_proto::tags::same_tag;
-use atoll_proto::{ChunkId, DeployId, limits};
+use atoll_proto::{ChunkId, Content, DeployId, limits};
 
 use super::Index;
 use super::table::SiteState;
+use crate::fetch::Worth;
 use crate::http::path::{self, BadPath, SitePath};
 use crate::rules::{asset, candidates};
 
@@ -45,53 +46,272 @@ struct Scope {
     earlier: Vec<DeployId>,
 }
 
-/// The files that the patterns mean in what the site's aliases answer with.
+/// The chunks of the files that the patterns mean in what the site's aliases answer with.
+///
+/// Gives way to others as it goes, however much of it is at hand: the publish log waits for this, and
+/// so that it can be given up in time.
 pub(super) async fn meant(
     index: &Index,
     site: &SiteState,
     patterns: &[Pattern],
     now_ms: u64,
-) -> Result<Vec<Entry>, Unclear> {
+) -> Result<HashSet<ChunkId>, Unclear> {
     let scopes: HashSet<Scope> = (site.aliases.iter())
         .map(|(name, alias)| Scope {
             deploy: alias.deploy,
             earlier: site.earlier(name, now_ms).collect(),
         })
         .collect();
-    let mut meant = Vec::new();
+    let mut meaning = Meaning {
+        index,
+        chunks: HashSet::new(),
+        lists: HashSet::new(),
+        steps: limits::LOOKUPS_STEPS_MAX,
+        turns: 0,
+    };
+    meaning.all_beginning(&beginnings(patterns), &scopes).await?;
+    let tags: HashSet<String> = (patterns.iter())
+        .filter_map(|pattern| match pattern {
+            Pattern::Tag(tag) => Some(folded(tag)),
+            _ => None,
+        })
+        .collect();
+    let tags = Arc::new(tags);
     for scope in &scopes {
         let mut files = None;
         for pattern in patterns {
             if let Pattern::Path(path) = pattern {
-                meant.extend(by_path(index, scope, path, &mut files).await?);
+                meaning.by_path(scope, path, &mut files).await?;
             }
         }
-        if patterns.iter().any(|pattern| !matches!(pattern, Pattern::Path(_))) {
-            let files = Files::once(&mut files, index, scope).await?;
-            let plain = |entry: &&Entry| patterns.iter().any(|own| begins(own, entry));
-            meant.extend(files.own.iter().chain(&files.earlier).filter(plain).cloned());
-        }
-        let tags = patterns.iter().filter_map(|pattern| match pattern {
-            Pattern::Tag(tag) => Some(tag.clone()),
-            _ => None,
-        });
-        let tags: Vec<String> = tags.collect();
         if !tags.is_empty() {
-            meant.extend(by_tag(index, scope, tags, &mut files).await?);
+            meaning.by_tag(scope, tags.clone(), &mut files).await?;
         }
     }
-    Ok(meant)
+    Ok(meaning.chunks)
 }
 
-/// Whether a pattern that is about paths of files means a file.
-fn begins(pattern: &Pattern, entry: &Entry) -> bool {
-    match pattern {
-        Pattern::All => true,
-        Pattern::Prefix(prefix) => {
-            let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-            entry.path.as_bytes().starts_with(prefix)
+/// What the paths of files begin with that patterns are about, in order, and none of them with
+/// another one.
+fn beginnings(patterns: &[Pattern]) -> Vec<&[u8]> {
+    let mut all: Vec<&[u8]> = (patterns.iter())
+        .filter_map(|pattern| match pattern {
+            Pattern::All => Some(&b""[..]),
+            Pattern::Prefix(prefix) => Some(prefix.strip_prefix('/').unwrap_or(prefix).as_bytes()),
+            Pattern::Path(_) | Pattern::Tag(_) => None,
+        })
+        .collect();
+    all.sort_unstable();
+    all.dedup_by(|later, before| later.starts_with(before));
+    all
+}
+
+/// Whether a path begins with one of [`beginnings`]: then with the last that is not after it.
+fn begins(beginnings: &[&[u8]], path: &[u8]) -> bool {
+    let after = beginnings.partition_point(|own| *own <= path);
+    beginnings[..after].last().is_some_and(|own| path.starts_with(own))
+}
+
+/// How often others get their turn: after so many lookups.
+const LOOKUPS_A_TURN: u32 = 32;
+/// Steps that a lookup takes, about.
+const LOOKUP_STEPS: u64 = 16;
+
+/// What an invalidation means, as far as it is known.
+struct Meaning<'i> {
+    index: &'i Index,
+    chunks: HashSet<ChunkId>,
+    /// Lists whose chunks are among these.
+    lists: HashSet<ChunkId>,
+    /// Steps that are left for looking files up one by one.
+    steps: u64,
+    turns: u32,
+}
+
+impl Meaning<'_> {
+    /// Lets others have their turn, once in a while.
+    async fn turn(&mut self) {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(LOOKUPS_A_TURN) {
+            tokio::task::yield_now().await;
         }
-        Pattern::Path(_) | Pattern::Tag(_) => false,
+    }
+
+    async fn lookup(
+        &mut self,
+        deploy: DeployId,
+        path: &[u8],
+    ) -> Result<Option<Entry>, ClientError> {
+        self.turn().await;
+        self.steps = self.steps.saturating_sub(LOOKUP_STEPS);
+        self.index.lookup(deploy, path).await
+    }
+
+    /// Adds all chunks of a file and its variants.
+    async fn add(&mut self, entry: &Entry) -> Result<(), ClientError> {
+        self.turn().await;
+        let variants = entry.variants.iter().map(|variant| &variant.content);
+        for content in std::iter::once(&entry.content).chain(variants) {
+            let direct = content.direct_chunks();
+            if let Content::Lists { .. } = content {
+                for list in &direct {
+                    if self.lists.contains(list) {
+                        continue;
+                    }
+                    tokio::task::yield_now().await;
+                    let bad = |reason: String| {
+                        let what = format!("list chunk {}", list.short());
+                        ClientError::Unreachable { what, reason }
+                    };
+                    let got = self.index.chunks.get(*list, Worth::Use).await;
+                    let got = got.map_err(|error| bad(error.to_string()))?;
+                    let extents = ExtentList::decode(&got.bytes);
+                    let extents = extents.map_err(|error| bad(error.to_string()))?;
+                    self.chunks.extend(extents.iter().filter_map(|extent| extent.id));
+                    self.lists.insert(*list);
+                }
+            }
+            self.chunks.extend(direct);
+        }
+        Ok(())
+    }
+
+    /// Adds the files whose paths begin so. Every page is read once, whoever has it.
+    async fn all_beginning(
+        &mut self,
+        beginnings: &[&[u8]],
+        scopes: &HashSet<Scope>,
+    ) -> Result<(), Unclear> {
+        if beginnings.is_empty() {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        let current: HashSet<DeployId> = scopes.iter().map(|scope| scope.deploy).collect();
+        let earlier: HashSet<DeployId> =
+            scopes.iter().flat_map(|scope| scope.earlier.iter().copied()).collect();
+        let all = current.iter().map(|deploy| (*deploy, true));
+        for (deploy, own) in all.chain(earlier.iter().map(|deploy| (*deploy, false))) {
+            let mut leaves = Leaves::of(deploy);
+            while let Some(page) = leaves.next(self.index, &mut seen).await? {
+                for entry in entries(&page) {
+                    if begins(beginnings, entry.path.as_bytes()) && (own || may_be_earlier(entry)) {
+                        self.add(entry).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_all(&mut self, entries: &[Entry]) -> Result<(), ClientError> {
+        for entry in entries {
+            self.add(entry).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds the files that may be answered with one of the tags.
+    async fn by_tag(
+        &mut self,
+        scope: &Scope,
+        tags: Arc<HashSet<String>>,
+        files: &mut Option<Arc<Files>>,
+    ) -> Result<(), Unclear> {
+        let rules = self.index.rules(scope.deploy).await?;
+        if rules.set().headers.is_empty() {
+            return Ok(());
+        }
+        let files = Files::once(files, self.index, scope).await?;
+        let work = move |budget: &mut Budget<'_>| {
+            let wanted = |tag: &str| tags.contains(&folded(tag));
+            let Bearers { own, earlier } = bearers(&rules, &wanted, files.names(budget)?, budget)?;
+            files.picked(&own, &earlier, budget)
+        };
+        let found = search(self.index, work).await?;
+        Ok(self.add_all(&found).await?)
+    }
+
+    /// Adds the files that a request for a path may be answered with.
+    async fn by_path(
+        &mut self,
+        scope: &Scope,
+        raw: &str,
+        files: &mut Option<Arc<Files>>,
+    ) -> Result<(), Unclear> {
+        self.turn().await;
+        let asked = match path::parse(raw.as_bytes()) {
+            Ok(asked) => asked,
+            Err(BadPath::Malformed(_)) => return Ok(()),
+            // No file can have such a path; this is what says so.
+            Err(BadPath::Impossible) => {
+                if let Some(page) = self.lookup(scope.deploy, b"404.html").await? {
+                    self.add(&page).await?;
+                }
+                return Ok(());
+            }
+        };
+        let rules = self.index.rules(scope.deploy).await?;
+        let mut names: HashSet<Vec<u8>> = candidates(&asked).into_iter().collect();
+        let mut old = names.clone();
+        let Some(said) = self.looked_up(scope.deploy, &rules, &asked).await? else {
+            let files = Files::once(files, self.index, scope).await?;
+            let work = move |budget: &mut Budget<'_>| {
+                let all = files.names(budget)?;
+                let asked = (asked.path.as_slice(), asked.directory);
+                // All files are known, so none is needed.
+                let said = answers(&rules, asked, None, all, budget).map_err(|_| TooMuch)?;
+                names.extend(said.files);
+                names.extend(led_to(&said.shapes, &all.own, budget)?);
+                old.extend(said.earlier);
+                old.extend(led_to(&said.shapes, &all.earlier, budget)?);
+                files.picked(&names, &old, budget)
+            };
+            let found = search(self.index, work).await?;
+            return Ok(self.add_all(&found).await?);
+        };
+        names.extend(said.files);
+        old.extend(said.earlier);
+        for name in &names {
+            if let Some(entry) = self.lookup(scope.deploy, name).await? {
+                self.add(&entry).await?;
+            }
+        }
+        for deploy in &scope.earlier {
+            for name in &old {
+                if let Some(entry) = self.lookup(*deploy, name).await?.filter(may_be_earlier) {
+                    self.add(&entry).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What may answer a path at any host, found out by looking up one file after the other: most
+    /// rules need only a few. `None` when it takes more than that.
+    async fn looked_up(
+        &mut self,
+        deploy: DeployId,
+        rules: &Rules,
+        asked: &SitePath,
+    ) -> Result<Option<Answers>, ClientError> {
+        let goes_on = AtomicBool::new(false);
+        let mut own = self.steps.min(limits::LOOKUP_STEPS_MAX);
+        let mut known = Known::default();
+        loop {
+            let mut budget = Budget::new(own, &goes_on);
+            let said = closed_answers(rules, (&asked.path, asked.directory), &known, &mut budget);
+            self.steps = self.steps.saturating_sub(own - budget.left());
+            own = budget.left();
+            match said {
+                Ok(said) => return Ok(Some(said)),
+                Err(Unanswered::TooMuch(_)) => return Ok(None),
+                Err(Unanswered::Need(Need(path))) => {
+                    let exists = self.lookup(deploy, &path).await?.is_some();
+                    own = own.saturating_sub(LOOKUP_STEPS);
+                    known.0.insert(path, exists);
+                }
+            }
+        }
     }
 }
 
@@ -117,36 +337,69 @@ impl Files {
             return Ok(files.clone());
         }
         let mut seen = HashSet::new();
-        let own = unseen(index, scope.deploy, &mut seen).await?;
+        let mut own = Vec::new();
+        let mut leaves = Leaves::of(scope.deploy);
+        while let Some(page) = leaves.next(index, &mut seen).await? {
+            own.extend(entries(&page).iter().cloned());
+            few(own.len())?;
+        }
         let mut earlier = Vec::new();
         for deploy in &scope.earlier {
-            earlier.extend(unseen(index, *deploy, &mut seen).await?);
+            let mut leaves = Leaves::of(*deploy);
+            while let Some(page) = leaves.next(index, &mut seen).await? {
+                earlier.extend(entries(&page).iter().filter(|own| may_be_earlier(own)).cloned());
+                few(own.len() + earlier.len())?;
+            }
         }
-        earlier.retain(may_be_earlier);
         let (had, names) = (!scope.earlier.is_empty(), OnceLock::new());
         Ok(files.insert(Arc::new(Files { own, earlier, had, names })).clone())
     }
 
     /// What they are called; for a search, because there may be very many.
-    fn names(&self) -> &SiteFiles {
-        self.names.get_or_init(|| {
-            let name = |entry: &Entry| entry.path.as_bytes().to_vec();
+    fn names(&self, budget: &mut Budget<'_>) -> Result<&SiteFiles, TooMuch> {
+        if let Some(names) = self.names.get() {
+            return Ok(names);
+        }
+        let mut names = SiteFiles::default();
+        for entry in &self.own {
+            budget.spend(1)?;
+            names.own.insert(entry.path.as_bytes().to_vec());
             // A page that deploys share was read once: what is on it counts as both's.
-            let shared = self.own.iter().filter(|entry| self.had && may_be_earlier(entry));
-            SiteFiles {
-                own: self.own.iter().map(name).collect(),
-                earlier: self.earlier.iter().chain(shared).map(name).collect(),
+            if self.had && may_be_earlier(entry) {
+                names.earlier.insert(entry.path.as_bytes().to_vec());
             }
-        })
+        }
+        for entry in &self.earlier {
+            budget.spend(1)?;
+            names.earlier.insert(entry.path.as_bytes().to_vec());
+        }
+        Ok(self.names.get_or_init(|| names))
     }
 
     /// The files of these names.
-    fn picked(&self, own: &HashSet<Vec<u8>>, earlier: &HashSet<Vec<u8>>) -> Vec<Entry> {
-        let old = |entry: &Entry| earlier.contains(entry.path.as_bytes());
-        let shared = |entry: &Entry| own.contains(entry.path.as_bytes()) || old(entry);
-        let current = self.own.iter().filter(|entry| shared(entry));
-        current.chain(self.earlier.iter().filter(|entry| old(entry))).cloned().collect()
+    fn picked(
+        &self,
+        own: &HashSet<Vec<u8>>,
+        earlier: &HashSet<Vec<u8>>,
+        budget: &mut Budget<'_>,
+    ) -> Result<Vec<Entry>, TooMuch> {
+        let mut picked = Vec::new();
+        for (entry, current) in (self.own.iter().map(|entry| (entry, true)))
+            .chain(self.earlier.iter().map(|entry| (entry, false)))
+        {
+            budget.spend(1)?;
+            let path = entry.path.as_bytes();
+            if earlier.contains(path) || (current && own.contains(path)) {
+                picked.push(entry.clone());
+            }
+        }
+        Ok(picked)
     }
+}
+
+/// Whether so many files can be gone through.
+fn few(files: usize) -> Result<(), TooMuch> {
+    if files > limits::SEARCH_FILES_MAX { Err(TooMuch) } else { Ok(()) }
 }
 
 /// Searches through rules and files on a thread of its own, one search at a time: they take a
@@ -177,99 +430,52 @@ fn may_be_earlier(entry: &Entry) -> bool {
     asset::may_be_earlier(entry.path.as_bytes()) && !asset::is_page(&entry.content_type)
 }
 
-/// The entries on pages that were not seen yet: deploys share most of theirs.
-async fn unseen(
-    index: &Index,
+/// The pages of a deploy's files that were not seen yet: deploys share most of theirs.
+struct Leaves {
     deploy: DeployId,
-    seen: &mut HashSet<ChunkId>,
-) -> Result<Vec<Entry>, ClientError> {
-    let mut entries = Vec::new();
-    let mut pages = vec![(deploy, 0)];
-    while let Some((id, depth)) = pages.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        tokio::task::yield_now().await;
-        let malformed = || ClientError::Malformed { what: format!("the page tree of {deploy}") };
-        match &*index.pages().page(id).await? {
-            Page::RootV1(root) if depth == 0 => {
-                pages.extend(root.top.iter().map(|top| (top.id, depth + 1)));
-            }
-            Page::IndexV1(below) if (1..=limits::PAGE_DEPTH_MAX).contains(&depth) => {
-                pages.extend(below.iter().map(|child| (child.id, depth + 1)));
-            }
-            Page::LeafV1(own) if depth > 0 => entries.extend(own.iter().cloned()),
-            _ => return Err(malformed()),
-        }
-    }
-    Ok(entries)
+    pages: Vec<(ChunkId, usize)>,
 }
 
-/// The files that may be answered with one of the tags.
-async fn by_tag(
-    index: &Index,
-    scope: &Scope,
-    tags: Vec<String>,
-    files: &mut Option<Arc<Files>>,
-) -> Result<Vec<Entry>, Unclear> {
-    let rules = index.rules(scope.deploy).await?;
-    if rules.set().headers.is_empty() {
-        return Ok(Vec::new());
+impl Leaves {
+    fn of(deploy: DeployId) -> Self {
+        Self { deploy, pages: vec![(deploy, 0)] }
     }
-    let files = Files::once(files, index, scope).await?;
-    let work = move |budget: &mut Budget<'_>| {
-        let wanted = |tag: &str| tags.iter().any(|own| same_tag(own, tag));
-        let Bearers { own, earlier } = bearers(&rules, &wanted, files.names(), budget)?;
-        Ok(files.picked(&own, &earlier))
-    };
-    search(index, work).await
+
+    async fn next(
+        &mut self,
+        index: &Index,
+        seen: &mut HashSet<ChunkId>,
+    ) -> Result<Option<Arc<Page>>, ClientError> {
+        while let Some((id, depth)) = self.pages.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            tokio::task::yield_now().await;
+            let page = index.pages().page(id).await?;
+            match &*page {
+                Page::RootV1(root) if depth == 0 => {
+                    self.pages.extend(root.top.iter().map(|top| (top.id, depth + 1)));
+                }
+                Page::IndexV1(below) if (1..=limits::PAGE_DEPTH_MAX).contains(&depth) => {
+                    self.pages.extend(below.iter().map(|child| (child.id, depth + 1)));
+                }
+                Page::LeafV1(_) if depth > 0 => return Ok(Some(page)),
+                _ => {
+                    let what = format!("the page tree of {}", self.deploy);
+                    return Err(ClientError::Malformed { what });
+                }
+            }
+        }
+        Ok(None)
+    }
 }
 
-/// The files that a request for a path may be answered with.
-async fn by_path(
-    index: &Index,
-    scope: &Scope,
-    raw: &str,
-    files: &mut Option<Arc<Files>>,
-) -> Result<Vec<Entry>, Unclear> {
-    let asked = match path::parse(raw.as_bytes()) {
-        Ok(asked) => asked,
-        Err(BadPath::Malformed(_)) => return Ok(Vec::new()),
-        // No file can have such a path; this is what says so.
-        Err(BadPath::Impossible) => {
-            return Ok(index.lookup(scope.deploy, b"404.html").await?.into_iter().collect());
-        }
-    };
-    let rules = index.rules(scope.deploy).await?;
-    let mut names: HashSet<Vec<u8>> = candidates(&asked).into_iter().collect();
-    let mut old = names.clone();
-    let Some(said) = looked_up(index, scope.deploy, &rules, &asked).await? else {
-        let files = Files::once(files, index, scope).await?;
-        let work = move |budget: &mut Budget<'_>| {
-            let all = files.names();
-            let asked = (asked.path.as_slice(), asked.directory);
-            // All files are known, so none is needed.
-            let said = answers(&rules, asked, None, all, budget).map_err(|_| TooMuch)?;
-            names.extend(said.files);
-            names.extend(led_to(&said.shapes, &all.own, budget)?);
-            old.extend(said.earlier);
-            old.extend(led_to(&said.shapes, &all.earlier, budget)?);
-            Ok(files.picked(&names, &old))
-        };
-        return search(index, work).await;
-    };
-    names.extend(said.files);
-    old.extend(said.earlier);
-    let mut meant = Vec::new();
-    for name in &names {
-        meant.extend(index.lookup(scope.deploy, name).await?);
+/// The files on a page.
+fn entries(page: &Page) -> &[Entry] {
+    match page {
+        Page::LeafV1(entries) => entries,
+        Page::RootV1(_) | Page::IndexV1(_) => &[],
     }
-    for deploy in &scope.earlier {
-        for name in &old {
-            meant.extend(index.lookup(*deploy, name).await?.filter(may_be_earlier));
-        }
-    }
-    Ok(meant)
 }
 
 /// What was looked up so far.
@@ -282,90 +488,11 @@ impl Lookups for Known {
     }
 }
 
-/// What may answer a path at any host, found out by looking up one file after the other: most rules
-/// need only a few. `None` when it takes more than that.
-async fn looked_up(
-    index: &Index,
-    deploy: DeployId,
-    rules: &Rules,
-    asked: &SitePath,
-) -> Result<Option<Answers>, ClientError> {
-    let goes_on = AtomicBool::new(false);
-    let mut budget = Budget::new(limits::LOOKUP_STEPS_MAX, &goes_on);
-    let mut known = Known::default();
-    loop {
-        match answers(rules, (&asked.path, asked.directory), None, &known, &mut budget) {
-            Ok(said) => return Ok(said.shapes.is_empty().then_some(said)),
-            Err(Unanswered::TooMuch(_)) => return Ok(None),
-            Err(Unanswered::Need(Need(path))) => {
-                let exists = index.lookup(deploy, &path).await?.is_some();
-                known.0.insert(path, exists);
-            }
-        }
-    }
+/// A tag as it is compared.
+fn folded(tag: &str) -> String {
+    tag.to_ascii_lowercase()
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::time::Duration;
-
-    use atoll_proto::ClusterId;
-
-    use super::*;
-    use crate::cache::Cache;
-    use crate::fetch::Chunks;
-    use crate::fetch::tests::FakeUpstream;
-
-    #[test]
-    fn what_deploys_share_is_of_the_earlier_ones_too() {
-        let entry = |path: &str| Entry {
-            path: path.as_bytes().into(),
-            mode: 0o644,
-            mtime_ns: 0,
-            content: atoll_proto::Content::from_extents(Vec::new()),
-            content_type: String::new(),
-            header_rule: None,
-            variants: Vec::new(),
-            base: None,
-        };
-        let files = |had| {
-            let own = vec![entry("a.js"), entry("a.html")];
-            Files { own, earlier: vec![entry("b.js")], had, names: OnceLock::new() }
-        };
-        let names = |of: &[&str]| of.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let shared = files(true);
-        assert_eq!(shared.names().own, names(&["a.js", "a.html"]));
-        assert_eq!(shared.names().earlier, names(&["a.js", "b.js"]));
-        assert_eq!(shared.picked(&HashSet::new(), &names(&["a.js"])), [entry("a.js")]);
-        assert_eq!(files(false).names().earlier, names(&["b.js"]));
-    }
-
-    #[tokio::test]
-    async fn a_search_that_nobody_waits_for_ends_and_lets_the_next_begin() {
-        let upstream = Arc::new(FakeUpstream::default());
-        let chunks = Arc::new(Chunks::new(Arc::new(Cache::in_memory(1 << 20)), upstream));
-        let index = Index::open(ClusterId([1; 16]), chunks, Vec::new(), None, 1 << 20);
-        let (begun, begins) = tokio::sync::oneshot::channel();
-        let endless = |budget: &mut Budget<'_>| {
-            begun.send(()).unwrap();
-            while budget.spend(0).is_ok() {
-                std::thread::yield_now();
-            }
-            Err::<(), TooMuch>(TooMuch)
-        };
-        tokio::select! {
-            _ = search(&index, endless) => panic!("it was not told to end"),
-            told = begins => told.unwrap(),
-        }
-        let next = search(&index, |budget| budget.spend(1));
-        tokio::time::timeout(Duration::from_secs(60), next).await.unwrap().unwrap();
-        let all = search(&index, |budget| {
-            while budget.left() > 0 {
-                budget.spend(1 << 20)?;
-            }
-            budget.spend(1)
-        });
-        assert!(matches!(all.await, Err(Unclear::TooMuch(_))));
-    }
-}
+#[path = "meant_tests.rs"]
+mod tests;

@@ -1,7 +1,8 @@
 //! Removes aliases whose time is over: by a log entry, with the leader's time.
 //!
 //! When aliases expire is read once, and from then on learned from the publish log: what a look
-//! costs grows with what was published since the last one, not with the aliases there are.
+//! costs grows with what was published since the last one, not with the aliases there are. Once an
+//! hour all of it is read anew, so that nothing learned wrongly stays for long.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,13 +21,18 @@ use crate::store::{Read, StoreError, aliases, publish_log};
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked for at most, however much is published.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
+/// How long what was learned is built upon.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// Entries of the log that are read at once.
 const ENTRIES: usize = 512;
 
 pub(crate) async fn run(master: Arc<Master>) {
     let mut applied = master.consensus.applied();
-    let mut expiries = Expiries::default();
+    let (mut expiries, mut since) = (Expiries::default(), Instant::now());
     loop {
+        if since.elapsed() >= FORGET_EVERY {
+            (expiries, since) = (Expiries::default(), Instant::now());
+        }
         let (seen, leads) = (applied.borrow().publish_seq, master.consensus.leads());
         let pause = if leads { look(&master, &mut expiries).await } else { LOOK_EVERY };
         let wait = async {

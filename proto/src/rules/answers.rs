@@ -29,10 +29,8 @@ pub struct Answers {
 /// The path of a target of which parts are not known.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shape {
-    /// What is known; never two parts in a row.
+    /// What is known; never two parts in a row, and none is empty. `None` stands for any text.
     parts: Vec<Option<Vec<u8>>>,
-    /// The same by bytes; `None` stands for any text.
-    bytes: Vec<Option<u8>>,
     /// Slashes in it.
     slashes: usize,
 }
@@ -63,6 +61,30 @@ pub fn answers(
     known: &impl Lookups,
     budget: &mut Budget<'_>,
 ) -> Result<Answers, Unanswered> {
+    all_answers(rules, (path, directory), host, known, (budget, true))
+}
+
+/// As [`answers`] at any host, for who cannot go through the files that a shape is about: the first
+/// shape is too much.
+///
+/// # Errors
+/// As [`answers`].
+pub fn closed_answers(
+    rules: &Rules,
+    asked: (&[u8], bool),
+    known: &impl Lookups,
+    budget: &mut Budget<'_>,
+) -> Result<Answers, Unanswered> {
+    all_answers(rules, asked, None, known, (budget, false))
+}
+
+fn all_answers(
+    rules: &Rules,
+    (path, directory): (&[u8], bool),
+    host: Option<&str>,
+    known: &impl Lookups,
+    (budget, open): (&mut Budget<'_>, bool),
+) -> Result<Answers, Unanswered> {
     let set = &rules.set;
     let asked = pattern::segments(set.dialect, path, directory);
     let (numbers, nodes) = rules.redirects.all_candidates(&asked);
@@ -86,16 +108,26 @@ pub fn answers(
         if hidden || (301..=308).contains(&rule.status) {
             continue;
         }
-        asking.budget.spend(rule.target.text_bytes() / BYTES_A_STEP)?;
-        let shape = (places(&rule.target) > captured.len())
-            .then(|| Shape::of(&rule.target, Some(&captured)));
-        if let Some(shape) = shape {
-            found.shapes.insert(shape);
+        let bytes: usize = captured.iter().map(Vec::len).sum();
+        asking.budget.spend((rule.target.text_bytes() + bytes) / BYTES_A_STEP)?;
+        let has_holes = places(&rule.target) > captured.len();
+        let captured = Captures::new(captured);
+        if has_holes {
+            // Longer still with what is not known: never sent, as below.
+            let bytes = rule.target.url_bytes(&captured);
+            if bytes > limits::LOCATION_BYTES_MAX {
+                continue;
+            }
+            if !open {
+                return Err(TooMuch.into());
+            }
+            asking.budget.spend(SHAPE_STEPS + bytes / SHAPE_BYTES_A_STEP)?;
+            found.shapes.insert(Shape::of(&rule.target, &captured));
             found.earlier.extend((rule.status == 404 && !directory).then(|| path.to_vec()));
             found.files.extend(asking.missing()?);
             continue;
         }
-        let Some(url) = rule.target.url(&Captures::new(captured)) else { continue };
+        let Some(url) = rule.target.url(&captured) else { continue };
         let decides = asking.take(rule, &url, &mut found)?;
         let always = rule.query.is_empty()
             && rule.languages.is_empty()
@@ -123,7 +155,11 @@ pub fn answers(
 }
 
 /// Bytes that are gone through in one step.
-const BYTES_A_STEP: usize = 32;
+pub(super) const BYTES_A_STEP: usize = 32;
+/// Bytes of a shape for each step: it is kept, so all of a search's steps buy some 64 MiB of them.
+const SHAPE_BYTES_A_STEP: usize = 4;
+/// Steps for a shape beside those for its bytes.
+const SHAPE_STEPS: usize = 8;
 
 /// A path that is asked about.
 struct Asking<'a, 's, L> {
@@ -239,37 +275,35 @@ impl Shape {
         let mut joined: Vec<Option<Vec<u8>>> = Vec::new();
         for part in parts {
             match (joined.last_mut(), part) {
+                (_, Some(part)) if part.is_empty() => {}
                 (Some(Some(before)), Some(part)) => before.extend(part),
                 (_, part) => joined.push(part),
             }
         }
-        let bytes = joined.iter().fold(Vec::new(), |mut all, part| {
-            match part {
-                Some(bytes) => all.extend(bytes.iter().map(|byte| Some(*byte))),
-                None => all.push(None),
-            }
-            all
-        });
-        let slashes = bytes.iter().filter(|byte| **byte == Some(b'/')).count();
-        Self { parts: joined, bytes, slashes }
+        let known = joined.iter().flatten().flatten();
+        let slashes = known.filter(|byte| **byte == b'/').count();
+        Self { parts: joined, slashes }
     }
 
     /// The path a template leads to, with what is captured as far as that is known.
-    pub(super) fn of(template: &Template, captured: Option<&[Vec<u8>]>) -> Self {
+    pub(super) fn of(template: &Template, captured: &Captures) -> Self {
         let mut parts: Vec<Option<Vec<u8>>> = Vec::new();
         for part in &template.0 {
             match part {
                 Part::Text(text) => {
                     let end = text.find(['?', '#']);
-                    // What cannot be decoded is not known either.
-                    parts.push(decode(&text.as_bytes()[..end.unwrap_or(text.len())]));
+                    let text = decode(&text.as_bytes()[..end.unwrap_or(text.len())]);
+                    // An escape may go on in what is captured, and one that is none takes all of the
+                    // path with it: nothing is known. Two holes, because one would say that the
+                    // path is what is captured.
+                    let Some(text) = text else { return Self::new([None, None]) };
+                    parts.push(Some(text));
                     if end.is_some() {
                         break;
                     }
                 }
                 Part::Captured { place, .. } => {
-                    let own = captured.and_then(|all| all.get(usize::from(*place)));
-                    parts.push(own.cloned());
+                    parts.push(captured.plain(*place).map(<[u8]>::to_vec));
                 }
             }
         }
@@ -299,7 +333,9 @@ impl Shape {
         let stem = stem.strip_suffix(b"index").unwrap_or(stem);
         let stem = stem.strip_suffix(b"/").unwrap_or(stem);
         let begin = self.parts.first().and_then(Option::as_deref).unwrap_or_default();
-        let begin = &begin[begin.iter().take_while(|byte| **byte == b'/').count()..];
+        let slashes = begin.iter().take_while(|byte| **byte == b'/').count();
+        budget.spend(slashes / BYTES_A_STEP)?;
+        let begin = &begin[slashes..];
         if !begin.starts_with(stem) && !stem.starts_with(begin) {
             return Ok(false);
         }
@@ -322,30 +358,34 @@ impl Shape {
     fn fits(&self, text: &[u8], budget: &mut Budget<'_>) -> Result<bool, TooMuch> {
         budget.spend(1)?;
         // Compared from the left, with the last hole to return to: as for `*` in file names.
-        let pattern = &self.bytes;
-        let (mut at, mut own, mut hole) = (0, 0, None);
+        let (mut at, mut own, mut hole) = (0, (0, 0), None);
         let mut turns = 0_usize;
         while at < text.len() {
             turns += 1;
             if turns.is_multiple_of(BYTES_A_STEP) {
                 budget.spend(1)?;
             }
-            match pattern.get(own) {
-                Some(Some(byte)) if *byte == text[at] => (at, own) = (at + 1, own + 1),
+            let (part, byte) = own;
+            match self.parts.get(part) {
+                Some(Some(bytes)) if bytes.get(byte) == Some(&text[at]) => {
+                    own = if byte + 1 == bytes.len() { (part + 1, 0) } else { (part, byte + 1) };
+                    at += 1;
+                }
                 Some(None) => {
-                    hole = Some((at, own));
-                    own += 1;
+                    hole = Some((at, part));
+                    own = (part + 1, 0);
                 }
                 _ => match hole {
                     Some((from, back)) => {
                         hole = Some((from + 1, back));
-                        (at, own) = (from + 1, back + 1);
+                        (at, own) = (from + 1, (back + 1, 0));
                     }
                     None => return Ok(false),
                 },
             }
         }
-        Ok(pattern[own..].iter().all(Option::is_none))
+        let (part, byte) = own;
+        Ok(byte == 0 && self.parts[part..].iter().all(Option::is_none))
     }
 }
 
@@ -426,5 +466,21 @@ mod tests {
         assert_eq!(shape.fits(text.as_bytes(), &mut Budget::new(9, &stop)), Err(TooMuch));
         stop.store(true, Ordering::Relaxed);
         assert_eq!(shape.may_lead_to(b"a", &mut budget), Err(TooMuch));
+    }
+
+    #[test]
+    fn an_escape_that_goes_on_in_what_is_captured_leaves_nothing_known() {
+        let stop = AtomicBool::new(false);
+        let mut budget = Budget::new(10_000, &stop);
+        let captured = |place| Part::Captured { place, splat: true };
+        let template =
+            |text: &str| Template(vec![Part::Text(text.to_owned()), captured(0), captured(1)]);
+        let known = Captures::new(vec![b"1".to_vec()]);
+        let of = |text| Shape::of(&template(text), &known);
+        // `/%41` is `/A`.
+        assert_eq!(of("/%4").may_lead_to(b"A.html", &mut budget), Ok(true));
+        assert_eq!(of("/%4").around_hole(), None);
+        assert_eq!(of("/%41").may_lead_to(b"B.html", &mut budget), Ok(false));
+        assert_eq!(of("/%41").around_hole(), Some((&b"/A1"[..], &b""[..])));
     }
 }

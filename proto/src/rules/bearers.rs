@@ -8,7 +8,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::answers::{Answers, Shape, Unanswered, answers, led_to, places, target_texts};
+use super::answers::{
+    Answers, BYTES_A_STEP, Shape, Unanswered, answers, led_to, places, target_texts,
+};
 use super::budget::{Budget, TooMuch};
 use super::decide::{Lookups, path_of};
 use super::html;
@@ -53,12 +55,18 @@ pub fn bearers(
     files: &SiteFiles,
     budget: &mut Budget<'_>,
 ) -> Result<Bearers, TooMuch> {
-    let gives: Vec<bool> = rules
-        .set
-        .headers
-        .iter()
-        .map(|rule| rule.changes.iter().any(|c| may_give(c, wanted)))
-        .collect();
+    let mut gives = Vec::with_capacity(rules.set.headers.len());
+    for rule in &rules.set.headers {
+        budget.spend(1)?;
+        let mut any = false;
+        for change in &rule.changes {
+            any = may_give(change, wanted, budget)?;
+            if any {
+                break;
+            }
+        }
+        gives.push(any);
+    }
     if !gives.contains(&true) {
         return Ok(Bearers::default());
     }
@@ -80,20 +88,32 @@ pub fn bearers(
 const HEADERS_STEPS: usize = 64;
 
 /// Whether a line of `_headers` may give a tag that is wanted.
-fn may_give(change: &HeaderChange, wanted: &dyn Fn(&str) -> bool) -> bool {
-    let HeaderChange::Set { name, value } = change else { return false };
+fn may_give(
+    change: &HeaderChange,
+    wanted: &dyn Fn(&str) -> bool,
+    budget: &mut Budget<'_>,
+) -> Result<bool, TooMuch> {
+    budget.spend(1)?;
+    let HeaderChange::Set { name, value } = change else { return Ok(false) };
     if !TAG_HEADERS.contains(&name.as_str()) {
-        return false;
+        return Ok(false);
     }
     let mut text = String::new();
     for part in &value.0 {
         match part {
             Part::Text(own) => text.push_str(own),
             // A comma in what is captured begins another tag.
-            Part::Captured { .. } => return true,
+            Part::Captured { .. } => return Ok(true),
         }
     }
-    tags_of(&[(name, &text)]).any(wanted)
+    budget.spend(tag_steps(&text))?;
+    Ok(tags_of(&[(name, &text)]).any(wanted))
+}
+
+/// Steps that reading the tags of a header takes, each of which is looked for.
+fn tag_steps(value: &str) -> usize {
+    let ends = value.bytes().filter(|byte| *byte == b',' || byte.is_ascii_whitespace()).count();
+    value.len() / BYTES_A_STEP + 2 * (ends + 1)
 }
 
 struct Search<'r, 's> {
@@ -121,6 +141,7 @@ enum Way {
 impl Search<'_, '_> {
     fn run(&mut self) -> Result<(), TooMuch> {
         for file in &self.files.own {
+            self.budget.spend(1)?;
             for (path, directory) in own_urls(file) {
                 self.ask(path, directory)?;
             }
@@ -190,9 +211,12 @@ impl Search<'_, '_> {
         let Some(hosts) = hosts else {
             return self.answered((&path, directory), None);
         };
+        let own = about.iter().filter_map(|at| set.headers.get(*at as usize));
+        let own = own.map(|rule| 2 + rule.source.search_work() + rule.changes.len());
+        let work = HEADERS_STEPS + own.sum::<usize>();
         for host in &hosts {
-            self.budget.spend(HEADERS_STEPS + 2 * about.len())?;
-            if self.has_tag(&path, directory, host) {
+            self.budget.spend(work)?;
+            if self.has_tag(&path, directory, host)? {
                 self.answered((&path, directory), Some(host))?;
             }
         }
@@ -224,7 +248,7 @@ impl Search<'_, '_> {
     ) -> Result<Option<BTreeSet<String>>, TooMuch> {
         let set = &self.rules.set;
         let (redirects, nodes) = self.rules.redirects.all_candidates(segments);
-        self.budget.spend(nodes + redirects.len())?;
+        self.budget.spend(nodes + redirects.len() + about.len())?;
         let redirects = redirects.into_iter().filter_map(|at| set.redirects.get(at as usize));
         let headers = about.iter().filter_map(|at| set.headers.get(*at as usize));
         let sources = redirects.map(|rule| &rule.source).chain(headers.map(|rule| &rule.source));
@@ -242,17 +266,23 @@ impl Search<'_, '_> {
         Ok(Some(hosts))
     }
 
-    fn has_tag(&self, path: &[u8], directory: bool, host: &str) -> bool {
+    fn has_tag(&mut self, path: &[u8], directory: bool, host: &str) -> Result<bool, TooMuch> {
         let headers = self.rules.headers_at((path, directory), host).headers;
         let sent = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let sent: Vec<(String, String)> = sent.collect();
-        tags_of(&sent).any(self.wanted)
+        let steps = |(name, value): &(String, String)| {
+            let carries = TAG_HEADERS.contains(&name.as_str());
+            if carries { tag_steps(value) } else { value.len() / BYTES_A_STEP }
+        };
+        self.budget.spend(sent.iter().map(steps).sum())?;
+        Ok(tags_of(&sent).any(self.wanted))
     }
 
     /// A rule with wildcards, which is no redirect, and rules with wildcards that may give the tag.
     fn open(&mut self, rule: &Redirect, giving: &[&Pattern]) -> Result<(), TooMuch> {
         let mut meeting = Vec::new();
         for own in giving {
+            self.budget.spend(1)?;
             if own.host_meets(&rule.source) && own.meets(&rule.source.segments, self.budget)? {
                 meeting.push(*own);
             }
@@ -275,7 +305,8 @@ impl Search<'_, '_> {
             }
             return Ok(());
         }
-        let shape = Shape::of(&rule.target, None);
+        self.budget.spend(rule.target.text_bytes() / BYTES_A_STEP)?;
+        let shape = Shape::of(&rule.target, &Captures::default());
         let files = self.files;
         let own = files.own.iter().map(|file| (file, true));
         for (file, own) in own.chain(files.earlier.iter().map(|file| (file, false))) {
@@ -291,7 +322,10 @@ impl Search<'_, '_> {
                             Way::Path(text) => self.ask_all(text)?,
                             Way::Paths(segments) => {
                                 for own in &giving {
-                                    bears = bears || own.meets(&segments, self.budget)?;
+                                    if bears {
+                                        break;
+                                    }
+                                    bears = own.meets(&segments, self.budget)?;
                                 }
                             }
                         }
@@ -312,7 +346,13 @@ impl Search<'_, '_> {
         if self.rules.set.spa && !giving.is_empty() && self.files.own.contains(index) {
             self.found.own.insert(index.to_vec());
         }
+        let mut missing = Vec::new();
+        for own in giving {
+            self.budget.spend(1)?;
+            missing.extend((!for_loaded(own)).then_some(*own));
+        }
         for file in &self.files.own {
+            self.budget.spend(1)?;
             let Some(directory) = file.strip_suffix(b"404.html") else { continue };
             let mut below = match directory.strip_suffix(b"/") {
                 Some(path) => path.split(|byte| *byte == b'/').map(literal).collect(),
@@ -320,7 +360,7 @@ impl Search<'_, '_> {
                 None => continue,
             };
             below.push(Segment::Splat { prefix: Vec::new(), suffix: Vec::new() });
-            for own in giving.iter().filter(|own| !for_loaded(own)) {
+            for own in &missing {
                 if own.meets(&below, self.budget)? {
                     self.found.own.insert(file.clone());
                     break;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
+use crate::rules::answers::closed_answers;
 use crate::rules::decide::{Decision, Outcome, Question};
 use crate::rules::parse::{Sources, parse};
 use crate::rules::request::{Facts, Visitor};
@@ -390,4 +391,57 @@ fn what_a_rule_hides_of_an_earlier_deploy_is_found() {
     let old = || named(["old.js".to_owned()]);
     let found = search(&rules, &wanted, &SiteFiles { own: old(), earlier: old() });
     assert_eq!(found, Bearers { own: HashSet::new(), earlier: old() });
+}
+
+#[test]
+fn what_meets_nothing_is_paid_for_too() {
+    let stopped = AtomicBool::new(true);
+    let files = SiteFiles {
+        own: named((0..40).map(|at| format!("{at}/404.html"))),
+        ..SiteFiles::default()
+    };
+    let lines = |count, line: fn(usize) -> String| (0..count).map(line).collect::<String>();
+    // Hosts that differ.
+    let rewrites = lines(60, |at| format!("https://h{at}.example/zz/* /:splat 200\n"));
+    let giving = lines(60, |at| format!("https://g{at}.example/zz/*\n  Cache-Tag: t1\n"));
+    let apart = read(&rewrites, &giving);
+    assert!(spent(&apart, &files) > 60 * 60);
+    // Lines that give other tags.
+    let tags = "  Cache-Tag: ".to_owned() + &"a,".repeat(500) + "\n";
+    let others = read("", &format!("/a\n{tags}/b\n{tags}"));
+    assert!(spent(&others, &files) > 2 * 500);
+    // Paths of files at which no page is missing.
+    let loaded = read("", &lines(60, |at| format!("/*.{at}.css\n  Cache-Tag: t1\n")));
+    assert!(spent(&loaded, &files) > 60);
+    for rules in [apart, others, loaded] {
+        let mut budget = Budget::new(u64::MAX, &stopped);
+        assert_eq!(bearers(&rules, &wanted, &files, &mut budget), Err(TooMuch));
+    }
+}
+
+#[test]
+fn shapes_are_paid_for_by_what_they_keep() {
+    // The same capture many times over, and a part that depends on the query.
+    let target = "/:splat".repeat(15);
+    let lines = |count| {
+        let line = |at| format!("/x/* a{at}=:id {target}/{at}/:id 200\n");
+        read(&(0..count).map(line).collect::<String>(), "")
+    };
+    let (files, stop) = (SiteFiles::default(), AtomicBool::new(false));
+    let said = |rules: &Rules, bytes: usize| {
+        let path = [&b"x/"[..], &vec![b'a'; bytes]].concat();
+        let mut budget = Budget::new(u64::MAX, &stop);
+        let said = answers(rules, (&path, false), None, &files, &mut budget).unwrap();
+        (said.shapes.len(), u64::MAX - budget.left())
+    };
+    let rules = lines(20);
+    let (shapes, steps) = said(&rules, 1000);
+    assert_eq!(shapes, 20);
+    assert!(steps > 20 * 15 * 1000 / 4, "{steps}");
+    // No URL is as long as that.
+    assert_eq!(said(&rules, 2000).0, 0);
+    let mut budget = Budget::new(u64::MAX, &stop);
+    let closed = closed_answers(&rules, (&b"x/a"[..], false), &files, &mut budget);
+    assert_eq!(closed, Err(Unanswered::TooMuch(TooMuch)));
+    assert!(u64::MAX - budget.left() < 100, "it ends at the first");
 }

@@ -59,7 +59,25 @@ pub(super) fn fits(segments: &[Segment], asked: &[&[u8]]) -> bool {
         let Some(end) = found else { return false };
         at = end;
     }
-    (at..=text.len()).any(|from| end_of(last, &text, from) == Some(text.len()))
+    begin_of(last, &text).is_some_and(|from| from >= at)
+}
+
+/// Where the last part begins, if the text ends with it: that can be in one way only.
+fn begin_of(piece: &[Token<'_>], text: &[u8]) -> Option<usize> {
+    let mut left = text;
+    for token in piece.iter().rev() {
+        left = match token {
+            Token::Bytes(bytes) => left.strip_suffix(*bytes)?,
+            // What is before it is always a slash.
+            Token::Segment => {
+                let begin = left.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+                (begin < left.len()).then(|| &left[..begin])?
+            }
+            // Stands before a splat, so never in the last part.
+            Token::Boundary => return None,
+        };
+    }
+    Some(left.len())
 }
 
 /// Where a part ends that begins at `from`, if it is there.
@@ -152,6 +170,9 @@ mod tests {
             ("/a*/b*", "/a/b", true),
             ("/a*/b*", "/ax/y/bz/w", true),
             ("/a*/b*", "/b/a", false),
+            ("/*/a*/:x", "/b/ac/d", true),
+            ("/*/a*/:x", "/b/ac/", false),
+            ("/*a/*b/:x", "/xa/yb/z", true),
         ] {
             assert_eq!(fits(pattern, path), expected, "{pattern} {path}");
         }

@@ -164,6 +164,11 @@ impl Captures {
     fn at(&self, place: u8) -> Option<&Captured> {
         self.0.get(usize::from(place))
     }
+
+    /// What was captured at a place.
+    pub(super) fn plain(&self, place: u8) -> Option<&[u8]> {
+        self.at(place).map(|own| own.plain.as_slice())
+    }
 }
 
 impl Captured {
