@@ -23,7 +23,7 @@ impl Cluster {
         loop {
             let request = MasterRequest::Erased { after, node: None, wait_ms: 0 };
             match self.master(&request, limits::METADATA_DEADLINE).await? {
-                MasterResponse::Erased(ErasedPart { began, erased, upto, more }) => {
+                MasterResponse::Erased(ErasedPart { began, erased, upto, more, .. }) => {
                     if begun.is_some_and(|begun| begun != began) {
                         // Restored meanwhile.
                         (all, after, begun) = (HashMap::new(), 0, None);

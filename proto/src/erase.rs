@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteName, ChunkId, DeployId, InodeId, SiteName};
+use crate::{ByteName, ChunkId, DeployId, Epoch, InodeId, SiteName};
 
 /// What holds for a chunk that was ever erased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct ErasedPart {
     pub upto: u64,
     /// There is more: ask again.
     pub more: bool,
+    /// The placement epoch when this was read. Each lift begins a new one, so bytes that were put
+    /// under a later epoch may be put after a lift, of which this does not tell.
+    pub epoch: Epoch,
 }
 
 /// A chunk to erase.

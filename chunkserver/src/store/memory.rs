@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::tally::{Bucket, BucketKey, ChangedGroups, bucket_key};
 use super::{
     Batched, Body, ChunkStore, Mark, Marked, Meta, NewChunk, Purged, Record, Salvaged, Space,
-    StoreError, Totals, len_of,
+    StoreError, Totals, Wiped, len_of,
 };
 
 /// A store in memory.
@@ -174,7 +174,7 @@ impl ChunkStore for MemoryStore {
             let same = inner.bodies.get(&chunk.id) == Some(&chunk.bytes);
             if let Some(old) = old.filter(|old| old.body == Body::Present && same) {
                 done.known += 1;
-                if let Some(again) = old.put_again(chunk.at_ms) {
+                if let Some(again) = old.put_again(chunk.epoch, chunk.at_ms) {
                     self.set(&mut inner, &chunk.id, Some(again));
                 }
                 continue;
@@ -286,17 +286,21 @@ impl ChunkStore for MemoryStore {
         }
     }
 
-    fn erase(&self, ids: &[ChunkId], _upto: u64) -> Result<Purged, StoreError> {
+    fn erase(&self, ids: &[ChunkId], epoch: Epoch, _upto: u64) -> Result<Wiped, StoreError> {
         let mut inner = self.open()?;
-        let mut purged = Purged::default();
+        let mut wiped = Wiped::default();
         for id in ids {
-            if let Some(old) = inner.records.get(id).filter(|old| old.has_bytes()).copied() {
-                self.set(&mut inner, id, None);
-                purged.chunks += 1;
-                purged.bytes += u64::from(old.len);
+            match inner.records.get(id).filter(|old| old.has_bytes()).copied() {
+                Some(old) if old.is_erased_by(epoch) => {
+                    self.set(&mut inner, id, None);
+                    wiped.chunks += 1;
+                    wiped.bytes += u64::from(old.len);
+                }
+                Some(_) => wiped.newer += 1,
+                None => {}
             }
         }
-        Ok(purged)
+        Ok(wiped)
     }
 
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {

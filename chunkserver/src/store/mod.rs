@@ -82,6 +82,17 @@ pub struct Purged {
     pub bytes: u64,
 }
 
+/// What an erasure did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wiped {
+    /// Chunks whose bytes are gone.
+    pub chunks: u64,
+    /// How many bytes that were.
+    pub bytes: u64,
+    /// Chunks that were left, because they were put under a newer epoch.
+    pub newer: u64,
+}
+
 /// What was taken back from stores that were set aside.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Salvaged {
@@ -266,11 +277,12 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// that failed, left them. Chunks that are not here are passed over, unless they were erased
     /// after the log index of the last call. What a crash, or an error, leaves undone is done by the
     /// next call. Synced; `upto` is the log index up to which everything is erased now. What was set
-    /// aside is not looked at.
+    /// aside is not looked at. Chunks that were put under a newer epoch than `epoch` are left, and
+    /// counted: whether they are meant has to be asked again, and until then `upto` does not hold.
     ///
     /// # Errors
     /// When the disk fails, or has no room to write the other chunks anew; then some may be erased.
-    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError>;
+    fn erase(&self, ids: &[ChunkId], epoch: Epoch, upto: u64) -> Result<Wiped, StoreError>;
 
     /// The whole chunk as it is on disk, if it is present. The caller verifies the hash; a range
     /// is cut from the whole, because only the whole can be verified.

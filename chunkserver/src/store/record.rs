@@ -34,7 +34,7 @@ pub struct Record {
     pub body: Body,
     /// Their length; 0 while there are none.
     pub len: u32,
-    /// The placement epoch under which they were stored.
+    /// The latest placement epoch under which they were stored, or stored again.
     pub epoch: Epoch,
     /// When the body came to be as it is, or was last put; milliseconds since 1970.
     pub at_ms: u64,
@@ -77,9 +77,18 @@ impl Record {
     }
 
     /// A chunk that is present was put again; `None` if that changes nothing.
-    pub(super) fn put_again(self, at_ms: u64) -> Option<Self> {
+    pub(super) fn put_again(self, epoch: Epoch, at_ms: u64) -> Option<Self> {
         let old = self.at_ms.saturating_add(REFRESH_AFTER_MS) < at_ms;
-        old.then_some(Self { at_ms, ..self })
+        let at_ms = if old { at_ms } else { self.at_ms };
+        // An erasure from before must not take what is acknowledged now.
+        let epoch = self.epoch.max(epoch);
+        (old || epoch > self.epoch).then_some(Self { epoch, at_ms, ..self })
+    }
+
+    /// Whether an erasure that was read when this was the placement epoch is about these bytes: they
+    /// were not put after it was lifted.
+    pub(super) fn is_erased_by(&self, epoch: Epoch) -> bool {
+        self.epoch <= epoch
     }
 
     /// The master said this.

@@ -24,7 +24,9 @@ use crate::report::Failure;
 
 --erase is for takedowns: it takes the bytes of these files, as they are in any deploy of the site,
 from every edge, every shield and every chunkserver, and waits for all of them, also for those that
-are down. Nobody can store them again before --unerase. It needs a token with admin and read."
+are down. When anything else has the same bytes (they are shared by hash, also in parts of files),
+it erases nothing and names it. What loses bytes is shown before it happens; --dry-run only shows.
+Nobody can store them again before --unerase. It needs a token with admin and read."
 )]
 pub(crate) struct InvalidateArgs {
     #[command(flatten)]
@@ -50,7 +52,8 @@ pub(crate) struct InvalidateArgs {
     /// Allow bytes again that were erased: they come back when the files are deployed again
     #[arg(long, conflicts_with_all = ["soft", "tags", "erase"])]
     unerase: bool,
-    /// With --erase: also where other sites, or files of the file system, have the same bytes
+    /// With --erase: also where the same bytes are in places that are not named: other paths and
+    /// sites, deploys that are not published, files of the file system
     #[arg(long, requires = "erase")]
     everywhere: bool,
     /// With --erase: say what would be erased, and change nothing

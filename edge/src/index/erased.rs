@@ -54,7 +54,7 @@ pub(super) async fn catch_up(index: &Index, cluster: &Cluster) -> Result<(), Era
     let (mut changes, mut anew): (Vec<Erased>, bool) = (Vec::new(), known.is_none());
     loop {
         let after = known.map_or(0, |known| known.upto);
-        let ErasedPart { began, erased, upto, more } =
+        let ErasedPart { began, erased, upto, more, .. } =
             ask(cluster, after, None, Duration::ZERO).await?;
         if known.is_some_and(|known| known.began != began) {
             // The masters were restored: it is another list.

@@ -168,7 +168,10 @@ async fn a_node_is_synced_at_an_index_until_it_differs() {
     compare(&mut liveness, &table, 9, None, &[]);
     assert!(!liveness.synced(node, PgId(4), 0), "it came back, and was not compared since");
     // Another start of the server: begin anew.
+    liveness.erased(node, 9, start);
+    assert_eq!(liveness.erased_upto(node), Some(9));
     liveness.registered(node, Seq(0), start);
+    assert_eq!(liveness.erased_upto(node), None, "this run has erased nothing yet");
     assert!(!liveness.synced(node, PgId(3), 0));
     assert_eq!(liveness.in_sync(node), None);
 }

@@ -19,7 +19,9 @@ use crate::auth::Principal;
 use crate::operation::{Apply, Failure};
 use crate::server::Master;
 use crate::store::below::Lost;
-use crate::store::{Read, StoreError, below, erased, erasures, nodes, objects, unreferenced};
+use crate::store::{
+    Read, StoreError, below, erased, erasures, groups, nodes, objects, unreferenced,
+};
 
 /// An answer must leave this long before the caller stops waiting.
 const MARGIN: Duration = Duration::from_millis(200);
@@ -84,7 +86,8 @@ fn look(read: &impl Read, after: u64) -> Result<(MasterResponse, bool), StoreErr
     let began = erased::began(read)?;
     // Who comes from a history that is lost has to be told that at once.
     let news = upto > after || (after > 0 && after < began);
-    Ok((MasterResponse::Erased(ErasedPart { began, erased, upto, more: !end }), news))
+    let part = ErasedPart { began, erased, upto, more: !end, epoch: groups::epoch(read)? };
+    Ok((MasterResponse::Erased(part), news))
 }
 
 pub(crate) async fn erased_by(master: &Master, index: u64) -> WireResult<MasterResponse> {

@@ -90,10 +90,12 @@ async fn the_list_is_followed_and_acknowledged() {
     let follow = |after, node, wait_ms| MasterRequest::Erased { after, node, wait_ms };
     let addr = small.master.addr;
     let told = small.servers[0].ask(addr, &follow(0, None, 0)).await.unwrap();
-    let MasterResponse::Erased(ErasedPart { began: 0, erased, upto, more: false }) = told else {
+    let MasterResponse::Erased(ErasedPart { began: 0, erased, upto, more: false, epoch }) = told
+    else {
         panic!("{told:?}")
     };
     assert_eq!((erased.len(), upto), (1, seq));
+    assert_eq!(epoch, small.user.view().await.table.epoch);
     assert_eq!((erased[0].id, erased[0].what), (ChunkId::of(&site.data), Erasure::Erased));
     let by =
         async |small: &Small| match small.user.ask(&MasterRequest::ErasedBy { index: seq }).await {
@@ -122,6 +124,7 @@ async fn the_list_is_followed_and_acknowledged() {
     assert_eq!(part.erased.len(), 1);
     assert_eq!(part.erased[0].what, Erasure::Lifted);
     assert!(part.upto > seq);
+    assert_eq!(part.epoch, Epoch(epoch.0 + 1), "what is put from now on is put after the lift");
     small.stop().await;
 }
 

@@ -182,6 +182,15 @@ async fn what_is_erased_is_nowhere_and_does_not_come_back() -> Result<()> {
     // Somebody else has the same bytes.
     let refused = takedown.erase(&["--erase"])?.expect_code(1)?;
     ensure!(refused.stderr.contains("site shop") && refused.stderr.contains("--everywhere"));
+    // Also when it is the same site, at a path that is not named; or pages that no deploy has.
+    for (path, other) in
+        [("/copy.bin", "secret/medium.bin"), ("/secret/large.bin", "that no deploy has")]
+    {
+        let line = ["invalidate", SITE, "--path", path, "--erase"];
+        let refused = cluster.atoll(&line)?.expect_code(1)?;
+        ensure!(refused.stderr.contains(other), "{path}: {refused}");
+        ensure!(refused.stderr.contains("nothing is erased"), "{path}: {refused}");
+    }
     let planned = takedown.erase(&["--erase", "--dry-run"])?.ok()?.last()?;
     ensure!(number(&planned, "chunks") == 3, "{planned}");
     takedown.ensure_answers(200, &first).await?;
@@ -301,8 +310,13 @@ async fn what_was_erased_after_a_backup_may_come_back_with_it() -> Result<()> {
         Ok((cluster.atoll(&line)?.code == Some(0)).then_some(()))
     })?;
     takedown.ensure_answers(200, &first).await?;
-    // And can be taken down again.
-    takedown.erase(&["--erase", "--everywhere"])?.ok()?;
+    // And can be taken down again. A person is shown what loses its bytes before, on the other stream
+    // than the report.
+    let line = ["invalidate", SITE, "--prefix", "/secret/", "--erase", "--everywhere"];
+    let told = cluster.atoll(&line)?.ok()?;
+    for text in [told.stderr.as_str(), &String::from_utf8_lossy(&told.stdout)] {
+        ensure!(text.contains("copy.bin") && text.contains("site shop"), "{told}");
+    }
     takedown.ensure_answers(410, &first).await?;
     takedown.wait_clean(&[Node::chunkserver(1), Node::edge(1)])?;
     takedown.cluster.finish()

@@ -6,21 +6,22 @@
 //!
 //! Small chunks are inside RocksDB, which only ever appends: there the files with everything that is
 //! kept are written anew, and the old ones deleted. That takes as long as reading and writing all
-//! small chunks does, once for each erasure that may concern them. It is noted in the write that
-//! takes them out of the index, and done again after a crash. Reads and writes go on meanwhile.
+//! small chunks does, for each erasure that names a chunk which is in no segment, whether it was ever
+//! here or not. It is noted in the write that takes them out of the index, and done again after a
+//! crash. Reads and writes go on meanwhile; they wait while chunks in segments are overwritten.
 //!
 //! What the file system or the medium under it makes of blocks that were overwritten or given back
 //! is beyond this.
 
 use std::sync::{Arc, PoisonError};
 
-use atoll_proto::ChunkId;
+use atoll_proto::{ChunkId, Epoch};
 
 use super::db::{Db, DbError};
 use super::open::Open;
 use super::read::{file_failure, read_fills, read_holes};
 use super::{EDIT_RECORDS, RocksStore, failure, schema};
-use crate::store::{ChunkStore, Meta, Purged, Space, StoreError};
+use crate::store::{ChunkStore, Meta, Space, StoreError, Wiped};
 
 /// The values of [`Meta::Rewrite`].
 const DUE: &[u8] = &[1];
@@ -28,26 +29,53 @@ const DONE: &[u8] = &[0];
 
 impl RocksStore {
     /// As [`ChunkStore::erase`].
-    pub(super) fn erase_all(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError> {
+    pub(super) fn erase_all(
+        &self,
+        ids: &[ChunkId],
+        epoch: Epoch,
+        upto: u64,
+    ) -> Result<Wiped, StoreError> {
         let _alone = self.erasing.lock().unwrap_or_else(PoisonError::into_inner);
+        if ids.is_empty() {
+            // Only lifts: or all that was erased before would look like news at the next start.
+            if self.is_news(upto)? {
+                self.note_erased(upto)?;
+            }
+            return Ok(Wiped::default());
+        }
         self.free_for_deleting();
-        let erased = self.erase_and_rewrite(ids, upto);
+        let erased = self.erase_and_rewrite(ids, epoch, upto);
         self.take_ballast();
         erased
     }
 
-    fn erase_and_rewrite(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError> {
+    /// Whether something was erased since this was last noted.
+    fn is_news(&self, upto: u64) -> Result<bool, StoreError> {
         let before = self.load(Meta::Erased)?.and_then(|value| schema::decode_u64(&value));
-        let news = upto > before.unwrap_or(0);
-        let mut purged = Purged::default();
+        Ok(upto > before.unwrap_or(0))
+    }
+
+    fn note_erased(&self, upto: u64) -> Result<(), StoreError> {
+        self.save(&[(Meta::Erased, upto.to_be_bytes().to_vec())])
+    }
+
+    fn erase_and_rewrite(
+        &self,
+        ids: &[ChunkId],
+        epoch: Epoch,
+        upto: u64,
+    ) -> Result<Wiped, StoreError> {
+        let news = self.is_news(upto)?;
+        let mut wiped = Wiped::default();
         let mut in_segments = 0;
         for some in ids.chunks(EDIT_RECORDS) {
-            let (of_some, of_segments) = self.erase_some(some)?;
-            purged.chunks += of_some.chunks;
-            purged.bytes += of_some.bytes;
+            let (of_some, of_segments) = self.erase_some(some, epoch)?;
+            wiped.chunks += of_some.chunks;
+            wiped.bytes += of_some.bytes;
+            wiped.newer += of_some.newer;
             in_segments += of_segments;
         }
-        if news || purged.chunks > 0 {
+        if news || wiped.chunks > 0 {
             self.wipe_leavings()?;
         }
         // One that is not found may have been deleted before, which leaves its bytes in the
@@ -56,33 +84,37 @@ impl RocksStore {
         if unseen || self.load(Meta::Rewrite)?.is_some_and(|value| value != DONE) {
             self.rewrite(Db::rewrite_chunks)?;
         }
-        if news {
-            self.save(&[(Meta::Erased, upto.to_be_bytes().to_vec())])?;
+        if news && wiped.newer == 0 {
+            self.note_erased(upto)?;
         }
-        Ok(purged)
+        Ok(wiped)
     }
 
     /// Erases some chunks from the index and the segments. Says how many were in the segments.
-    fn erase_some(&self, ids: &[ChunkId]) -> Result<(Purged, u64), StoreError> {
+    fn erase_some(&self, ids: &[ChunkId], epoch: Epoch) -> Result<(Wiped, u64), StoreError> {
         self.edit("erase chunks", true, |open, edit| {
-            let (mut purged, mut in_segments) = (Purged::default(), 0);
+            let (mut wiped, mut in_segments) = (Wiped::default(), 0);
             for id in ids {
                 let Some(old) = edit.row(id)?.filter(|row| row.record.has_bytes()) else {
                     continue;
                 };
+                if !old.record.is_erased_by(epoch) {
+                    wiped.newer += 1;
+                    continue;
+                }
                 if let Some(spot) = old.spot() {
-                    let wiped = open.segments.wipe(spot, old.record.len);
-                    wiped.map_err(|error| file_failure("overwrite a chunk", &error))?;
+                    let done = open.segments.wipe(spot, old.record.len);
+                    done.map_err(|error| file_failure("overwrite a chunk", &error))?;
                     in_segments += 1;
                 }
                 edit.set(id, Some(old), None);
-                purged.chunks += 1;
-                purged.bytes += u64::from(old.record.len);
+                wiped.chunks += 1;
+                wiped.bytes += u64::from(old.record.len);
             }
-            if purged.chunks > in_segments {
+            if wiped.chunks > in_segments {
                 edit.put_meta(Meta::Rewrite.key(), DUE);
             }
-            Ok(((purged, in_segments), purged.chunks > 0))
+            Ok(((wiped, in_segments), wiped.chunks > 0))
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::tree::{BUCKETS, Digest};
-use atoll_proto::{ChunkId, PgId};
+use atoll_proto::{ChunkId, Epoch, PgId};
 use bytes::Bytes;
 
 use super::edit::Edit;
@@ -21,7 +21,7 @@ use super::schema::{self, Family, Row};
 use super::{EDIT_RECORDS, INDEX_BYTES, RocksStore};
 use crate::store::{
     Batched, Body, ChunkStore, Mark, Marked, Meta, NewChunk, Purged, Record, Salvaged, Space,
-    StoreError, Totals, len_of,
+    StoreError, Totals, Wiped, len_of,
 };
 
 impl ChunkStore for RocksStore {
@@ -132,8 +132,8 @@ impl ChunkStore for RocksStore {
         *self.refused.write().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
-    fn erase(&self, ids: &[ChunkId], upto: u64) -> Result<Purged, StoreError> {
-        self.erase_all(ids, upto)
+    fn erase(&self, ids: &[ChunkId], epoch: Epoch, upto: u64) -> Result<Wiped, StoreError> {
+        self.erase_all(ids, epoch, upto)
     }
 
     fn get(&self, id: &ChunkId) -> Result<Option<Bytes>, StoreError> {
@@ -392,7 +392,7 @@ impl RocksStore {
                 };
                 if let Some(row) = old.filter(is_present) {
                     done.known += 1;
-                    if let Some(record) = row.record.put_again(chunk.at_ms) {
+                    if let Some(record) = row.record.put_again(chunk.epoch, chunk.at_ms) {
                         edit.set(&chunk.id, old, Some(record));
                         again = true;
                     }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use atoll_proto::ChunkId;
+use atoll_proto::{ChunkId, Epoch};
 use bytes::Bytes;
 
-use super::{NOW, assert_consistent, chunk, listing, numbered};
+use super::{EPOCH, NOW, assert_consistent, chunk, listing, numbered};
 use crate::store::rocks::RocksStore;
-use crate::store::{Body, ChunkStore, Mark, NewChunk, StoreError};
+use crate::store::{Body, ChunkStore, Mark, Meta, NewChunk, StoreError};
 
 /// Bytes of a length that no compression makes shorter and nobody else has.
 fn secret(seed: u64, len: usize) -> NewChunk {
@@ -65,7 +65,7 @@ fn no_file_has_what_was_erased() {
     }
 
     let ids: Vec<_> = secrets.iter().chain([&deleted]).map(|secret| secret.id).collect();
-    let erased = store.erase(&ids, 9).unwrap();
+    let erased = store.erase(&ids, EPOCH, 9).unwrap();
     assert_eq!(erased.chunks, 3, "{erased:?}");
     for secret in secrets.iter().chain([&deleted]) {
         assert_eq!(store.record(&secret.id).unwrap(), None);
@@ -77,10 +77,10 @@ fn no_file_has_what_was_erased() {
     }
     assert_consistent(&store);
     // Again it has nothing to do, also after a restart.
-    assert_eq!(store.erase(&ids, 9).unwrap().chunks, 0);
+    assert_eq!(store.erase(&ids, EPOCH, 9).unwrap().chunks, 0);
     store.close();
     let store = RocksStore::open(dir.path(), Some(0)).unwrap();
-    assert_eq!(store.erase(&ids, 9).unwrap().chunks, 0);
+    assert_eq!(store.erase(&ids, EPOCH, 9).unwrap().chunks, 0);
     assert_consistent(&store);
     for secret in secrets.iter().chain([&deleted]) {
         assert_gone(dir.path(), secret);
@@ -110,7 +110,7 @@ fn bytes_in_segments_that_no_record_names_go_too() {
     append(&first, &torn.bytes);
     append(&first.with_file_name("0000abcd.segment"), &other.bytes);
     let ids = [punched.id, torn.id, other.id];
-    assert_eq!(store.erase(&ids, 3).unwrap().chunks, 0, "no record has them");
+    assert_eq!(store.erase(&ids, EPOCH, 3).unwrap().chunks, 0, "no record has them");
     for secret in [&punched, &torn, &other] {
         assert_gone(dir.path(), secret);
     }
@@ -132,18 +132,18 @@ fn an_erasure_that_was_cut_off_is_finished() {
     let (late, kept) = (secret(1, 10_000), numbered(2, 9_000));
     store.put_batch(std::slice::from_ref(&kept)).unwrap();
     // All up to 9 is erased; this one came in all the same.
-    store.erase(&[late.id], 9).unwrap();
+    store.erase(&[late.id], EPOCH, 9).unwrap();
     store.put_batch(std::slice::from_ref(&late)).unwrap();
     store.close();
     // There is no room to write the others anew.
     let store = RocksStore::open(dir.path(), Some(u64::MAX / 2)).unwrap();
-    let error = store.erase(&[late.id], 9).unwrap_err();
+    let error = store.erase(&[late.id], EPOCH, 9).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     assert_eq!(store.record(&late.id).unwrap(), None);
     assert!(holds(dir.path(), &late));
     store.close();
     let store = RocksStore::open(dir.path(), Some(0)).unwrap();
-    assert_eq!(store.erase(&[late.id], 9).unwrap().chunks, 0);
+    assert_eq!(store.erase(&[late.id], EPOCH, 9).unwrap().chunks, 0);
     assert_gone(dir.path(), &late);
     assert_eq!(store.get(&kept.id).unwrap().as_ref(), Some(&kept.bytes));
 }
@@ -164,7 +164,7 @@ fn a_write_that_fails_meanwhile_does_not_hang() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     // And the erasure is still to be done.
-    store.erase(&[gone.id], 1).unwrap();
+    store.erase(&[gone.id], EPOCH, 1).unwrap();
     assert_gone(dir.path(), &gone);
     assert_consistent(&store);
 }
@@ -179,7 +179,7 @@ fn closing_ends_an_erasure_under_way() {
     }
     let erasing = {
         let (store, id) = (store.clone(), chunks[7].id);
-        std::thread::spawn(move || store.erase(&[id], 1))
+        std::thread::spawn(move || store.erase(&[id], EPOCH, 1))
     };
     while store.record(&chunks[7].id).is_ok_and(|record| record.is_some()) {
         std::thread::yield_now();
@@ -188,7 +188,25 @@ fn closing_ends_an_erasure_under_way() {
     drop(erasing.join().unwrap());
     drop(store);
     let store = RocksStore::open(dir.path(), Some(0)).unwrap();
-    store.erase(&[chunks[7].id], 1).unwrap();
+    store.erase(&[chunks[7].id], EPOCH, 1).unwrap();
     assert_gone(dir.path(), &chunks[7]);
     assert_eq!(store.get(&chunks[8].id).unwrap().as_ref(), Some(&chunks[8].bytes));
+}
+
+#[test]
+fn lifts_are_not_taken_for_erasures_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RocksStore::create(dir.path(), Some(0)).unwrap();
+    let noted = || store.load(Meta::Erased).unwrap();
+    store.erase(&[secret(1, 500).id], EPOCH, 3).unwrap();
+    assert_eq!(noted(), Some(3u64.to_be_bytes().to_vec()));
+    store.erase(&[], EPOCH, 9).unwrap();
+    assert_eq!(noted(), Some(9u64.to_be_bytes().to_vec()));
+    store.erase(&[], EPOCH, 0).unwrap();
+    assert_eq!(noted(), Some(9u64.to_be_bytes().to_vec()), "it never goes back");
+    // What is left to be asked about is not done.
+    let kept = secret(2, 500);
+    store.put_batch(&[NewChunk { epoch: Epoch(EPOCH.0 + 1), ..kept.clone() }]).unwrap();
+    assert_eq!(store.erase(&[kept.id], EPOCH, 12).unwrap().newer, 1);
+    assert_eq!(noted(), Some(9u64.to_be_bytes().to_vec()));
 }

@@ -23,10 +23,12 @@ use super::{Batched, Body, ChunkStore, FORMAT, Mark, Meta, NewChunk, Record, Sto
 
 /// When the tests take place.
 const NOW: u64 = 1_700_000_000_000;
+/// Under which epoch.
+const EPOCH: Epoch = Epoch(5);
 
 fn chunk(bytes: impl Into<Bytes>) -> NewChunk {
     let bytes = bytes.into();
-    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: Epoch(5), at_ms: NOW }
+    NewChunk { id: ChunkId::of(&bytes), bytes, epoch: EPOCH, at_ms: NOW }
 }
 
 /// A chunk of `len` bytes that no other number gives.
@@ -81,6 +83,7 @@ fn battery(store: &Arc<dyn ChunkStore>, damage: &Damage) {
     quarantine_is_a_way_back(store.as_ref(), damage);
     purges_by_age(store.as_ref(), damage);
     erases_whatever_the_state(store.as_ref(), damage);
+    erases_nothing_that_was_put_after(store.as_ref());
     young_again_when_put_again(store.as_ref());
     releases_a_group(store.as_ref());
     remembers_what_was_scrubbed(store.as_ref());
@@ -330,7 +333,7 @@ fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
     store.quarantine(&[ids[2]], NOW).unwrap();
     damage(&ids[3], b"rot");
     store.spoil(&ids[3], NOW).unwrap();
-    let erased = store.erase(&ids[..4], 1).unwrap();
+    let erased = store.erase(&ids[..4], EPOCH, 1).unwrap();
     assert_eq!((erased.chunks, erased.bytes), (4, 24_000));
     for id in &ids[..4] {
         assert_eq!(store.record(id).unwrap(), None);
@@ -341,7 +344,7 @@ fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
     // What the master says afterwards changes nothing.
     store.mark(&[(ids[0], Mark::Collected)], NOW, None).unwrap();
     assert_eq!(store.record(&ids[0]).unwrap(), None);
-    assert_eq!(store.erase(&ids[..4], 1).unwrap().chunks, 0);
+    assert_eq!(store.erase(&ids[..4], EPOCH, 1).unwrap().chunks, 0);
     // What is refused does not get in; what comes with it does.
     store.refuse(Arc::new(HashSet::from([ids[0], ids[1]])));
     let done = store.put_batch(&chunks).unwrap();
@@ -352,6 +355,31 @@ fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
     assert_eq!(store.put_batch(&chunks[..2]).unwrap().refused, [ids[1]]);
     store.refuse(Arc::default());
     assert_eq!(store.put_batch(&chunks).unwrap().written, 1);
+    assert_consistent(store);
+}
+
+/// An erasure that was read before a lift must not take what was put, and acknowledged, after it.
+fn erases_nothing_that_was_put_after(store: &dyn ChunkStore) {
+    let later = Epoch(EPOCH.0 + 1);
+    let at = |number, epoch| NewChunk { epoch, ..numbered(number, 6000) };
+    let (before, after, again) = (at(910, EPOCH), at(911, later), at(912, EPOCH));
+    let ids = [before.id, after.id, again.id];
+    store.put_batch(&[before, after, again.clone()]).unwrap();
+    // Also when the bytes were still here.
+    let once_more = NewChunk { epoch: later, ..again };
+    assert_eq!(store.put_batch(std::slice::from_ref(&once_more)).unwrap().known, 1);
+    // Who repeats an older put takes nothing back.
+    store.put_batch(&[NewChunk { epoch: EPOCH, ..once_more }]).unwrap();
+    let erased = store.erase(&ids, EPOCH, 2).unwrap();
+    assert_eq!((erased.chunks, erased.bytes, erased.newer), (1, 6000, 2));
+    assert_eq!(store.record(&ids[0]).unwrap(), None);
+    for id in &ids[1..] {
+        assert!(store.get(id).unwrap().is_some());
+        assert_eq!(store.record(id).unwrap().unwrap().epoch, later);
+    }
+    assert_consistent(store);
+    // They are erased by what was read since.
+    assert_eq!(store.erase(&ids, later, 2).unwrap().chunks, 2);
     assert_consistent(store);
 }
 

@@ -1,38 +1,45 @@
 //! `--erase`: bytes that must be nowhere any more. And `--unerase`, which allows them again.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_client::{Cluster, Wait, Waited, wait_applied};
 use atoll_edge::index::invalidate::names;
-use atoll_proto::cluster::{NodeKind, NodeState};
+use atoll_proto::cluster::{ClusterView, NodeKind, NodeState};
 use atoll_proto::erase::{ErasedBy, Erasure};
 use atoll_proto::publish::{Erase, Pattern, Published, SiteOp};
 use atoll_proto::{AliasName, ChunkId, Code, Seq, SiteName, limits};
 use serde::Serialize;
 
-use super::holders::{Holder, Holders, Meant, holders, meant};
+use super::holders::{Holder, Holders, Meant, Shown, holders, meant};
 use crate::commands::published::{Elapsed, millis, url};
 use crate::connect::Context;
 use crate::progress::Progress;
-use crate::report::Failure;
+use crate::report::{Exit, Failure};
 use crate::text;
 
 /// How often everything is looked at again because it changed meanwhile.
 const TRIES: usize = 5;
 /// Places that a person is shown.
 const SHOWN: usize = 100;
+/// Places in the message of an error.
+const FEW: usize = 20;
 /// How often it is asked who has confirmed.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// What is asked for.
+#[derive(Debug)]
 pub(super) struct Asked {
+    /// For the sake of which site.
     pub(super) site: SiteName,
+    /// The paths there.
     pub(super) patterns: Vec<Pattern>,
-    /// Also where something else has the bytes.
+    /// Also in places that were not named.
     pub(super) everywhere: bool,
     /// Say what would happen, and stop.
     pub(super) dry_run: bool,
+    /// How long everybody is waited for.
     pub(super) timeout: Duration,
 }
 
@@ -57,6 +64,9 @@ struct Done {
     chunkservers: Vec<ServerObject>,
     edges_confirmed: Vec<String>,
     edges_pending: Vec<String>,
+    /// Why it is not known who else has confirmed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     elapsed_ms: Elapsed,
 }
 
@@ -84,11 +94,19 @@ pub(super) async fn erase(context: &Context, asked: Asked) -> Result<(), Failure
     let started = Instant::now();
     let cluster = context.cluster().await?;
     let mut tries = 1;
-    let (meant, found, had, published) = loop {
+    let mut shown: Option<Shown> = None;
+    let (meant, found, holding, published) = loop {
         let (meant, found) = look(context, &cluster, &asked).await?;
-        let had = who_has(&cluster, &meant).await?;
+        let holding = who_has(&cluster, &meant).await?;
         if asked.dry_run {
-            break (meant, found, had, None);
+            break (meant, found, holding, None);
+        }
+        match &shown {
+            None => {
+                announce(context, &meant, &found);
+                shown = Some(Shown::all_of(&found));
+            }
+            Some(shown) => check_shown(&found, shown)?,
         }
         match send(&cluster, &asked.site, &meant, &found).await {
             // Something leads to them that nobody was shown.
@@ -99,14 +117,14 @@ pub(super) async fn erase(context: &Context, asked: Asked) -> Result<(), Failure
                      deploys and writes are under way, and see `atoll fsck` if it stays so"
                 )));
             }
-            published => break (meant, found, had, Some(published?)),
+            published => break (meant, found, holding, Some(published?)),
         }
     };
     let committed = started.elapsed();
     let seq = published.map_or(Seq(0), |published| published.seq);
     let confirmed = match asked.dry_run {
         true => Confirmed::default(),
-        false => confirmations(&cluster, seq, asked.timeout).await?,
+        false => confirmations(&cluster, seq, asked.timeout).await,
     };
     let total = started.elapsed();
     let elapsed_ms = Elapsed {
@@ -114,14 +132,8 @@ pub(super) async fn erase(context: &Context, asked: Asked) -> Result<(), Failure
         wait: millis(total - committed),
         total: millis(total),
     };
-    tell(
-        context,
-        &cluster,
-        &asked,
-        Told { meant, found, had, seq, confirmed: &confirmed, elapsed_ms },
-    )
-    .await?;
-    confirmed.check(asked.timeout)
+    tell(context, &asked, Told { meant, found, holding, seq, confirmed: &confirmed, elapsed_ms })?;
+    confirmed.check(context, asked.timeout)
 }
 
 /// Allows the bytes again.
@@ -156,12 +168,56 @@ pub(super) async fn unerase(context: &Context, asked: Asked) -> Result<(), Failu
         let (site, chunks, lists) = (site.clone(), vec![ids[0]], lists.to_vec());
         seq = cluster.site(SiteOp::Unerase { site, chunks, lists }).await?.seq;
     }
-    let confirmed = confirmations(&cluster, seq, timeout).await?;
+    let confirmed = confirmations(&cluster, seq, timeout).await;
     context.out.note(format_args!(
         "{} may be stored again; deploy the files to bring them back",
         text::count(ids.len() as u64, "chunk")
     ));
-    confirmed.check(timeout)
+    confirmed.check(context, timeout)
+}
+
+/// Tells a person what loses its bytes, before anything is sent. A program has it in the report.
+fn announce(context: &Context, meant: &Meant, found: &Holders) {
+    let out = &context.out;
+    if out.json() {
+        return;
+    }
+    let chunks = text::count(meant.chunks.len() as u64, "chunk");
+    let bytes: u64 = meant.chunks.values().map(|len| u64::from(*len)).sum();
+    out.note(format_args!("erasing {chunks}, {}, from:", text::bytes(bytes)));
+    for line in places(found) {
+        out.note(line);
+    }
+}
+
+/// What loses bytes, as far as a person reads it.
+fn places(found: &Holders) -> Vec<String> {
+    let some = found.all.iter().take(SHOWN);
+    let mut lines: Vec<String> = some.map(|holder| format!("  {}", holder.shown())).collect();
+    if found.count > SHOWN as u64 {
+        let more = found.count - SHOWN as u64;
+        lines.push(format!("  and {more} more; --dry-run --json lists all of them"));
+    }
+    lines
+}
+
+/// Stops when something else would lose bytes than what was shown.
+fn check_shown(found: &Holders, shown: &Shown) -> Result<(), Failure> {
+    let new = found.beyond(shown);
+    if new.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!(
+        "nothing is erased, because more has these bytes than was found first:\n  {}\nrun the same \
+         command again if these are to lose them too",
+        few(&new)
+    )))
+}
+
+/// The first of some lines.
+fn few(lines: &[String]) -> String {
+    let more = if lines.len() > FEW { "\n  …" } else { "" };
+    format!("{}{more}", lines[..lines.len().min(FEW)].join("\n  "))
 }
 
 /// What is to go, and everything that leads to it.
@@ -181,34 +237,41 @@ async fn look(
         )));
     }
     progress.say("looking for who else has these bytes".to_owned());
-    let found = holders(cluster, site, &meant.chunks).await?;
+    let found = holders(cluster, asked, &meant.chunks).await?;
     progress.clear();
     let others = &found.others;
     if !others.is_empty() && !everywhere && !asked.dry_run {
-        let shown: Vec<String> = others.iter().take(20).map(|holder| holder.shown()).collect();
-        let more = if others.len() > shown.len() { "\n  …" } else { "" };
+        let others: Vec<String> = others.iter().take(FEW + 1).map(Holder::shown).collect();
         return Err(Failure::Failed(format!(
-            "nothing is erased, because others have the same bytes:\n  {}{more}\nremove them \
-             there, or give --everywhere to take them from these too",
-            shown.join("\n  ")
+            "nothing is erased, because places that are not named have the same bytes:\n  {}\nname \
+             these too, remove the bytes there, or give --everywhere to take them from all; \
+             --dry-run lists what has them",
+            few(&others)
         )));
     }
     Ok((meant, found))
 }
 
-/// How many of the chunks each chunkserver has; `None` for one that cannot be asked.
-async fn who_has(cluster: &Cluster, meant: &Meant) -> Result<Vec<(String, Option<u64>)>, Failure> {
+/// The cluster as it was before the erasure.
+struct Holding {
+    view: Arc<ClusterView>,
+    /// How many of the chunks each chunkserver has; `None` for one that cannot be asked.
+    servers: Vec<(String, Option<u64>)>,
+}
+
+/// Asks every chunkserver.
+async fn who_has(cluster: &Cluster, meant: &Meant) -> Result<Holding, Failure> {
     let view = cluster.refresh_view().await?;
     let ids: Vec<ChunkId> = meant.chunks.keys().copied().collect();
-    let mut had = Vec::new();
+    let mut servers = Vec::new();
     for node in view.nodes.iter().filter(|node| node.info.kind == NodeKind::Chunkserver) {
         let held = match node.state {
             NodeState::Up => cluster.count_held(node.info.id, &ids).await.ok(),
             NodeState::Down => None,
         };
-        had.push((node.info.name.clone(), held));
+        servers.push((node.info.name.clone(), held));
     }
-    Ok(had)
+    Ok(Holding { view, servers })
 }
 
 /// Has it committed: all of it in one entry, or nothing.
@@ -232,8 +295,8 @@ async fn send(
     {
         return Err(Failure::Failed(format!(
             "nothing is erased: these are {chunks} chunks that {parents} pages, files and deploys \
-             lead to, which is too much at once (at most {} and {}). Name fewer paths; to be rid \
-             of a whole site, use `atoll site rm`",
+             lead to, which is too much at once (at most {} and {}). Name fewer paths, one part of \
+             the site after the other",
             limits::ERASE_CHUNKS_MAX,
             limits::ERASE_PARENTS_MAX
         )));
@@ -246,6 +309,8 @@ async fn send(
 struct Confirmed {
     edges: Waited,
     servers: ErasedBy,
+    /// Why it could not be asked any further.
+    error: Option<String>,
 }
 
 impl Confirmed {
@@ -269,7 +334,18 @@ impl Confirmed {
         done.cloned().collect()
     }
 
-    fn check(self, timeout: Duration) -> Result<(), Failure> {
+    /// The change is made in any case; who is not known to have confirmed has not.
+    fn check(&self, context: &Context, timeout: Duration) -> Result<(), Failure> {
+        if let Some(error) = &self.error {
+            context.out.note(unknown(error));
+        }
+        self.verdict(timeout)
+    }
+
+    fn verdict(&self, timeout: Duration) -> Result<(), Failure> {
+        if self.error.is_some() {
+            return Err(Failure::Said(Exit::Unconfirmed));
+        }
         let waiting = self.pending();
         if waiting.is_empty() {
             return Ok(());
@@ -278,22 +354,38 @@ impl Confirmed {
     }
 }
 
-/// Waits for everybody, also for those that are down: whatever has the bytes has to confirm.
-async fn confirmations(
+fn unknown(error: &str) -> String {
+    format!(
+        "the change is made, but who has confirmed it cannot be asked any further: {error}. Run the \
+         same command again to see it confirmed"
+    )
+}
+
+/// Waits for everybody, also for those that are down: whatever has the bytes has to confirm. An error
+/// ends it, and does not hide what was known by then: the change is made.
+async fn confirmations(cluster: &Cluster, seq: Seq, timeout: Duration) -> Confirmed {
+    let mut known = Confirmed::default();
+    if let Err(failure) = wait_for_all(cluster, seq, timeout, &mut known).await {
+        known.error = Some(failure.to_string());
+    }
+    known
+}
+
+async fn wait_for_all(
     cluster: &Cluster,
     seq: Seq,
     timeout: Duration,
-) -> Result<Confirmed, Failure> {
+    known: &mut Confirmed,
+) -> Result<(), Failure> {
     let now = Instant::now();
     let until = now.checked_add(timeout);
     loop {
         let left = until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
-        let edges = wait_applied(cluster, seq, Wait::All, left).await?;
-        let servers = cluster.erased_by(seq.0).await?;
-        let confirmed = Confirmed { edges, servers };
+        known.edges = wait_applied(cluster, seq, Wait::All, left).await?;
+        known.servers = cluster.erased_by(seq.0).await?;
         let over = until.is_some_and(|until| Instant::now() >= until);
-        if confirmed.pending().is_empty() || over {
-            return Ok(confirmed);
+        if known.pending().is_empty() || over {
+            return Ok(());
         }
         tokio::time::sleep(ASK_EVERY.min(left)).await;
     }
@@ -303,24 +395,20 @@ async fn confirmations(
 struct Told<'a> {
     meant: Meant,
     found: Holders,
-    had: Vec<(String, Option<u64>)>,
+    holding: Holding,
     seq: Seq,
     confirmed: &'a Confirmed,
     elapsed_ms: Elapsed,
 }
 
-async fn tell(
-    context: &Context,
-    cluster: &Cluster,
-    asked: &Asked,
-    told: Told<'_>,
-) -> Result<(), Failure> {
-    let Told { meant, found, had, seq, confirmed, elapsed_ms } = told;
-    let servers = had.into_iter().map(|(name, chunks)| {
+/// Asks nobody any more: what is done has to be told whatever became of the masters.
+fn tell(context: &Context, asked: &Asked, told: Told<'_>) -> Result<(), Failure> {
+    let Told { meant, found, holding, seq, confirmed, elapsed_ms } = told;
+    let Holding { view, servers } = holding;
+    let servers = servers.into_iter().map(|(name, chunks)| {
         let confirmed = confirmed.servers.done.contains(&name);
         ServerObject { name, chunks, confirmed }
     });
-    let view = cluster.view().await?;
     let edges = &confirmed.edges;
     let done = Done {
         event: "done",
@@ -341,6 +429,7 @@ async fn tell(
         chunkservers: servers.collect(),
         edges_confirmed: confirmed.edges_confirmed(),
         edges_pending: confirmed.edges_pending(),
+        error: confirmed.error.clone(),
         elapsed_ms,
     };
     if context.out.json() {
@@ -370,12 +459,8 @@ fn say(context: &Context, done: &Done, found: &Holders) -> Result<(), Failure> {
     let what = if done.dry_run { "would be erased" } else { "erased" };
     let chunks = text::count(done.chunks as u64, "chunk");
     out.line(format_args!("{what}: {chunks}, {}", text::bytes(done.bytes)))?;
-    for holder in found.all.iter().take(SHOWN) {
-        out.line(format_args!("  {}", holder.shown()))?;
-    }
-    if found.count > SHOWN as u64 {
-        let more = found.count - SHOWN as u64;
-        out.line(format_args!("  and {more} more; --json lists all of them"))?;
+    for line in places(found) {
+        out.line(line)?;
     }
     for ServerObject { name, chunks, confirmed } in &done.chunkservers {
         let had = match chunks {
@@ -385,6 +470,7 @@ fn say(context: &Context, done: &Done, found: &Holders) -> Result<(), Failure> {
         let now = match (done.dry_run, confirmed) {
             (true, _) => "",
             (false, true) => "; confirmed",
+            (false, false) if done.error.is_some() => "; not known to have confirmed",
             (false, false) => "; pending: it erases them when it is back",
         };
         out.line(format_args!("chunkserver {name} {had}{now}"))?;
@@ -399,4 +485,33 @@ fn say(context: &Context, done: &Done, found: &Holders) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn an_error_after_the_change_is_made_means_not_confirmed() {
+        let mut known = Confirmed::default();
+        assert!(known.verdict(Duration::ZERO).is_ok());
+        known.servers.done = vec!["cs-1".to_owned()];
+        known.error = Some("no master answers".to_owned());
+        let failure = known.verdict(Duration::ZERO).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Unconfirmed);
+        known.error = None;
+        known.servers.waiting = vec!["cs-2".to_owned()];
+        assert_eq!(known.verdict(Duration::ZERO).unwrap_err().exit(), Exit::Unconfirmed);
+    }
+
+    #[test]
+    fn what_grew_since_it_was_shown_stops() {
+        let shown = Shown::all_of(&Holders::default());
+        assert!(check_shown(&Holders::default(), &shown).is_ok());
+        let mut grown = Holders::default();
+        grown.all.push(Holder::File("/new.bin".to_owned()));
+        let told = check_shown(&grown, &shown).unwrap_err().to_string();
+        assert!(told.contains("nothing is erased") && told.contains("/new.bin"), "{told}");
+    }
 }

@@ -18,6 +18,7 @@ use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::Pattern;
 use atoll_proto::{ByteName, ChunkId, Code, Content, DeployId, InodeId, SiteName, limits};
 
+use super::erase::Asked;
 use crate::cluster_path::{ClusterPath, unexpected};
 use crate::commands::published::all_deploys;
 use crate::report::Failure;
@@ -49,7 +50,7 @@ impl Meant {
 }
 
 /// Something that loses bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Holder {
     /// A file of a deploy.
     Deploy {
@@ -89,13 +90,15 @@ impl Holder {
         }
     }
 
-    /// Whether it belongs to another than the site.
-    fn is_other(&self, name: &SiteName) -> bool {
+    /// Whether nobody named it: only paths in deploys of the site can be. Whose the pages are that no
+    /// deploy has is not known.
+    fn is_other(&self, asked: &Asked) -> bool {
         match self {
-            Holder::Deploy { site, .. } => site != name,
-            // What is on its way or on its way out; nobody has been told that it is kept.
-            Holder::Unpublished { .. } => false,
-            Holder::File(_) => true,
+            Holder::Deploy { site, path, .. } => {
+                let is_named = |pattern| names(pattern, path.as_bytes());
+                *site != asked.site || !asked.patterns.iter().any(is_named)
+            }
+            Holder::Unpublished { .. } | Holder::File(_) => true,
         }
     }
 }
@@ -107,7 +110,7 @@ pub(super) struct Holders {
     pub(super) all: Vec<Holder>,
     /// How many there are.
     pub(super) count: u64,
-    /// Those that are not of the site in question, as far as they are kept.
+    /// Those that nobody named.
     pub(super) others: Vec<Holder>,
     /// The lists that name lost chunks.
     pub(super) lists: BTreeSet<ChunkId>,
@@ -140,15 +143,39 @@ impl Holders {
         }
     }
 
-    fn note(&mut self, holder: Holder, site: &SiteName) {
+    /// Places that were not there when they were shown first, as text; empty when there are none.
+    pub(super) fn beyond(&self, shown: &Shown) -> Vec<String> {
+        let new = self.all.iter().filter(|holder| !shown.places.contains(*holder));
+        let mut new: Vec<String> = new.map(Holder::shown).collect();
+        if new.is_empty() && self.count > shown.count {
+            new.push(format!("{} places more than before", self.count - shown.count));
+        }
+        new
+    }
+
+    fn note(&mut self, holder: Holder, asked: &Asked) {
         self.count += 1;
-        let other = holder.is_other(site);
+        let other = holder.is_other(asked);
         if other && self.others.len() < PLACES_MAX {
             self.others.push(holder.clone());
         }
         if self.all.len() < PLACES_MAX {
             self.all.push(holder);
         }
+    }
+}
+
+/// What was shown before anything was sent.
+#[derive(Debug)]
+pub(super) struct Shown {
+    places: HashSet<Holder>,
+    count: u64,
+}
+
+impl Shown {
+    /// All of these.
+    pub(super) fn all_of(found: &Holders) -> Shown {
+        Shown { places: found.all.iter().cloned().collect(), count: found.count }
     }
 }
 
@@ -204,10 +231,10 @@ fn contents_of(entry: &Entry) -> impl Iterator<Item = &Content> {
     std::iter::once(&entry.content).chain(entry.variants.iter().map(|variant| &variant.content))
 }
 
-/// Everything that leads to one of these chunks, for the sake of a site.
+/// Everything that leads to one of these chunks, for the sake of what is asked for.
 pub(super) async fn holders(
     cluster: &Cluster,
-    site: &SiteName,
+    asked: &Asked,
     chunks: &BTreeMap<ChunkId, u32>,
 ) -> Result<Holders, Failure> {
     let mut search = Search {
@@ -235,12 +262,12 @@ pub(super) async fn holders(
             search.found.parents.push(parent);
             for path in paths {
                 let holder = Holder::Deploy { site: of.name.clone(), deploy: deploy.id, path };
-                search.found.note(holder, site);
+                search.found.note(holder, asked);
             }
         }
     }
-    search.unreferenced(site).await?;
-    search.namespace(site).await?;
+    search.unreferenced(asked).await?;
+    search.namespace(asked).await?;
     search.found.settle();
     Ok(search.found)
 }
@@ -376,7 +403,7 @@ impl Search<'_> {
     }
 
     /// Pages and lists that were not published yet, or are about to be collected: they count.
-    async fn unreferenced(&mut self, site: &SiteName) -> Result<(), Failure> {
+    async fn unreferenced(&mut self, asked: &Asked) -> Result<(), Failure> {
         for (id, kind) in self.cluster.unreferenced().await? {
             let mut paths = Vec::new();
             let read = match kind {
@@ -391,13 +418,13 @@ impl Search<'_> {
                 Err(error) => return Err(error),
             }
             for path in paths {
-                self.found.note(Holder::Unpublished { page: id, path }, site);
+                self.found.note(Holder::Unpublished { page: id, path }, asked);
             }
         }
         Ok(())
     }
 
-    async fn namespace(&mut self, site: &SiteName) -> Result<(), Failure> {
+    async fn namespace(&mut self, asked: &Asked) -> Result<(), Failure> {
         let root = ClusterPath::parse(std::ffi::OsStr::new("/")).map_err(Failure::Failed)?;
         let mut left = vec![(root, InodeId::ROOT)];
         while let Some((directory, inode)) = left.pop() {
@@ -413,7 +440,7 @@ impl Search<'_> {
                     FileKind::Directory => left.push((path, entry.attr.inode)),
                     FileKind::File if entry.attr.size > 0 => {
                         if self.file_loses(&path, entry.attr.inode).await? {
-                            self.found.note(Holder::File(path.to_string()), site);
+                            self.found.note(Holder::File(path.to_string()), asked);
                         }
                     }
                     FileKind::File | FileKind::Symlink => {}
@@ -437,5 +464,68 @@ impl Search<'_> {
             self.found.parents.push(Parent::File { inode, content: content.id() });
         }
         Ok(!lost.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::time::Duration;
+
+    fn asked(patterns: Vec<Pattern>) -> Asked {
+        let (site, timeout) = ("blog".parse().unwrap(), Duration::ZERO);
+        Asked { site, patterns, everywhere: false, dry_run: false, timeout }
+    }
+
+    fn deploy(site: &str, path: &str) -> Holder {
+        let (site, deploy) = (site.parse().unwrap(), ChunkId::of(site.as_bytes()));
+        Holder::Deploy { site, deploy, path: path.into() }
+    }
+
+    fn unpublished(path: &str) -> Holder {
+        Holder::Unpublished { page: ChunkId::of(b"page"), path: path.into() }
+    }
+
+    fn found(holders: &[Holder], asked: &Asked) -> Holders {
+        let mut found = Holders::default();
+        for holder in holders {
+            found.note(holder.clone(), asked);
+        }
+        found
+    }
+
+    #[test]
+    fn only_named_paths_of_the_site_lose_bytes_without_a_flag() {
+        let of_path = asked(vec![Pattern::Path("/secret.pdf".to_owned())]);
+        let others = [
+            deploy("blog", "index.html"),
+            deploy("blog", RULES),
+            deploy("shop", "secret.pdf"),
+            unpublished("secret.pdf"),
+            Holder::File("/secret.pdf".to_owned()),
+        ];
+        let mut all = others.to_vec();
+        all.insert(0, deploy("blog", "secret.pdf"));
+        let found_some = found(&all, &of_path);
+        assert_eq!(found_some.others, others);
+        assert_eq!((found_some.all, found_some.count), (all, 6));
+        let whole = asked(vec![Pattern::All]);
+        assert_eq!(found(&others, &whole).others, others[2..]);
+    }
+
+    #[test]
+    fn places_that_nobody_was_shown_are_told() {
+        let asked = asked(vec![Pattern::All]);
+        let [one, two] = [deploy("blog", "one"), deploy("shop", "two")];
+        let both = found(&[one.clone(), two.clone()], &asked);
+        let shown = Shown::all_of(&both);
+        assert!(both.beyond(&shown).is_empty());
+        assert!(found(std::slice::from_ref(&one), &asked).beyond(&shown).is_empty(), "fewer");
+        let new = found(&[two, deploy("blog", "three")], &asked).beyond(&shown);
+        assert!(new.len() == 1 && new[0].contains("three"), "{new:?}");
+        // Those of which only the number is known.
+        let more = Holders { count: 7, ..found(&[one], &asked) };
+        assert_eq!(more.beyond(&shown), ["5 places more than before"]);
     }
 }
