@@ -126,7 +126,7 @@ pub const SEARCH_STEPS_MAX: u64 = 16 << 20;
 /// are read.
 pub const LOOKUP_STEPS_MAX: u64 = 16 << 10;
 /// The same for all paths of an invalidation, with everything that its site answers with.
-pub const LOOKUPS_STEPS_MAX: u64 = 1 << 20;
+pub const LOOKUPS_STEPS_MAX: u64 = 16 << 20;
 /// Most files that such a search goes through: more would take more steps than there are.
 pub const SEARCH_FILES_MAX: usize = 2 << 20;
 /// Hosts that rules about one path may name for each to be asked about by itself.

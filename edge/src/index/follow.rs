@@ -356,7 +356,7 @@ mod tests {
         let nothing = [Pattern::Path("/nothing".into())];
         let kept = ChunkId::of(b"a");
         chunks.get(kept, Worth::Use).await.unwrap();
-        let left = Instant::now() + std::time::Duration::from_secs(600);
+        let left = Instant::now() + Duration::from_secs(600);
         invalidate::drop_matching(&index, &table, (&site, &nothing), left).await;
         assert!(chunks.cache().memory(&kept).is_some());
         // All there is to read is at hand, so it would be done before anybody looked at the time.

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use atoll_client::{ClientError, PageSource as _};
 use atoll_proto::content::ExtentList;
@@ -67,7 +68,8 @@ pub(super) async fn meant(
         chunks: HashSet::new(),
         lists: HashSet::new(),
         steps: limits::LOOKUPS_STEPS_MAX,
-        turns: 0,
+        looks: 0,
+        since: Instant::now(),
     };
     meaning.all_beginning(&beginnings(patterns), &scopes).await?;
     let tags: HashSet<String> = (patterns.iter())
@@ -112,8 +114,9 @@ fn begins(beginnings: &[&[u8]], path: &[u8]) -> bool {
     beginnings[..after].last().is_some_and(|own| path.starts_with(own))
 }
 
-/// How often others get their turn: after so many lookups.
-const LOOKUPS_A_TURN: u32 = 32;
+/// After how many lookups or files the clock is looked at, and after how long others get their turn.
+const LOOKUPS_A_LOOK: u32 = 32;
+const TURN: Duration = Duration::from_millis(1);
 /// Steps that a lookup takes, about.
 const LOOKUP_STEPS: u64 = 16;
 
@@ -125,15 +128,19 @@ struct Meaning<'i> {
     lists: HashSet<ChunkId>,
     /// Steps that are left for looking files up one by one.
     steps: u64,
-    turns: u32,
+    looks: u32,
+    /// Since when others had no turn.
+    since: Instant,
 }
 
 impl Meaning<'_> {
     /// Lets others have their turn, once in a while.
     async fn turn(&mut self) {
-        self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(LOOKUPS_A_TURN) {
+        self.looks = self.looks.wrapping_add(1);
+        if self.looks.is_multiple_of(LOOKUPS_A_LOOK) && self.since.elapsed() >= TURN {
             tokio::task::yield_now().await;
+            // Not from before: on a busy edge a turn of others may take longer than its own.
+            self.since = Instant::now();
         }
     }
 

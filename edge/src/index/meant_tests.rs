@@ -17,7 +17,7 @@ fn what_deploys_share_is_of_the_earlier_ones_too() {
         path: path.as_bytes().into(),
         mode: 0o644,
         mtime_ns: 0,
-        content: atoll_proto::Content::from_extents(Vec::new()),
+        content: Content::from_extents(Vec::new()),
         content_type: String::new(),
         header_rule: None,
         variants: Vec::new(),
@@ -122,7 +122,8 @@ async fn lookups_of_an_invalidation_are_paid_for_together_and_a_search_goes_on()
         chunks: HashSet::new(),
         lists: HashSet::new(),
         steps: 2000,
-        turns: 0,
+        looks: 0,
+        since: Instant::now(),
     };
     let mut files = None;
     let mut searches = Vec::new();

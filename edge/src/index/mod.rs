@@ -109,7 +109,7 @@ pub struct Index {
     /// How far the list of erased chunks is known since the start.
     erased: watch::Sender<Option<erased::Known>>,
     /// Held by who takes over what is new of it.
-    erased_turn: tokio::sync::Mutex<()>,
+    erased_turn: Mutex<()>,
 }
 
 impl Index {
@@ -138,7 +138,7 @@ impl Index {
             version: watch::Sender::new(0),
             soft_invalidations: AtomicU64::new(0),
             erased: watch::Sender::new(None),
-            erased_turn: tokio::sync::Mutex::new(()),
+            erased_turn: Mutex::new(()),
         }
     }
 
