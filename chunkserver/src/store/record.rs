@@ -73,6 +73,8 @@ impl Record {
     /// Good bytes were stored.
     pub(super) fn put(old: Option<Self>, len: u32, epoch: Epoch, at_ms: u64) -> Self {
         let live = old.is_some_and(|old| old.live);
+        // A copy made again is as new as what was acknowledged here.
+        let epoch = old.map_or(epoch, |old| old.epoch.max(epoch));
         Self { live, body: Body::Present, len, epoch, at_ms }
     }
 

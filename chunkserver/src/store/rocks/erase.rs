@@ -75,6 +75,11 @@ impl RocksStore {
             wiped.newer += of_some.newer;
             in_segments += of_segments;
         }
+        if wiped.newer > 0 {
+            // The list has changed since: it is asked for again before the long part, in which what
+            // was put since could not be read. What is due then stands in the index.
+            return Ok(wiped);
+        }
         if news || wiped.chunks > 0 {
             self.wipe_leavings()?;
         }
@@ -84,7 +89,7 @@ impl RocksStore {
         if unseen || self.load(Meta::Rewrite)?.is_some_and(|value| value != DONE) {
             self.rewrite(Db::rewrite_chunks)?;
         }
-        if news && wiped.newer == 0 {
+        if news {
             self.note_erased(upto)?;
         }
         Ok(wiped)

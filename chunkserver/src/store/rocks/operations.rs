@@ -1,6 +1,6 @@
 //! The operations of the store: what each reads, and what it changes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -373,8 +373,8 @@ impl RocksStore {
             let refused = Arc::clone(&self.refused.read().unwrap_or_else(PoisonError::into_inner));
             let mut done = Batched::default();
             let mut again = false;
-            let mut seen = HashSet::new();
-            let mut new = Vec::new();
+            let mut seen = HashMap::new();
+            let mut new: Vec<(&NewChunk, Option<Row>)> = Vec::new();
             for chunk in batch {
                 if refused.contains(&chunk.id) {
                     done.refused.push(chunk.id);
@@ -396,12 +396,18 @@ impl RocksStore {
                         edit.set(&chunk.id, old, Some(record));
                         again = true;
                     }
-                } else if seen.insert(chunk.id) {
+                } else if let Some(at) = seen.get(&chunk.id).copied() {
+                    done.known += 1;
+                    // Both are acknowledged, each for its epoch.
+                    let first: &mut (&NewChunk, Option<Row>) = &mut new[at];
+                    if chunk.epoch > first.0.epoch {
+                        first.0 = chunk;
+                    }
+                } else {
+                    seen.insert(chunk.id, new.len());
                     done.written += 1;
                     done.bytes += chunk.bytes.len() as u64;
                     new.push((chunk, old));
-                } else {
-                    done.known += 1;
                 }
             }
             if !new.is_empty() {

@@ -378,6 +378,12 @@ fn erases_nothing_that_was_put_after(store: &dyn ChunkStore) {
         assert_eq!(store.record(id).unwrap().unwrap().epoch, later);
     }
     assert_consistent(store);
+    // Two puts of the same, written together: each is acknowledged for its epoch.
+    let twice = [at(913, EPOCH), at(913, later), at(913, EPOCH)];
+    let done = store.put_batch(&twice).unwrap();
+    assert_eq!((done.written, done.known), (1, 2));
+    assert_eq!(store.record(&twice[0].id).unwrap().unwrap().epoch, later);
+    assert_eq!(store.erase(&[twice[0].id], EPOCH, 2).unwrap().newer, 1);
     // They are erased by what was read since.
     assert_eq!(store.erase(&ids, later, 2).unwrap().chunks, 2);
     assert_consistent(store);

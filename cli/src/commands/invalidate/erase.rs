@@ -132,8 +132,14 @@ pub(super) async fn erase(context: &Context, asked: Asked) -> Result<(), Failure
         wait: millis(total - committed),
         total: millis(total),
     };
-    tell(context, &asked, Told { meant, found, holding, seq, confirmed: &confirmed, elapsed_ms })?;
-    confirmed.check(context, asked.timeout)
+    let told = tell(
+        context,
+        &asked,
+        Told { meant, found, holding, seq, confirmed: &confirmed, elapsed_ms },
+    );
+    // Whoever does not read the report learns all the same that some have not confirmed.
+    confirmed.check(context, asked.timeout)?;
+    told
 }
 
 /// Allows the bytes again.
