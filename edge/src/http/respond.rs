@@ -416,6 +416,12 @@ fn gone() -> Response {
     response
 }
 
+/// Whether this is [`gone`], and not a page that a rule answers 410 with.
+fn is_taken_down(response: &Response) -> bool {
+    let control = response.headers.get(header::CACHE_CONTROL);
+    response.status == StatusCode::GONE && control.is_some_and(|control| control == "no-store")
+}
+
 /// For who cannot use a page: a script that is HTML hides what is wrong.
 fn no_such_file(status: StatusCode) -> Response {
     let text = Bytes::from_static(b"There is no such file on this site.\n");
@@ -425,9 +431,8 @@ fn no_such_file(status: StatusCode) -> Response {
 /// Changes the headers of a file as the site's rules say.
 fn take_effect(effect: &HeaderEffect, response: &mut Response) {
     let status = response.status;
-    let failed =
-        [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE, StatusCode::GONE];
-    if status.is_server_error() || failed.contains(&status) {
+    let failed = [StatusCode::PRECONDITION_FAILED, StatusCode::RANGE_NOT_SATISFIABLE];
+    if status.is_server_error() || failed.contains(&status) || is_taken_down(response) {
         return;
     }
     let multipart = response.headers.get(header::CONTENT_TYPE);
