@@ -4,14 +4,14 @@ use std::pin::Pin;
 
 use atoll_client::Cluster;
 use atoll_proto::ByteName;
-use atoll_proto::namespace::{Attr, FileKind, NamespaceOp};
+use atoll_proto::namespace::{Attr, FileKind, NamespaceOp, NewNode};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::ls::PathParser;
 use super::mkdir::caller;
 use super::mv::{into_directory, sources_and_target, target_of};
-use super::upload::make_link;
+use super::upload::{make_link, put_in_place};
 use crate::cluster_path::{ClusterPath, open, read_dir, read_link, resolve, resolve_following};
 use crate::connect::Context;
 use crate::report::Failure;
@@ -69,9 +69,26 @@ fn copy(cluster: &Cluster, from: ClusterPath, attr: Attr, to: ClusterPath) -> Co
                 let target = read_link(cluster, &from, attr.inode).await?;
                 make_link(cluster, &to, ByteName(target)).await
             }
+            FileKind::Special(special) => {
+                let (mode, umask, exclusive) = (attr.permissions(), 0, true);
+                let (node, caller) = (NewNode::Special(special), caller());
+                put_in_place(cluster, &to, |parent, name| NamespaceOp::Make {
+                    parent,
+                    name,
+                    node,
+                    mode,
+                    umask,
+                    caller,
+                    exclusive,
+                })
+                .await
+            }
             FileKind::Directory => {
-                let op =
-                    NamespaceOp::MakeDirs { path: to.bytes(), mode: attr.mode, caller: caller() };
+                let op = NamespaceOp::MakeDirs {
+                    path: to.bytes(),
+                    mode: attr.permissions(),
+                    caller: caller(),
+                };
                 cluster.namespace(op).await.map_err(Failure::at(&to))?;
                 let entries = read_dir(cluster, &from, attr.inode).await?;
                 let copies: Vec<Copying<'_>> = entries
@@ -99,7 +116,7 @@ async fn copy_file(
     let (attr, content) = open(cluster, from, attr.inode).await?;
     let op = NamespaceOp::PutFile {
         path: to.bytes(),
-        mode: attr.mode,
+        mode: attr.permissions(),
         caller: caller(),
         content,
         mtime_ns: None,

@@ -49,6 +49,8 @@ pub(crate) async fn change(
 ) -> WireResult<MasterResponse> {
     let Numbers { session, number, acked_below } = numbers;
     if let Some(stored) = check_session(master, principal, numbers).await? {
+        let abandons = matches!(change, Change::Abandon);
+        let stored = if abandons { numbered::abandoned(stored) } else { stored };
         let StoredReply { index, reply } = stored;
         return Ok(MasterResponse::Changed { index, reply: reply? });
     }
@@ -146,6 +148,7 @@ async fn prepare(
             Ok(Prepared::Log(LoggedChange::Node(op)))
         }
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
+        Change::Abandon => Ok(Prepared::Log(LoggedChange::Abandon)),
     }
 }
 
@@ -156,6 +159,7 @@ fn prepare_namespace(
     mut op: NamespaceOp,
 ) -> WireResult<Prepared> {
     let (NamespaceOp::Commit { content, receipts, .. }
+    | NamespaceOp::Write { content, receipts, .. }
     | NamespaceOp::PutFile { content, receipts, .. }) = &mut op
     else {
         return Ok(Prepared::Log(LoggedChange::Namespace { op, covered: Vec::new() }));
@@ -210,7 +214,11 @@ fn grows(change: &Change) -> bool {
     match change {
         Change::Namespace(op) => !matches!(
             op,
-            NamespaceOp::Unlink { .. } | NamespaceOp::Rmdir { .. } | NamespaceOp::SetAttr { .. }
+            NamespaceOp::Unlink { .. }
+                | NamespaceOp::Rmdir { .. }
+                | NamespaceOp::SetAttr { .. }
+                | NamespaceOp::DropPrivileges { .. }
+                | NamespaceOp::RemoveXattr { .. }
         ),
         Change::Site(op) => matches!(
             op,
@@ -220,7 +228,7 @@ fn grows(change: &Change) -> bool {
                 | SiteOp::PublishFor { .. }
         ),
         Change::Admit { .. } | Change::TokenCreate { .. } => true,
-        Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) => false,
+        Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) | Change::Abandon => false,
     }
 }
 

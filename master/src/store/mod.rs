@@ -28,6 +28,7 @@ pub(crate) mod tokens;
 mod transaction;
 pub(crate) mod unreferenced;
 pub(crate) mod upgrade;
+pub(crate) mod xattrs;
 
 use serde::de::DeserializeOwned;
 
@@ -35,7 +36,7 @@ pub(crate) use transaction::Transaction;
 
 /// The format of keys and values, kept in the state and in the identity file. A build refuses a
 /// format it does not know and turns an older one into this one ([`upgrade`]).
-pub(crate) const FORMAT_VERSION: u32 = 3;
+pub(crate) const FORMAT_VERSION: u32 = 5;
 /// The oldest format this build can turn into its own.
 pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
 
@@ -121,6 +122,10 @@ pub(crate) enum Family {
     /// What was sealed last of live sites. Key: site name. Value: deploy id. Changed when the site's
     /// directory is sealed anew; deleted with the site, and when it follows another directory.
     Live = 25,
+    /// Extended attributes. Key: inode (u64), name bytes. Value: the attribute's bytes. Changed by
+    /// their owner, and with the permission bits for those that hold access rules; deleted with
+    /// the inode. An inode that has any says so in its mode.
+    Xattr = 30,
 }
 
 impl Family {
@@ -327,7 +332,9 @@ mod tests {
             Family::NodeDuty as u8,
             Family::Leaving as u8,
             Family::Live as u8,
+            Family::Xattr as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=25).collect::<Vec<u8>>());
+        let expected: Vec<u8> = (1..=25).chain([30]).collect();
+        assert_eq!(numbers.to_vec(), expected);
     }
 }

@@ -4,7 +4,8 @@
 //! from the table. It is worked out in small batches, and the new format is written down last: after
 //! a crash on the way everything is done again. Two masters that do this at different log indexes
 //! differ in the times alone, on which no change of the state depends. Format 2 had no settings of
-//! sites ([`sites`]).
+//! sites ([`sites`]). Formats 3 and 4 had no extended attributes, pipes, sockets and devices: a state
+//! without them is one of format 5 as it is.
 
 mod sites;
 
@@ -57,7 +58,9 @@ pub(crate) fn upgrade(rocks: &Rocks) -> Result<(), StoreError> {
         derive_from_objects(rocks)?;
     }
     let mut tx = Transaction::new(rocks);
-    sites::upgrade(&mut tx)?;
+    if record.format < 3 {
+        sites::upgrade(&mut tx)?;
+    }
     meta::set_cluster(&mut tx, &meta::ClusterRecord { format: FORMAT_VERSION, ..record });
     tx.commit_synced()
 }
@@ -232,6 +235,38 @@ mod tests {
         tx.commit().unwrap();
         upgrade(&old.rocks).unwrap();
         assert_eq!(old.dump(), dump);
+    }
+
+    #[test]
+    fn a_state_of_format_3_or_4_is_one_of_format_5_as_it_is() {
+        for format in [3, 4] {
+            is_as_it_was(format);
+        }
+    }
+
+    fn is_as_it_was(format: u32) {
+        let store = TestStore::new();
+        let mut tx = Transaction::new(&store.rocks);
+        meta::set_cluster(&mut tx, &record(format));
+        let site = atoll_proto::publish::Site {
+            name: "blog".parse().unwrap(),
+            domains: vec!["blog.example".to_owned()],
+            created_ms: 5,
+            settings: atoll_proto::site::SiteSettings {
+                live: Some("/sites/blog".to_owned()),
+                ..Default::default()
+            },
+        };
+        super::super::sites::put(&mut tx, &site).unwrap();
+        tx.commit().unwrap();
+        let mut before = store.dump();
+        upgrade(&store.rocks).unwrap();
+        assert_eq!(meta::cluster(&store.rocks).unwrap(), Some(record(FORMAT_VERSION)));
+        let mut after = store.dump();
+        for dump in [&mut before, &mut after] {
+            dump.retain(|(key, _)| key[0] != Family::Meta as u8);
+        }
+        assert_eq!(before, after);
     }
 
     #[test]

@@ -27,13 +27,18 @@ mod membership;
 mod mount;
 mod never_stale;
 mod online;
+mod posix;
+mod programs;
 mod publish;
 mod race;
 mod redeploy;
 mod relay;
 mod resume;
 mod rules;
+mod same_as_disk;
 mod storage;
+mod suites;
+mod two_mounts;
 mod verify;
 
 use std::path::Path;

@@ -1,0 +1,190 @@
+//! Files that several mounts append to.
+
+use super::*;
+
+async fn append(fs: &Fs, handle: u64, record: &str) {
+    fs.write(handle, 0, record.as_bytes(), APPEND).await.unwrap();
+}
+
+async fn close(fs: &Fs, handle: u64) {
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+}
+
+#[test]
+fn appends_of_two_mounts_all_end_up_in_the_file() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"begin\n").await;
+        let a = one.open(inode, WRITE).await.unwrap().handle;
+        let b = two.open(inode, WRITE).await.unwrap().handle;
+        append(&one, a, "one: a record of more than a chunk\n").await;
+        append(&two, b, "two: short\n").await;
+        append(&one, a, "one: more\n").await;
+        two.flush(b).await.unwrap();
+        one.flush(a).await.unwrap();
+        append(&two, b, "two: the last one, which is a longer record\n").await;
+        close(&two, b).await;
+        close(&one, a).await;
+        let expected = "begin\ntwo: short\none: a record of more than a chunk\none: more\n\
+                        two: the last one, which is a longer record\n";
+        assert_eq!(String::from_utf8(fake.committed(inode).unwrap()).unwrap(), expected);
+        // The kernel has pages of it where it was before: the next open drops them.
+        let opened = one.open(inode, READ).await.unwrap();
+        assert!(!opened.keep_cache);
+        one.release(opened.handle);
+        let again = one.open(inode, READ).await.unwrap();
+        assert!(again.keep_cache);
+        one.release(again.handle);
+        // Whoever opens it sees it all, also where it was appended to.
+        assert_eq!(load(&one, "log").await, expected.as_bytes());
+        assert_eq!(one.getattr(inode).await.unwrap().size, expected.len() as u64);
+    });
+}
+
+#[test]
+fn what_is_appended_while_a_commit_is_under_way_comes_after_it() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"").await;
+        let mut writers = Vec::new();
+        for (n, fs) in [one.clone(), two.clone(), one.clone(), two.clone()].into_iter().enumerate()
+        {
+            writers.push(tokio::spawn(async move {
+                let handle = fs.open(inode, WRITE).await.unwrap().handle;
+                for i in 0..25 {
+                    append(&fs, handle, &format!("[{n} {i} {}]", "x".repeat(i))).await;
+                    fs.flush(handle).await.unwrap();
+                }
+                close(&fs, handle).await;
+            }));
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let text = String::from_utf8(fake.committed(inode).unwrap()).unwrap();
+        for n in 0..4 {
+            let mut at = 0;
+            for i in 0..25 {
+                let record = format!("[{n} {i} {}]", "x".repeat(i));
+                let found = text[at..].find(&record).expect("every record, in order, whole");
+                at += found + record.len();
+            }
+        }
+        let total: usize =
+            (0..4).flat_map(|n| (0..25).map(move |i| format!("[{n} {i} ]").len() + i)).sum();
+        assert_eq!(text.len(), total, "nothing twice");
+    });
+}
+
+#[test]
+fn a_change_of_attributes_is_no_reason_to_append_again() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"0123456789").await;
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        append(&one, handle, "abc").await;
+        let set = SetAttrs { mode: Some(0o600), ..SetAttrs::default() };
+        two.setattr(inode, None, set).await.unwrap();
+        close(&one, handle).await;
+        assert_eq!(fake.committed(inode).unwrap(), b"0123456789abc");
+        assert_eq!(two.getattr(inode).await.unwrap().mode, 0o600);
+    });
+}
+
+#[test]
+fn a_file_that_is_also_written_elsewhere_is_this_mounts_when_it_commits() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "f", b"0123456789").await;
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        append(&one, handle, "abc").await;
+        one.write(handle, 0, b"X", HERE).await.unwrap();
+        save_over(&two, inode, b"theirs").await;
+        close(&one, handle).await;
+        assert_eq!(fake.committed(inode).unwrap(), b"X123456789abc");
+    });
+}
+
+async fn save_over(fs: &Fs, inode: InodeId, data: &[u8]) {
+    let handle = fs.open(inode, EMPTY).await.unwrap().handle;
+    fs.write(handle, 0, data, HERE).await.unwrap();
+    close(fs, handle).await;
+}
+
+#[test]
+fn appending_to_a_file_that_was_removed_elsewhere_fails() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"x").await;
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        append(&one, handle, "abc").await;
+        two.unlink(ROOT, "log".into()).await.unwrap();
+        // To ask for attributes does not make it go unsaid.
+        let before = fake.requests.load(Ordering::Relaxed);
+        while fake.requests.load(Ordering::Relaxed) == before {
+            one.getattr(inode).await.unwrap();
+        }
+        let error = one.flush(handle).await.unwrap_err();
+        assert_eq!(errno::of(&error), libc::ESTALE, "{error}");
+    });
+}
+
+#[test]
+fn more_than_the_memory_holds_is_appended_again() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"begin").await;
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        // Five times what may be unsent, and one more writer that waits for room meanwhile.
+        let mut expected = b"begintheirs".to_vec();
+        for n in 0..50_u8 {
+            let record = [n; 26];
+            one.write(handle, 0, &record, APPEND).await.unwrap();
+            expected.extend_from_slice(&record);
+        }
+        let theirs = two.open(inode, WRITE).await.unwrap().handle;
+        append(&two, theirs, "theirs").await;
+        close(&two, theirs).await;
+        let writer = tokio::spawn({
+            let one = one.clone();
+            async move { one.write(handle, 0, &[77; 900], APPEND).await }
+        });
+        one.flush(handle).await.unwrap();
+        writer.await.unwrap().unwrap();
+        close(&one, handle).await;
+        expected.extend_from_slice(&[77; 900]);
+        assert_eq!(fake.committed(inode).unwrap(), expected);
+        assert_eq!(one.unsent_bytes(), 0);
+    });
+}
+
+#[test]
+fn the_kernel_is_told_to_drop_the_pages_of_what_was_moved() {
+    run(async {
+        let fake = Fake::new();
+        let (one, two) = (fs(&fake), fs(&fake));
+        let inode = save(&one, "log", b"begin").await;
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        one.write(handle, 5, b"one", APPEND).await.unwrap();
+        let theirs = two.open(inode, WRITE).await.unwrap().handle;
+        two.write(theirs, 5, b"two", APPEND).await.unwrap();
+        close(&two, theirs).await;
+        two.stale().end();
+        assert_eq!(two.stale().next(), None, "nothing of it was moved there");
+        close(&one, handle).await;
+        assert_eq!(one.stale().next(), Some(inode));
+        // The kernel takes the end to be elsewhere.
+        let handle = one.open(inode, WRITE).await.unwrap().handle;
+        one.write(handle, 8, b"three", APPEND).await.unwrap();
+        assert_eq!(one.stale().next(), Some(inode));
+        close(&one, handle).await;
+        assert_eq!(fake.committed(inode).unwrap(), b"begintwoonethree");
+    });
+}
