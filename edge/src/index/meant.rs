@@ -67,6 +67,7 @@ pub(super) async fn meant(
         index,
         chunks: HashSet::new(),
         lists: HashSet::new(),
+        chunks_max: CHUNKS_MAX,
         steps: limits::LOOKUPS_STEPS_MAX,
         looks: 0,
         since: Instant::now(),
@@ -117,6 +118,8 @@ fn begins(beginnings: &[&[u8]], path: &[u8]) -> bool {
 /// After how many lookups or files the clock is looked at, and after how long others get their turn.
 const LOOKUPS_A_LOOK: u32 = 32;
 const TURN: Duration = Duration::from_millis(1);
+/// Most chunks that an invalidation names; one that means more empties the cache.
+const CHUNKS_MAX: usize = 4 << 20;
 /// Steps that a lookup takes, about.
 const LOOKUP_STEPS: u64 = 16;
 
@@ -124,6 +127,8 @@ const LOOKUP_STEPS: u64 = 16;
 struct Meaning<'i> {
     index: &'i Index,
     chunks: HashSet<ChunkId>,
+    /// Most of them.
+    chunks_max: usize,
     /// Lists whose chunks are among these.
     lists: HashSet<ChunkId>,
     /// Steps that are left for looking files up one by one.
@@ -154,8 +159,13 @@ impl Meaning<'_> {
         self.index.lookup(deploy, path).await
     }
 
+    /// Whether there is room for more chunks: beyond that, emptying the cache is less work.
+    fn check_room(&self) -> Result<(), TooMuch> {
+        if self.chunks.len() > self.chunks_max { Err(TooMuch) } else { Ok(()) }
+    }
+
     /// Adds all chunks of a file and its variants.
-    async fn add(&mut self, entry: &Entry) -> Result<(), ClientError> {
+    async fn add(&mut self, entry: &Entry) -> Result<(), Unclear> {
         self.turn().await;
         let variants = entry.variants.iter().map(|variant| &variant.content);
         for content in std::iter::once(&entry.content).chain(variants) {
@@ -176,11 +186,12 @@ impl Meaning<'_> {
                     let extents = extents.map_err(|error| bad(error.to_string()))?;
                     self.chunks.extend(extents.iter().filter_map(|extent| extent.id));
                     self.lists.insert(*list);
+                    self.check_room()?;
                 }
             }
             self.chunks.extend(direct);
         }
-        Ok(())
+        Ok(self.check_room()?)
     }
 
     /// Adds the files whose paths begin so. Every page is read once, whoever has it.
@@ -210,7 +221,7 @@ impl Meaning<'_> {
         Ok(())
     }
 
-    async fn add_all(&mut self, entries: &[Entry]) -> Result<(), ClientError> {
+    async fn add_all(&mut self, entries: &[Entry]) -> Result<(), Unclear> {
         for entry in entries {
             self.add(entry).await?;
         }
@@ -235,7 +246,7 @@ impl Meaning<'_> {
             files.picked(&own, &earlier, budget)
         };
         let found = search(self.index, work).await?;
-        Ok(self.add_all(&found).await?)
+        self.add_all(&found).await
     }
 
     /// Adds the files that a request for a path may be answered with.
@@ -274,7 +285,7 @@ impl Meaning<'_> {
                 files.picked(&names, &old, budget)
             };
             let found = search(self.index, work).await?;
-            return Ok(self.add_all(&found).await?);
+            return self.add_all(&found).await;
         };
         names.extend(said.files);
         old.extend(said.earlier);

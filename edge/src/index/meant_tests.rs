@@ -120,6 +120,7 @@ async fn lookups_of_an_invalidation_are_paid_for_together_and_a_search_goes_on()
     let mut meaning = Meaning {
         index: &index,
         chunks: HashSet::new(),
+        chunks_max: 100,
         lists: HashSet::new(),
         steps: 2000,
         looks: 0,
@@ -136,6 +137,10 @@ async fn lookups_of_an_invalidation_are_paid_for_together_and_a_search_goes_on()
     assert_eq!(searches.last(), Some(&true), "there are no steps for all");
     assert!(meaning.chunks.contains(&ChunkId::of(b"one")));
     assert!(meaning.chunks.contains(&ChunkId::of(b"none")));
+    // More chunks than there is room for are not gathered.
+    meaning.chunks_max = 1;
+    let found = meaning.by_path(&scope, "/", &mut files).await;
+    assert!(matches!(found, Err(Unclear::TooMuch(_))), "{found:?}");
 }
 
 #[tokio::test]
