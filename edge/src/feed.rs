@@ -1,4 +1,4 @@
-//! The view of the cluster, every two seconds: which shields there are, and what DNS answers.
+//! The view of the cluster, about every two seconds: which shields there are, and what DNS answers.
 //! Sooner while there is nothing in it to go by.
 //!
 //! Started by [`crate::run`]. When the masters are away the last view stays in force.
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use atoll_client::Cluster;
+use atoll_net::retry::Pace;
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::NodeId;
 use atoll_proto::cluster::{ClusterView, NodeState, NodeView};
@@ -36,6 +37,7 @@ pub(crate) async fn run(
     let work = async {
         let mut changes = index.changes();
         let mut failed = false;
+        let mut pace = Pace::new(EVERY);
         let mut last: Option<Arc<ClusterView>> = None;
         loop {
             match cluster.refresh_view().await {
@@ -54,7 +56,8 @@ pub(crate) async fn run(
             }
             // A new site has its name at once: who asks too early is told that there is none, and
             // remembers it for as long as the zone says.
-            let pause = if last.as_deref().is_some_and(is_useful) { EVERY } else { SOON };
+            let useful = last.as_deref().is_some_and(is_useful);
+            let pause = if useful { pace.pause(rand::random()) } else { SOON };
             let due = tokio::time::Instant::now() + pause;
             loop {
                 // All edges and all sites are gone through, which with many of each is more work

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use atoll_client::{ClientError, Cluster};
 use atoll_net::admin::Readiness;
-use atoll_net::retry::Backoff;
+use atoll_net::retry::{Backoff, Pace};
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::cluster::NodeInfo;
 use atoll_proto::master::{MasterRequest, MasterResponse};
@@ -189,13 +189,14 @@ async fn register(cluster: &Cluster, info: &NodeInfo, expected: ClusterId) {
 async fn renew_while_known(uplink: &Uplink, index: &Index, readiness: &watch::Receiver<Readiness>) {
     let mut judged = readiness.clone();
     let mut changes = index.changes();
+    let mut pace = Pace::new(limits::LEASE_RENEW_EVERY);
     loop {
         let ready = judged.borrow_and_update().ready;
         changes.borrow_and_update();
         let renewed = uplink.renew(index, ready).await;
         let pause = match &renewed {
             Ok(Renewed::Unknown) => return,
-            Ok(Renewed::Granted) => limits::LEASE_RENEW_EVERY,
+            Ok(Renewed::Granted) => pace.pause(rand::random()),
             Ok(Renewed::Behind) => BEHIND,
             Err(error) => {
                 tracing::debug!(%error, "the lease is not renewed");

@@ -1,7 +1,8 @@
 //! How long to wait before trying again: pure, so that it is tested by the thousand.
 //!
 //! Whether to retry at all is said by the error ([`crate::call::CallError::retry`]); how often is
-//! the caller's budget. This module only spreads the attempts out.
+//! the caller's budget. This module only spreads out the attempts, and what every node does over and
+//! over.
 
 use std::time::Duration;
 
@@ -45,10 +46,48 @@ impl Backoff {
     }
 }
 
+/// The pauses between what each of many nodes does over and over. Nodes that start together, or that
+/// lost a master together, would otherwise ask the next one together for ever: of 200 edges, the
+/// burst delays whatever comes next to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    period: Duration,
+    begun: bool,
+}
+
+impl Pace {
+    /// Pauses of nine tenths of a period and more, never longer than the period.
+    pub const fn new(period: Duration) -> Pace {
+        Pace { period, begun: false }
+    }
+
+    /// The next pause, with `rng_unit` uniform in `0.0..1.0` (anything outside is clamped). The first
+    /// is anything up to the period.
+    pub fn pause(&mut self, rng_unit: f64) -> Duration {
+        let unit = if rng_unit.is_finite() { rng_unit.clamp(0.0, 1.0) } else { 1.0 };
+        let share = if self.begun { 0.9 + 0.1 * unit } else { unit };
+        self.begun = true;
+        self.period.mul_f64(share).min(self.period)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn nodes_that_start_together_do_not_stay_together() {
+        let mut nodes = [Pace::new(Duration::from_secs(2)); 100];
+        let first = |n: usize| Duration::from_millis(20) * u32::try_from(n).unwrap_or(u32::MAX);
+        for (n, node) in nodes.iter_mut().enumerate() {
+            assert_eq!(node.pause(n as f64 / 100.0), first(n));
+            for unit in [0.0, 0.5, 1.0, f64::NAN, 7.0] {
+                let pause = node.pause(unit);
+                assert!((Duration::from_millis(1_800)..=Duration::from_secs(2)).contains(&pause));
+            }
+        }
+    }
 
     #[test]
     fn the_ceiling_doubles_up_to_the_maximum() {

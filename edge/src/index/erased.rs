@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_client::{ClientError, Cluster};
-use atoll_net::retry::Backoff;
+use atoll_net::retry::{Backoff, Pace};
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::erase::{Erased, ErasedPart};
 use atoll_proto::master::{MasterRequest, MasterResponse};
@@ -82,6 +82,7 @@ pub async fn run(index: Arc<Index>, cluster: Cluster, node: NodeId, shutdown: Sh
             Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5), factor: 2.0 };
         let mut known = index.erased_changes();
         let (mut failures, mut done) = (0, None);
+        let mut pace = Pace::new(limits::WATCH_WAIT_MAX);
         loop {
             let now = *known.borrow_and_update();
             let Some(now) = now else {
@@ -91,7 +92,8 @@ pub async fn run(index: Arc<Index>, cluster: Cluster, node: NodeId, shutdown: Sh
                 }
                 continue;
             };
-            match step(&index, &cluster, node, now, &mut done).await {
+            let wait = pace.pause(rand::random());
+            match step(&index, &cluster, node, now, &mut done, wait).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     // A node that starts is not registered yet.
@@ -117,6 +119,7 @@ async fn step(
     node: NodeId,
     known: Known,
     done: &mut Option<Known>,
+    wait: Duration,
 ) -> Result<(), EraseError> {
     if *done != Some(known) {
         let erased = index.chunks.cache().erase_from_disk().await?;
@@ -126,7 +129,7 @@ async fn step(
         }
         *done = Some(known);
     }
-    let part = ask(cluster, known.upto, Some(node), limits::WATCH_WAIT_MAX).await?;
+    let part = ask(cluster, known.upto, Some(node), wait).await?;
     if part.began != known.began || part.upto > known.upto {
         catch_up(index, cluster).await?;
     }
