@@ -1,93 +1,146 @@
-//! Brings the table to disk behind what is in force: the latest, one write at a time.
+//! Brings the table to disk behind what is in force: the latest, one write at a time, at most about
+//! one a second.
 //!
 //! [`super::Index::put`] hands every table over. Nothing waits for the disk: neither visitors nor a
-//! publish, which a slow disk would hold up. What is on disk when a crash comes is some table of
-//! before, and a restarted edge serves nothing until it has caught up (see [`super::snapshot`]).
+//! publish, which a slow disk would hold up; and edges that hear of a publish at the same moment do
+//! not all write at the same moment. What is on disk when a crash comes is some table of before, and a
+//! restarted edge serves nothing until it has caught up (see [`super::snapshot`]).
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use atoll_net::retry::Pace;
 use tokio::sync::Notify;
 
 use super::snapshot;
 use super::table::Table;
 
+/// How long a table waits for later ones: anything up to this.
+const WAIT: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Keeper {
     dir: PathBuf,
+    /// The longest that a table waits for later ones, while nobody waits for it.
+    wait: Duration,
     state: Mutex<State>,
     /// Told when nothing is left to write.
     idle: Notify,
+    /// Told when somebody waits for that.
+    hurry: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// To be written; a later one takes its place.
     next: Option<Arc<Table>>,
-    /// Whether somebody writes.
+    /// Whether somebody writes, or is about to.
     busy: bool,
+    /// How many wait until everything is written.
+    waiting: usize,
 }
 
 impl Keeper {
     pub(super) fn new(dir: PathBuf) -> Arc<Keeper> {
-        Arc::new(Keeper { dir, state: Mutex::default(), idle: Notify::new() })
+        Keeper::waiting(dir, WAIT)
+    }
+
+    fn waiting(dir: PathBuf, wait: Duration) -> Arc<Keeper> {
+        let (state, idle, hurry) = (Mutex::default(), Notify::new(), Notify::new());
+        Arc::new(Keeper { dir, wait, state, idle, hurry })
     }
 
     /// Stores a table soon, unless a later one comes before that. Inside a Tokio runtime.
     pub(super) fn keep(self: &Arc<Self>, table: Arc<Table>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.next = Some(table);
         if !state.busy {
             state.busy = true;
-            let keeper = self.clone();
-            // It reports its errors itself.
-            drop(atoll_net::task::spawn_blocking("index-store", move || keeper.work()));
+            drop(atoll_net::task::spawn("index-keeper", self.clone().work()));
         }
     }
 
-    /// Waits until the last table that was handed over is stored, or could not be.
+    /// Waits until the last table that was handed over is stored, or could not be. That is at once.
     pub(super) async fn settled(&self) {
+        let _waiting = Waiting::new(self);
+        self.hurry.notify_waiters();
         loop {
             let told = self.idle.notified();
             tokio::pin!(told);
             told.as_mut().enable();
-            if !self.state.lock().unwrap_or_else(PoisonError::into_inner).busy {
+            if !self.state().busy {
                 return;
             }
             told.await;
         }
     }
 
-    fn work(&self) {
-        let _writing = Writing(self);
+    async fn work(self: Arc<Self>) {
+        let mut pace = Pace::new(self.wait);
         loop {
-            let table = {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.busy = state.next.is_some();
-                state.next.take()
+            self.wait_for_more(pace.pause(rand::random())).await;
+            let Some(table) = self.take() else { return };
+            let (keeper, seq) = (self.clone(), table.seq());
+            let store = move || snapshot::store(&keeper.dir, &table);
+            let stored = match atoll_net::task::spawn_blocking("index-store", store).await {
+                Ok(stored) => stored.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
             };
-            let Some(table) = table else { return };
-            if let Err(error) = snapshot::store(&self.dir, &table) {
+            if let Err(error) = stored {
                 metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
-                tracing::warn!(%error, seq = %table.seq(), "the table of sites cannot be stored; \
+                tracing::warn!(error, %seq, "the table of sites cannot be stored; \
                     it is in force all the same, but a restart begins with an older one and \
                     catches up first: is the disk full?");
             }
         }
     }
+
+    /// Waits so long, or until somebody waits for the disk.
+    async fn wait_for_more(&self, pause: Duration) {
+        let hurry = self.hurry.notified();
+        tokio::pin!(hurry);
+        hurry.as_mut().enable();
+        // Nobody waits for nothing.
+        let nobody = {
+            let state = self.state();
+            state.waiting == 0 && state.next.is_some()
+        };
+        if nobody {
+            let _ = tokio::time::timeout(pause, hurry).await;
+        }
+    }
+
+    /// What is to be written; if that is nothing, all who wait are told.
+    fn take(&self) -> Option<Arc<Table>> {
+        let mut state = self.state();
+        let next = state.next.take();
+        state.busy = next.is_some();
+        drop(state);
+        if next.is_none() {
+            self.idle.notify_waiters();
+        }
+        next
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Somebody writes. However that ends, the next table is written by somebody else.
-struct Writing<'a>(&'a Keeper);
+/// Somebody waits, until this is dropped.
+struct Waiting<'a>(&'a Keeper);
 
-impl Drop for Writing<'_> {
+impl Waiting<'_> {
+    fn new(keeper: &Keeper) -> Waiting<'_> {
+        keeper.state().waiting += 1;
+        Waiting(keeper)
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // After an orderly end another may write already.
-        if std::thread::panicking() {
-            metrics::counter!("atoll_edge_index_store_errors_total").increment(1);
-            self.0.state.lock().unwrap_or_else(PoisonError::into_inner).busy = false;
-        }
-        self.0.idle.notify_waiters();
+        self.0.state().waiting -= 1;
     }
 }
 
@@ -121,20 +174,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_does_not_end_the_writing() {
+    async fn what_nobody_waits_for_is_stored_too() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::new(dir.path().to_owned());
-        keeper.state.lock().unwrap().busy = true;
-        let writer = keeper.clone();
-        let panicked = std::thread::spawn(move || {
-            let _writing = Writing(&writer);
-            panic!("as a bug would");
-        });
-        assert!(panicked.join().is_err());
-        keeper.settled().await;
-        keeper.keep(table(3));
-        keeper.settled().await;
-        assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(3));
+        let keeper = Keeper::waiting(dir.path().to_owned(), Duration::from_millis(50));
+        for seq in 1..=20 {
+            keeper.keep(table(seq));
+        }
+        let stored = || snapshot::load(dir.path(), CLUSTER).map(|table| table.seq());
+        let stored = async {
+            while stored() != Some(Seq(20)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), stored).await.unwrap();
+    }
+
+    /// Without the hurry, this takes hours.
+    #[tokio::test]
+    async fn who_waits_for_the_disk_does_not_wait_for_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper::waiting(dir.path().to_owned(), Duration::from_secs(1_000_000));
+        for seq in 1..=20 {
+            keeper.keep(table(seq));
+            // The writer waits already, every other time.
+            if seq % 2 == 0 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::timeout(Duration::from_secs(60), keeper.settled()).await.unwrap();
+            assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(seq));
+        }
     }
 
     #[tokio::test]
