@@ -4,6 +4,7 @@ mod erase;
 mod holders;
 
 use atoll_proto::publish::{Pattern, SiteOp};
+use atoll_proto::tags::check_tag;
 use clap::Args;
 
 use super::published::{Concluded, conclude};
@@ -25,7 +26,8 @@ use crate::report::Failure;
 --erase is for takedowns: it takes the bytes of these files, as they are in any deploy of the site,
 from every edge, every shield and every chunkserver, and waits for all of them, also for those that
 are down. When anything else has the same bytes (they are shared by hash, also in parts of files),
-it erases nothing and names it. What loses bytes is shown before it happens; --dry-run only shows.
+it erases nothing and names it. With --tag, these files are those that have the tag at their own
+name or clean URL in any deploy of the site; what rules rewrite to them does not count. What loses bytes is shown before it happens; --dry-run only shows.
 Nobody can store them again before --unerase. It needs a token with admin and read."
 )]
 pub(crate) struct InvalidateArgs {
@@ -38,7 +40,7 @@ pub(crate) struct InvalidateArgs {
     #[arg(long = "prefix", value_name = "PREFIX", group = "what", value_parser = rooted)]
     prefixes: Vec<String>,
     /// Everything with this cache tag
-    #[arg(long = "tag", value_name = "TAG", group = "what")]
+    #[arg(long = "tag", value_name = "TAG", group = "what", value_parser = tag)]
     tags: Vec<String>,
     /// The whole site
     #[arg(long, group = "what")]
@@ -47,7 +49,7 @@ pub(crate) struct InvalidateArgs {
     #[arg(long)]
     soft: bool,
     /// Take the bytes of these files from every cache and from the store, for ever
-    #[arg(long, conflicts_with_all = ["soft", "tags"])]
+    #[arg(long, conflicts_with = "soft")]
     erase: bool,
     /// Allow bytes again that were erased: they come back when the files are deployed again
     #[arg(long, conflicts_with_all = ["soft", "tags", "erase"])]
@@ -69,6 +71,10 @@ fn rooted(typed: &str) -> Result<String, String> {
     } else {
         Err("it must start with '/', as the path of a URL does".to_owned())
     }
+}
+
+fn tag(typed: &str) -> Result<String, String> {
+    check_tag(typed).map(|()| typed.to_owned())
 }
 
 /// Does it.

@@ -18,6 +18,7 @@ use atoll_proto::rules::answers::{Answers, Unanswered, answers, closed_answers, 
 use atoll_proto::rules::bearers::{Bearers, SiteFiles, bearers};
 use atoll_proto::rules::budget::{Budget, TooMuch};
 use atoll_proto::rules::decide::{Lookups, Need};
+use atoll_proto::tags::folded;
 use atoll_proto::{ChunkId, Content, DeployId, limits};
 
 use super::Index;
@@ -504,11 +505,6 @@ impl Lookups for Known {
     fn exists(&self, path: &[u8]) -> Option<bool> {
         self.0.get(path).copied()
     }
-}
-
-/// A tag as it is compared.
-fn folded(tag: &str) -> String {
-    tag.to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! single-page application or says that nothing is there. A path that is known in full is asked
 //! about in full. Where rules with wildcards meet rules with wildcards, any file that the one may
 //! lead to counts as one that the other may be about: too many, never too few.
+//!
+//! A takedown is about less, for ever, and not a file more: [`tagged`].
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -13,7 +15,7 @@ use super::answers::{
 };
 use super::budget::{Budget, TooMuch};
 use super::decide::{Lookups, path_of};
-use super::html;
+use super::html::{self, Resolved};
 use super::pattern::{self, Pattern, Segment};
 use super::request::is_loaded;
 use super::template::{Captures, Part};
@@ -55,33 +57,65 @@ pub fn bearers(
     files: &SiteFiles,
     budget: &mut Budget<'_>,
 ) -> Result<Bearers, TooMuch> {
-    let mut gives = Vec::with_capacity(rules.set.headers.len());
-    for rule in &rules.set.headers {
-        budget.spend(1)?;
-        let mut any = false;
-        for change in &rule.changes {
-            any = may_give(change, wanted, budget)?;
-            if any {
-                break;
-            }
-        }
-        gives.push(any);
-    }
-    if !gives.contains(&true) {
+    let Some(mut search) = Search::new(rules, wanted, files, budget)? else {
         return Ok(Bearers::default());
-    }
-    let mut search = Search {
-        rules,
-        wanted,
-        gives,
-        files,
-        found: Bearers::default(),
-        shapes: HashSet::new(),
-        asked: HashSet::new(),
-        budget,
     };
     search.run()?;
     Ok(search.found)
+}
+
+/// Why the files that have a tag cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// It would take too long.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
+    /// It depends on the host.
+    #[error(
+        "rules about /{} name many hosts, or hosts with placeholders: whether it has the tag cannot \
+         be told",
+        String::from_utf8_lossy(.0)
+    )]
+    Hosts(Vec<u8>),
+}
+
+/// The files of a deploy that have a tag that is `wanted` at their own name, or at the clean URL that
+/// they are the page of, at any host. Rules that rewrite or redirect are not asked: what leads to a
+/// file under another name says nothing about what the file is.
+///
+/// # Errors
+/// When the budget does not suffice, or it depends on hosts that cannot be gone through.
+pub fn tagged(
+    rules: &Rules,
+    wanted: &dyn Fn(&str) -> bool,
+    files: &HashSet<Vec<u8>>,
+    budget: &mut Budget<'_>,
+) -> Result<HashSet<Vec<u8>>, Untold> {
+    let mut found = HashSet::new();
+    let none = SiteFiles::default();
+    let Some(mut search) = Search::new(rules, wanted, &none, budget)? else { return Ok(found) };
+    let mut exists = |path: &[u8]| Ok::<_, TooMuch>(files.contains(path));
+    for file in files {
+        search.budget.spend(1)?;
+        for (path, directory) in own_urls(file) {
+            if path != *file {
+                let page = html::resolve(rules.set.html, &path, directory, &mut exists)?;
+                if !matches!(page, Some(Resolved::File(page)) if page == *file) {
+                    continue;
+                }
+            }
+            let Some(giving) = search.giving(&path, directory)? else { continue };
+            match search.hosts_with(&giving, (&path, directory))? {
+                None => return Err(Untold::Hosts(path)),
+                Some(hosts) if hosts.is_empty() => {}
+                Some(_) => {
+                    found.insert(file.clone());
+                    break;
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Steps that making the headers of one answer takes, about.
@@ -130,6 +164,13 @@ struct Search<'r, 's> {
     budget: &'r mut Budget<'s>,
 }
 
+/// Rules of `_headers` about a path, of which one may give a tag that is wanted.
+struct Giving {
+    about: Vec<u32>,
+    /// Whether each of those that may names one host, or none.
+    few: bool,
+}
+
 /// Paths by which a rule may lead to a file.
 enum Way {
     /// This one.
@@ -138,7 +179,38 @@ enum Way {
     Paths(Vec<Segment>),
 }
 
-impl Search<'_, '_> {
+impl<'r, 's> Search<'r, 's> {
+    /// `None` when no rule of `_headers` gives the tag.
+    fn new(
+        rules: &'r Rules,
+        wanted: &'r dyn Fn(&str) -> bool,
+        files: &'r SiteFiles,
+        budget: &'r mut Budget<'s>,
+    ) -> Result<Option<Self>, TooMuch> {
+        let mut gives = Vec::with_capacity(rules.set.headers.len());
+        for rule in &rules.set.headers {
+            budget.spend(1)?;
+            let mut any = false;
+            for change in &rule.changes {
+                any = may_give(change, wanted, budget)?;
+                if any {
+                    break;
+                }
+            }
+            gives.push(any);
+        }
+        Ok(gives.contains(&true).then(|| Search {
+            rules,
+            wanted,
+            gives,
+            files,
+            found: Bearers::default(),
+            shapes: HashSet::new(),
+            asked: HashSet::new(),
+            budget,
+        }))
+    }
+
     fn run(&mut self) -> Result<(), TooMuch> {
         for file in &self.files.own {
             self.budget.spend(1)?;
@@ -186,12 +258,27 @@ impl Search<'_, '_> {
 
     /// Adds what a path may be answered with where its headers have the tag.
     fn ask(&mut self, path: Vec<u8>, directory: bool) -> Result<(), TooMuch> {
+        let Some(giving) = self.giving(&path, directory)? else { return Ok(()) };
+        if !self.asked.insert((path.clone(), directory)) {
+            return Ok(());
+        }
+        let Some(hosts) = self.hosts_with(&giving, (&path, directory))? else {
+            return self.answered((&path, directory), None);
+        };
+        for host in &hosts {
+            self.answered((&path, directory), Some(host))?;
+        }
+        Ok(())
+    }
+
+    /// The rules of `_headers` about a path, if one of them may give the tag.
+    fn giving(&mut self, path: &[u8], directory: bool) -> Result<Option<Giving>, TooMuch> {
         let rules = self.rules;
         let set = &rules.set;
-        let segments = pattern::segments(set.dialect, &path, directory);
+        let segments = pattern::segments(set.dialect, path, directory);
         let (about, nodes) = rules.headers.all_candidates(&segments);
         self.budget.spend(1 + nodes + about.len())?;
-        let mut giving = Vec::new();
+        let (mut gives, mut few) = (false, true);
         for number in &about {
             if self.gives.get(*number as usize) != Some(&true) {
                 continue;
@@ -199,28 +286,37 @@ impl Search<'_, '_> {
             let Some(rule) = set.headers.get(*number as usize) else { continue };
             self.budget.spend(1 + rule.source.search_work())?;
             if rule.source.captured_at_any_host(set.dialect, &segments).is_some() {
-                giving.push(&rule.source);
+                gives = true;
+                few &= rule.source.one_host();
             }
         }
-        if giving.is_empty() || !self.asked.insert((path.clone(), directory)) {
-            return Ok(());
-        }
+        Ok(gives.then_some(Giving { about, few }))
+    }
+
+    /// The hosts, of those at which rules about a path differ, where its headers have the tag; `None`
+    /// when they cannot be gone through.
+    fn hosts_with(
+        &mut self,
+        giving: &Giving,
+        (path, directory): (&[u8], bool),
+    ) -> Result<Option<Vec<String>>, TooMuch> {
+        let Giving { about, few } = giving;
+        let set = &self.rules.set;
         // The hosts that placeholders stand for cannot be gone through.
-        let few = giving.iter().all(|source| source.one_host());
-        let hosts = if few { self.hosts_at(&segments, &about)? } else { None };
-        let Some(hosts) = hosts else {
-            return self.answered((&path, directory), None);
-        };
+        let segments = pattern::segments(set.dialect, path, directory);
+        let hosts = if *few { self.hosts_at(&segments, about)? } else { None };
+        let Some(hosts) = hosts else { return Ok(None) };
         let own = about.iter().filter_map(|at| set.headers.get(*at as usize));
         let own = own.map(|rule| 2 + rule.source.search_work() + rule.changes.len());
         let work = HEADERS_STEPS + own.sum::<usize>();
-        for host in &hosts {
+        let mut with = Vec::new();
+        for host in hosts {
             self.budget.spend(work)?;
-            if self.has_tag(&path, directory, host)? {
-                self.answered((&path, directory), Some(host))?;
+            if self.has_tag(path, directory, &host)? {
+                with.push(host);
             }
         }
-        Ok(())
+        Ok(Some(with))
     }
 
     /// Adds what a path is answered with at a host, or at any.

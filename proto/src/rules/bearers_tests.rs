@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
+use crate::rules::RuleSet;
 use crate::rules::answers::closed_answers;
 use crate::rules::decide::{Decision, Outcome, Question};
 use crate::rules::parse::{Sources, parse};
@@ -225,6 +226,58 @@ fn wanted(tag: &str) -> bool {
     tag.eq_ignore_ascii_case("t1")
 }
 
+/// The files that are answered with the tag when there are no rules that lead elsewhere, and those
+/// with the tag at their own name, which may be answered with a redirect to the clean one.
+fn tagged_by_asking(mut headers: RuleSet, own: &HashSet<Vec<u8>>) -> HashSet<Vec<u8>> {
+    headers.spa = false;
+    let rules = Rules::new(headers);
+    let files = SiteFiles { own: own.clone(), earlier: HashSet::new() };
+    let mut found = HashSet::new();
+    for (path, directory) in urls() {
+        for host in ["blog.example", "o.example"] {
+            let question = Question::new(&rules, asked(&path, directory, host, false, ""));
+            let sent = question.headers().headers.into_iter();
+            let sent: Vec<_> = sent.filter_map(|(name, value)| Some((name, value?))).collect();
+            if !has_wanted(&sent) {
+                continue;
+            }
+            match question.decide(&files).unwrap().outcome {
+                Outcome::File { path } => drop(found.insert(path)),
+                _ if !directory && own.contains(&path) => drop(found.insert(path.clone())),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_takedown_by_tag_takes_no_page_that_only_says_that_nothing_is_there() {
+    let rules = read("/x/* /a.html 200\n", "/x/*\n  Cache-Tag: t1\n/a\n  Cache-Tag: t2\n");
+    let files = named(["a.html", "404.html", "x/y"].map(str::to_owned));
+    let stop = AtomicBool::new(false);
+    for (tag, expected) in [("t1", "x/y"), ("t2", "a.html")] {
+        let mut budget = Budget::new(limits::SEARCH_STEPS_MAX, &stop);
+        let found = tagged(&rules, &|own| own == tag, &files, &mut budget).unwrap();
+        assert_eq!(found, named([expected.to_owned()]));
+    }
+}
+
+#[test]
+fn what_depends_on_hosts_without_number_is_not_guessed() {
+    let text = "https://:any.example.com/a\n  Cache-Tag: t1\n";
+    let sources = Sources { redirects: None, headers: Some(text.as_bytes()) };
+    let settings = SiteSettings { dialect: Dialect::Pages, ..Default::default() };
+    let rules = Rules::new(parse(sources, &settings).unwrap());
+    let files = named(["a".to_owned(), "b".to_owned()]);
+    let stop = AtomicBool::new(false);
+    let mut budget = Budget::new(limits::SEARCH_STEPS_MAX, &stop);
+    let told = tagged(&rules, &wanted, &files, &mut budget).unwrap_err();
+    assert_eq!(told, Untold::Hosts(b"a".to_vec()));
+    let mut budget = Budget::new(3, &stop);
+    assert_eq!(tagged(&rules, &wanted, &files, &mut budget), Err(Untold::TooMuch(TooMuch)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
@@ -275,6 +328,10 @@ proptest! {
                 }
             }
         }
+        let stop = AtomicBool::new(false);
+        let mut budget = Budget::new(limits::SEARCH_STEPS_MAX, &stop);
+        let found = tagged(&model.rules, &wanted, &model.files.own, &mut budget).unwrap();
+        prop_assert_eq!(found, tagged_by_asking(read("", &headers).unwrap(), &model.files.own));
         let found = search(&model.rules, &wanted, &model.files);
         prop_assert!(found.own.is_superset(&model.borne.own), "{found:?} {:?}", model.borne);
         prop_assert!(found.earlier.is_superset(&model.borne.earlier), "{found:?}");

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
 
-use super::{number, text, word};
+use super::{leader, number, text, word};
 
 const SITE: &str = "blog";
 const OTHER: &str = "shop";
@@ -320,4 +320,76 @@ async fn what_was_erased_after_a_backup_may_come_back_with_it() -> Result<()> {
     takedown.ensure_answers(410, &first).await?;
     takedown.wait_clean(&[Node::chunkserver(1), Node::edge(1)])?;
     takedown.cluster.finish()
+}
+
+/// By a tag that only the second deploy gives, while the leader and a chunkserver are killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_by_tag_outlives_the_leader_and_a_server() -> Result<()> {
+    let seed = seed::or(63);
+    let cluster = DevCluster::builder().masters(3).seed(seed).start()?;
+    let mut rng = seed::rng(seed);
+    let (secret, kept) = (random(&mut rng, 300_000), random(&mut rng, 30_000));
+    let source = cluster.work().join("tagged");
+    std::fs::create_dir_all(source.join("people"))?;
+    for (path, bytes) in [("people/one.pdf", &secret), ("people/two.pdf", &kept)] {
+        std::fs::write(source.join(path), bytes)?;
+    }
+    std::fs::write(source.join("404.html"), "nothing is here")?;
+    std::fs::write(source.join("index.html"), "before there were tags")?;
+    cluster.deploy(&source, SITE)?;
+    let headers = "/people/one.pdf\n  Cache-Tag: staff, Case-7\n/files/*\n  Cache-Tag: case-7\n";
+    std::fs::write(source.join("_headers"), headers)?;
+    std::fs::write(source.join("_redirects"), "/files/* /people/two.pdf 200\n")?;
+    cluster.deploy(&source, SITE)?;
+
+    let by_tag = ["invalidate", SITE, "--tag", "case-7", "--erase", "--json"];
+    let planned = cluster.atoll(&[&by_tag[..], &["--dry-run"]].concat())?.ok()?.last()?;
+    // What a rule rewrites to it, or says that it is not there, does not have the tag; the same file
+    // of the deploy without tags has it.
+    ensure!(planned["paths"] == serde_json::json!(["people/one.pdf"]), "{planned}");
+    ensure!(number(&planned, "places_count") == 2 && number(&planned, "chunks") == 1, "{planned}");
+
+    let disks = [Node::chunkserver(1), Node::chunkserver(2), Node::chunkserver(3)];
+    let marker = &secret[150_000..150_000 + MARKER];
+    let folder = |node: Node| cluster.data().join("nodes").join(node.to_string());
+    for node in disks {
+        let held = format!("the secret on the disk of {node}");
+        wait::holds(&held, TIMEOUT, || holds(&folder(node), marker))?;
+    }
+    // It is not over before this one has confirmed.
+    cluster.freeze(disks[2])?;
+    let running = cluster.start_atoll(&by_tag)?;
+    let (_, edge) = cluster.edges().into_iter().next().context("an edge")?;
+    let mut visitor = cluster.visit(Version::H1, edge, SITE).await?;
+    let until = std::time::Instant::now() + TIMEOUT;
+    while visitor.get("/people/one.pdf").await?.status != 410 {
+        ensure!(std::time::Instant::now() < until, "the edge still has it");
+    }
+    let leader = Node::master(leader(&cluster)?);
+    cluster.tell(format_args!("kill -9 {leader} and {}", disks[2]));
+    cluster.kill9(leader)?;
+    cluster.kill9(disks[2])?;
+    cluster.start_node(leader)?;
+    cluster.start_node(disks[2])?;
+    // Who cannot ask any further who has confirmed says so; and asking again makes nobody do it twice.
+    let told = running.finish(TIMEOUT * 2)?;
+    ensure!(matches!(told.code, Some(0 | 6)), "{told}");
+    let whole = cluster.atoll(&by_tag)?.ok()?.last()?;
+    let servers = whole["chunkservers"].as_array().context("chunkservers")?;
+    let confirmed = |server: &Value| server["confirmed"] == true && server["chunks"] == 0;
+    ensure!(servers.len() == 3 && servers.iter().all(confirmed), "{whole}");
+    for node in disks {
+        ensure!(!holds(&folder(node), marker), "{node} has confirmed, and has it");
+    }
+    for (name, edge) in cluster.edges() {
+        let mut visitor = cluster.visit(Version::H2, edge, SITE).await?;
+        ensure!(visitor.get("/people/one.pdf").await?.status == 410, "{name}");
+        for path in ["/people/two.pdf", "/files/x"] {
+            let answer = visitor.get(path).await?;
+            ensure!(answer.status == 200 && answer.body == kept, "{name} {path}: {answer:?}");
+        }
+        ensure!(visitor.get("/missing").await?.status == 404, "{name}");
+    }
+    cluster.wait_healthy()?;
+    cluster.finish()
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use atoll_testbed::http::Version;
 use atoll_testbed::{DevCluster, Node, Tree, seed, wait};
 
-use super::{ensure_served_everywhere, text, word};
+use super::{ensure_served_everywhere, leader, text, word};
 
 const SITE: &str = "blog";
 const LIVE: &str = "/sites/blog";
@@ -140,11 +140,4 @@ async fn a_rollback_of_a_live_site_stays_whoever_leads_until_the_next_change() -
     cluster.json(&["rollback", SITE])?;
     served(&cluster, "/", Some("three")).await?;
     cluster.finish()
-}
-
-fn leader(cluster: &DevCluster) -> Result<u64> {
-    let status = cluster.atoll(&["status", "--json"])?.last()?;
-    let masters = status["masters"].as_array().cloned().unwrap_or_default();
-    let leader = masters.iter().find(|master| master["role"] == "leader");
-    leader.and_then(|leader| leader["id"].as_u64()).ok_or_else(|| anyhow::anyhow!("{status}"))
 }

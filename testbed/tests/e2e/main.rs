@@ -133,3 +133,11 @@ async fn log_of(cluster: &DevCluster, site: &str) -> Result<Vec<Entry>> {
     };
     Ok(entries.into_iter().filter_map(entry).collect())
 }
+
+/// The number of the master that leads.
+fn leader(cluster: &DevCluster) -> Result<u64> {
+    let status = cluster.atoll(&["status", "--json"])?.last()?;
+    let masters = status["masters"].as_array().cloned().unwrap_or_default();
+    let leader = masters.iter().find(|master| master["role"] == "leader");
+    leader.and_then(|leader| leader["id"].as_u64()).ok_or_else(|| anyhow::anyhow!("{status}"))
+}

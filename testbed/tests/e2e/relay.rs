@@ -11,7 +11,7 @@ use atoll_testbed::metrics::Scrape;
 use atoll_testbed::{DevCluster, Node, seed, wait};
 use serde_json::{Value, json};
 
-use super::number;
+use super::{leader, number};
 
 const SITE: &str = "news";
 const PATH: &str = "/version.txt";
@@ -135,10 +135,7 @@ async fn another_master_leads_and_edges_go_on_through_their_shield() -> Result<(
     let edge = Node::edge(1);
     cluster.deploy(&version(&cluster, "one")?, SITE)?;
     until_heard(&cluster, edge, "shield")?;
-    let status = cluster.atoll(&["status", "--json"])?.last()?;
-    let masters = status["masters"].as_array().context("there are masters")?;
-    let leader = masters.iter().find(|master| master["role"] == "leader");
-    let leader = leader.and_then(|it| it["id"].as_u64()).with_context(|| format!("{status}"))?;
+    let leader = leader(&cluster)?;
     cluster.kill9(Node::master(leader))?;
     let done = cluster.deploy(&version(&cluster, "two")?, SITE)?;
     confirmed(&done, &json!([]))?;

@@ -243,7 +243,7 @@ async fn look(
         )));
     }
     progress.say("looking for who else has these bytes".to_owned());
-    let found = holders(cluster, asked, &meant.chunks).await?;
+    let found = holders(cluster, asked, &meant).await?;
     progress.clear();
     let others = &found.others;
     if !others.is_empty() && !everywhere && !asked.dry_run {

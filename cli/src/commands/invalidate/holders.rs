@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use atoll_client::manifest::entries;
+use atoll_client::rules::of_deploy;
 use atoll_client::{Cluster, PageSource};
 use atoll_edge::index::invalidate::names;
 use atoll_proto::content::ExtentList;
@@ -16,6 +19,9 @@ use atoll_proto::manifest::{Entry, Page};
 use atoll_proto::master::{MasterRequest, MasterResponse, ObjectKind};
 use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::Pattern;
+use atoll_proto::rules::bearers::{self, Untold};
+use atoll_proto::rules::budget::Budget;
+use atoll_proto::tags::folded;
 use atoll_proto::{ByteName, ChunkId, Code, Content, DeployId, InodeId, SiteName, limits};
 
 use super::erase::Asked;
@@ -26,6 +32,8 @@ use crate::text;
 
 /// Places that are kept; more are only counted.
 const PLACES_MAX: usize = 100_000;
+/// Most steps that finding the files with a tag may take: some minutes for each deploy.
+const STEPS_MAX: u64 = 1 << 32;
 /// What stands for the rules of a deploy in place of a path.
 const RULES: &str = "(its rules)";
 
@@ -36,6 +44,8 @@ pub(super) struct Meant {
     pub(super) chunks: BTreeMap<ChunkId, u32>,
     /// The paths at which they are in deploys of the site, with what is there.
     pub(super) paths: BTreeMap<ByteName, BTreeSet<ChunkId>>,
+    /// Those of the paths that have a tag that is meant in some deploy.
+    pub(super) tagged: BTreeSet<ByteName>,
 }
 
 impl Meant {
@@ -92,11 +102,12 @@ impl Holder {
 
     /// Whether nobody named it: only paths in deploys of the site can be. Whose the pages are that no
     /// deploy has is not known.
-    fn is_other(&self, asked: &Asked) -> bool {
+    fn is_other(&self, asked: &Asked, tagged: &BTreeSet<ByteName>) -> bool {
         match self {
             Holder::Deploy { site, path, .. } => {
-                let is_named = |pattern| names(pattern, path.as_bytes());
-                *site != asked.site || !asked.patterns.iter().any(is_named)
+                let by_pattern = |pattern| names(pattern, path.as_bytes());
+                let is_named = asked.patterns.iter().any(by_pattern) || tagged.contains(path);
+                *site != asked.site || !is_named
             }
             Holder::Unpublished { .. } | Holder::File(_) => true,
         }
@@ -153,9 +164,9 @@ impl Holders {
         new
     }
 
-    fn note(&mut self, holder: Holder, asked: &Asked) {
+    fn note(&mut self, holder: Holder, asked: &Asked, tagged: &BTreeSet<ByteName>) {
         self.count += 1;
-        let other = holder.is_other(asked);
+        let other = holder.is_other(asked, tagged);
         if other && self.others.len() < PLACES_MAX {
             self.others.push(holder.clone());
         }
@@ -185,11 +196,18 @@ pub(super) async fn meant(
     site: &SiteName,
     patterns: &[Pattern],
 ) -> Result<Meant, Failure> {
-    let mut contents: HashMap<ChunkId, (Content, BTreeSet<ByteName>)> = HashMap::new();
+    let mut contents = Contents::default();
     let mut meant = Meant::default();
+    let tags = tags(patterns);
     let mut seen = HashSet::new();
     let mut left: Vec<ChunkId> = Vec::new();
     for deploy in all_deploys(cluster, site).await? {
+        if !tags.is_empty() {
+            for entry in tagged(cluster, deploy.id, &tags).await? {
+                meant.tagged.insert(entry.path.clone());
+                contents.add(&entry);
+            }
+        }
         left.push(deploy.id);
         while let Some(id) = left.pop() {
             if !seen.insert(id) {
@@ -202,19 +220,12 @@ pub(super) async fn meant(
                     let is_meant = |entry: &&Entry| {
                         patterns.iter().any(|pattern| names(pattern, entry.path.as_bytes()))
                     };
-                    for entry in entries.iter().filter(is_meant) {
-                        for content in contents_of(entry) {
-                            let at = contents.entry(content.id());
-                            let (_, paths) =
-                                at.or_insert_with(|| (content.clone(), BTreeSet::new()));
-                            paths.insert(entry.path.clone());
-                        }
-                    }
+                    entries.iter().filter(is_meant).for_each(|entry| contents.add(entry));
                 }
             }
         }
     }
-    for (content, paths) in contents.into_values() {
+    for (content, paths) in contents.0.into_values() {
         let extents = cluster.extents(&content).await?;
         let chunks: BTreeMap<ChunkId, u32> =
             extents.iter().filter_map(|extent| Some((extent.id?, extent.len))).collect();
@@ -227,6 +238,58 @@ pub(super) async fn meant(
     Ok(meant)
 }
 
+/// Contents, and the paths at which they are.
+#[derive(Default)]
+struct Contents(HashMap<ChunkId, (Content, BTreeSet<ByteName>)>);
+
+impl Contents {
+    fn add(&mut self, entry: &Entry) {
+        for content in contents_of(entry) {
+            let at = self.0.entry(content.id());
+            let (_, paths) = at.or_insert_with(|| (content.clone(), BTreeSet::new()));
+            paths.insert(entry.path.clone());
+        }
+    }
+}
+
+/// The tags among the patterns, as they are compared.
+fn tags(patterns: &[Pattern]) -> HashSet<String> {
+    let tag = |pattern: &Pattern| match pattern {
+        Pattern::Tag(tag) => Some(folded(tag)),
+        Pattern::Path(_) | Pattern::Prefix(_) | Pattern::All => None,
+    };
+    patterns.iter().filter_map(tag).collect()
+}
+
+/// The files of a deploy that have one of the tags, by the rules of that deploy.
+async fn tagged(
+    cluster: &Cluster,
+    deploy: DeployId,
+    tags: &HashSet<String>,
+) -> Result<Vec<Entry>, Failure> {
+    let rules = of_deploy(cluster, deploy).await?;
+    if rules.set().headers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let entries = entries(cluster, deploy).await?;
+    let tags = tags.clone();
+    let work = move || {
+        let files = entries.iter().map(|entry| entry.path.as_bytes().to_vec()).collect();
+        let (wanted, never) = (|tag: &str| tags.contains(&folded(tag)), AtomicBool::new(false));
+        let found = bearers::tagged(&rules, &wanted, &files, &mut Budget::new(STEPS_MAX, &never))?;
+        let has = |entry: &Entry| found.contains(entry.path.as_bytes());
+        Ok::<_, Untold>(entries.into_iter().filter(has).collect())
+    };
+    let found = atoll_net::task::spawn_blocking("tags", work).await;
+    let found = found.map_err(|error| Failure::Failed(error.to_string()))?;
+    found.map_err(|error| {
+        Failure::Failed(format!(
+            "nothing is erased: deploy {}: {error}. Name the files by --path or --prefix",
+            deploy.short()
+        ))
+    })
+}
+
 fn contents_of(entry: &Entry) -> impl Iterator<Item = &Content> {
     std::iter::once(&entry.content).chain(entry.variants.iter().map(|variant| &variant.content))
 }
@@ -235,11 +298,12 @@ fn contents_of(entry: &Entry) -> impl Iterator<Item = &Content> {
 pub(super) async fn holders(
     cluster: &Cluster,
     asked: &Asked,
-    chunks: &BTreeMap<ChunkId, u32>,
+    meant: &Meant,
 ) -> Result<Holders, Failure> {
     let mut search = Search {
         cluster,
-        chunks,
+        chunks: &meant.chunks,
+        tagged: &meant.tagged,
         pages: HashMap::new(),
         unaffected: HashSet::new(),
         lists: HashMap::new(),
@@ -262,7 +326,7 @@ pub(super) async fn holders(
             search.found.parents.push(parent);
             for path in paths {
                 let holder = Holder::Deploy { site: of.name.clone(), deploy: deploy.id, path };
-                search.found.note(holder, asked);
+                search.found.note(holder, asked, &meant.tagged);
             }
         }
     }
@@ -275,6 +339,8 @@ pub(super) async fn holders(
 struct Search<'a> {
     cluster: &'a Cluster,
     chunks: &'a BTreeMap<ChunkId, u32>,
+    /// Paths that are named by their tag.
+    tagged: &'a BTreeSet<ByteName>,
     /// What was read of pages with something that loses bytes in or below them.
     pages: HashMap<ChunkId, Arc<Below>>,
     /// The other pages.
@@ -418,7 +484,7 @@ impl Search<'_> {
                 Err(error) => return Err(error),
             }
             for path in paths {
-                self.found.note(Holder::Unpublished { page: id, path }, asked);
+                self.found.note(Holder::Unpublished { page: id, path }, asked, self.tagged);
             }
         }
         Ok(())
@@ -440,7 +506,7 @@ impl Search<'_> {
                     FileKind::Directory => left.push((path, entry.attr.inode)),
                     FileKind::File if entry.attr.size > 0 => {
                         if self.file_loses(&path, entry.attr.inode).await? {
-                            self.found.note(Holder::File(path.to_string()), asked);
+                            self.found.note(Holder::File(path.to_string()), asked, self.tagged);
                         }
                     }
                     FileKind::File | FileKind::Symlink => {}
@@ -490,7 +556,7 @@ mod tests {
     fn found(holders: &[Holder], asked: &Asked) -> Holders {
         let mut found = Holders::default();
         for holder in holders {
-            found.note(holder.clone(), asked);
+            found.note(holder.clone(), asked, &BTreeSet::from(["tagged.pdf".into()]));
         }
         found
     }
@@ -510,6 +576,13 @@ mod tests {
         let found_some = found(&all, &of_path);
         assert_eq!(found_some.others, others);
         assert_eq!((found_some.all, found_some.count), (all, 6));
+        // Whichever deploy of the site has it, also one whose rules do not give the tag; not others.
+        let by_tag = asked(vec![Pattern::Tag("t".to_owned())]);
+        let mut tagged = others.to_vec();
+        tagged.extend([deploy("blog", "tagged.pdf"), deploy("shop", "tagged.pdf")]);
+        let mut beside = others.to_vec();
+        beside.push(deploy("shop", "tagged.pdf"));
+        assert_eq!(found(&tagged, &by_tag).others, beside);
         let whole = asked(vec![Pattern::All]);
         assert_eq!(found(&others, &whole).others, others[2..]);
     }
