@@ -4,13 +4,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atoll_client::{Cluster, DeployError, DeployOptions, DeployProgress, DeployReport};
-use atoll_proto::{AliasName, DeployId, SiteName};
+use atoll_client::{
+    ClientError, Cluster, DeployError, DeployOptions, DeployProgress, DeployReport,
+};
+use atoll_proto::{AliasName, Code, DeployId, SiteName, WireError};
 use clap::Args;
 use serde::Serialize;
 
 use super::published::{
-    DeployName, DeployText, deploy_url, down_said, edges_said, unconfirmed, url,
+    DeployName, DeployText, check_alias, deploy_url, down_said, edges_said, unconfirmed, url,
 };
 use crate::args::{AliasArgs, ExpiresArgs, RuleArgs, WaitArgs};
 use crate::connect::Context;
@@ -98,7 +100,20 @@ impl IfCurrent {
     async fn find(&self, cluster: &Cluster, site: &SiteName) -> Result<Option<DeployId>, Failure> {
         match self {
             Self::Nothing => Ok(None),
-            Self::Deploy(name) => name.find(cluster, site).await.map(Some),
+            // A whole id needs no list: whether the alias points at it is the master's to say. One that
+            // is not there is not what the alias points at.
+            Self::Deploy(name) => match name.whole() {
+                Some(id) => Ok(Some(id)),
+                None => match name.find_if_any(cluster, site).await? {
+                    Some(id) => Ok(Some(id)),
+                    None => Err(Failure::Client(ClientError::Refused(WireError::new(
+                        Code::Conflict,
+                        format!(
+                            "site {site} has no deploy {name} (any more): nothing points at it"
+                        ),
+                    )))),
+                },
+            },
         }
     }
 }
@@ -144,6 +159,7 @@ struct ElapsedObject {
 /// Does it.
 pub(crate) async fn run(context: &Context, args: DeployArgs) -> Result<(), Failure> {
     args.expires.check(&args.alias.alias)?;
+    check_alias(&args.site, &args.alias.alias)?;
     // First what needs no cluster: a tree that cannot be deployed is told at once.
     let started = std::time::Instant::now();
     let scanned = scan_tree(context, &args).await?;

@@ -9,8 +9,10 @@ use atoll_proto::{AliasName, SiteName};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::published::{DeployName, DeployText, all_deploys, deploy_url, site_and_aliases, url};
-use crate::args::SiteArg;
+use super::published::{
+    DeployName, DeployText, all_deploys, deploy_url, site_and_aliases, url, wait_for,
+};
+use crate::args::{SiteArg, WaitArgs};
 use crate::connect::Context;
 use crate::report::Failure;
 use crate::{table, text};
@@ -51,7 +53,7 @@ pub(crate) enum DeploysCommand {
     /// Forget a deploy that no alias points at
     #[command(after_help = "EXAMPLES
   atoll deploys rm blog 4f1d20aa")]
-    Rm(OneDeploy),
+    Rm(RmDeploy),
 }
 
 /// A deploy of a site.
@@ -62,6 +64,15 @@ pub(crate) struct OneDeploy {
     /// Id of the deploy, or its first digits
     #[arg(value_name = "ID")]
     deploy: DeployName,
+}
+
+/// A deploy that is to go.
+#[derive(Debug, Args)]
+pub(crate) struct RmDeploy {
+    #[command(flatten)]
+    one: OneDeploy,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Two deploys of a site.
@@ -344,12 +355,13 @@ fn total(changes: &[Difference]) -> String {
     )
 }
 
-async fn remove(context: &Context, cluster: &Cluster, one: OneDeploy) -> Result<(), Failure> {
+async fn remove(context: &Context, cluster: &Cluster, rm: RmDeploy) -> Result<(), Failure> {
+    let RmDeploy { one, wait } = rm;
     let site = one.site.site;
     let deploy = one.deploy.find(cluster, &site).await?;
-    cluster.site(SiteOp::RemoveDeploy { site: site.clone(), deploy }).await?;
+    let published = cluster.site(SiteOp::RemoveDeploy { site: site.clone(), deploy }).await?;
     context.out.note(format_args!("removed deploy {} of {site}", text::short(&deploy)));
-    Ok(())
+    wait_for(context, cluster, &published, &wait).await
 }
 
 #[cfg(test)]

@@ -149,7 +149,8 @@ pub(crate) async fn addresses(url: &Uri, resolve: &[Resolve]) -> Result<Vec<Sock
         return Ok(vec![(told.addr, port).into()]);
     }
     // RFC 6761 §6.3: names under localhost are the loopback address.
-    if name == "localhost" || name.ends_with(".localhost") {
+    let relative = name.strip_suffix('.').unwrap_or(&name);
+    if relative == "localhost" || relative.ends_with(".localhost") {
         return Ok(vec![(Ipv4Addr::LOCALHOST, port).into()]);
     }
     let found = tokio::net::lookup_host((name.as_str(), port))

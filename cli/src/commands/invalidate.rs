@@ -3,6 +3,7 @@
 mod erase;
 mod holders;
 
+use atoll_edge::http::path::{self, BadPath};
 use atoll_proto::publish::{Pattern, SiteOp};
 use atoll_proto::tags::check_tag;
 use clap::Args;
@@ -12,8 +13,8 @@ use crate::args::{SiteArg, WaitArgs, WaitFor};
 use crate::connect::Context;
 use crate::report::Failure;
 
-/// Make every edge drop (or with --soft revalidate) cached answers of a site. A deploy does not
-/// need this: it never serves old content
+/// Make every edge drop its copies of files of a site. A deploy does not need this: it never serves
+/// old content
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("what").required(true).multiple(true),
@@ -45,7 +46,7 @@ pub(crate) struct InvalidateArgs {
     /// The whole site
     #[arg(long, group = "what")]
     all: bool,
-    /// Revalidate instead of drop
+    /// Drop nothing: edges have no answers that could be stale, and only count it
     #[arg(long)]
     soft: bool,
     /// Take the bytes of these files from every cache and from the store, for ever
@@ -65,11 +66,19 @@ pub(crate) struct InvalidateArgs {
     wait: WaitArgs,
 }
 
+/// A path, or the beginning of one, as a URL has it.
 fn rooted(typed: &str) -> Result<String, String> {
-    if typed.starts_with('/') {
-        Ok(typed.to_owned())
-    } else {
-        Err("it must start with '/', as the path of a URL does".to_owned())
+    if !typed.starts_with('/') {
+        return Err("it must start with '/', as the path of a URL does".to_owned());
+    }
+    if typed.contains(['?', '#']) {
+        let why = "give the path of the URL alone; a '?' in a file's name is '%3F', a '#' is '%23'";
+        return Err(why.to_owned());
+    }
+    match path::parse(typed.as_bytes()) {
+        Err(BadPath::Malformed(why)) => Err(format!("{why}; a '%' in a file's name is '%25'")),
+        // Longer than any file's: it names none.
+        Ok(_) | Err(BadPath::Impossible) => Ok(typed.to_owned()),
     }
 }
 
@@ -103,4 +112,27 @@ pub(crate) async fn run(context: &Context, args: InvalidateArgs) -> Result<(), F
         cluster.site(SiteOp::Invalidate { site: site.clone(), patterns, soft: args.soft }).await?;
     let change = Concluded { site: &site, alias: None, published, wait: &args.wait, started };
     conclude(context, &cluster, change, |_, edges| format!("invalidated {site}{edges}")).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_path_of_a_url_is_refused() {
+        for fine in ["/", "/my%20docs/", "/a//b", "/100%25.txt", "/é"] {
+            assert_eq!(rooted(fine).as_deref(), Ok(fine));
+        }
+        for (bad, why) in [
+            ("a", "start with"),
+            ("/100%.txt", "%25"),
+            ("/a%zz", "%25"),
+            ("/a?x=1", "%3F"),
+            ("/a#b", "%23"),
+            ("/a/../b", ".."),
+            ("/a%00", "NUL"),
+        ] {
+            assert!(rooted(bad).is_err_and(|told| told.contains(why)), "{bad}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use atoll_proto::publish::SiteOp;
 use clap::Args;
 
-use super::published::{Concluded, DeployName, conclude};
+use super::published::{Concluded, DeployName, check_alias, conclude};
 use crate::args::{AliasArgs, ExpiresArgs, SiteArg, WaitArgs};
 use crate::connect::Context;
 use crate::report::Failure;
@@ -35,6 +35,7 @@ pub(crate) async fn run(context: &Context, args: PromoteArgs) -> Result<(), Fail
     let started = std::time::Instant::now();
     let cluster = context.cluster().await?;
     let site = args.site.site;
+    check_alias(&site, &args.alias.alias)?;
     let deploy = Some(args.deploy.find(&cluster, &site).await?);
     let alias = args.alias.alias;
     let if_current = None;

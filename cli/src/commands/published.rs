@@ -2,6 +2,7 @@
 //! the edges, the URL, the final object.
 
 use atoll_client::{Cluster, wait_applied};
+use atoll_edge::index::host::deploy_digits;
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::publish::{Alias, Deploy, Published, Site};
@@ -58,6 +59,12 @@ impl Serialize for DeployText {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeployName(String);
 
+impl std::fmt::Display for DeployName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl std::str::FromStr for DeployName {
     type Err = String;
 
@@ -73,17 +80,33 @@ impl std::str::FromStr for DeployName {
 }
 
 impl DeployName {
-    /// The one deploy of the site that it names.
+    /// The id, where all of it was typed. Whether there is such a deploy is another matter.
+    pub(crate) fn whole(&self) -> Option<DeployId> {
+        self.0.parse().ok()
+    }
+
+    /// The one deploy of the site that it names. A whole id is looked for, too: that of another
+    /// site's deploy or of none is an error here, and not only where its pages cannot be read.
     pub(crate) async fn find(
         &self,
         cluster: &Cluster,
         site: &SiteName,
     ) -> Result<DeployId, Failure> {
-        if let Ok(id) = self.0.parse() {
-            return Ok(id);
-        }
         let all = all_deploys(cluster, site).await?;
         self.pick(site, all.into_iter().map(|deploy| deploy.id))
+    }
+
+    /// The same, or `None` when the site has no such deploy.
+    pub(crate) async fn find_if_any(
+        &self,
+        cluster: &Cluster,
+        site: &SiteName,
+    ) -> Result<Option<DeployId>, Failure> {
+        let all = all_deploys(cluster, site).await?;
+        if !all.iter().any(|deploy| deploy.id.to_string().starts_with(&self.0)) {
+            return Ok(None);
+        }
+        self.pick(site, all.into_iter().map(|deploy| deploy.id)).map(Some)
     }
 
     fn pick(
@@ -239,6 +262,43 @@ pub(crate) fn down_said(down: &[String]) -> Option<String> {
     }
 }
 
+/// Waits for the edges to have a change that has no result of its own to show.
+pub(crate) async fn wait_for(
+    context: &Context,
+    cluster: &Cluster,
+    published: &Published,
+    wait: &WaitArgs,
+) -> Result<(), Failure> {
+    let waited = wait_applied(cluster, published.seq, wait.wait(), wait.timeout()).await?;
+    if let Some(said) = down_said(&waited.down) {
+        context.out.note(format_args!("atoll: {said}"));
+    }
+    unconfirmed(waited.waiting, wait)
+}
+
+/// Refuses an alias under which a site would have no host name, or one that a deploy may have.
+pub(crate) fn check_alias(site: &SiteName, alias: &AliasName) -> Result<(), Failure> {
+    if *alias == AliasName::production() {
+        return Ok(());
+    }
+    let label = format!("{alias}--{site}");
+    if label.len() > limits::SITE_NAME_BYTES_MAX {
+        return Err(Failure::Usage(format!(
+            "alias {alias} is too long: {label} would be a part of its host name, which may have {} \
+             characters, so {} are left for an alias of this site",
+            limits::SITE_NAME_BYTES_MAX,
+            limits::SITE_NAME_BYTES_MAX.saturating_sub(site.as_str().len() + 2)
+        )));
+    }
+    if deploy_digits(alias).is_some() {
+        return Err(Failure::Usage(format!(
+            "alias {alias} looks like the digits of a deploy, whose host name never changes what it \
+             shows: put a letter beyond f into it"
+        )));
+    }
+    Ok(())
+}
+
 /// Exit code 6, when all edges were to be waited for and some did not confirm.
 pub(crate) fn unconfirmed(waiting: Vec<String>, wait: &WaitArgs) -> Result<(), Failure> {
     if waiting.is_empty() || wait.wait != WaitFor::All {
@@ -272,6 +332,22 @@ mod tests {
     }
 
     #[test]
+    fn an_alias_must_be_a_part_of_a_host_name_and_no_deploy() {
+        let site: SiteName = "blog".parse().unwrap();
+        let check = |alias: &str| check_alias(&site, &alias.parse().unwrap());
+        for fine in ["production", "pr-7", "deadbee", "deadbeef-1", &"a1z".repeat(19)] {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
+        for (bad, why) in
+            [("deadbeef", "digits"), ("0123456789", "digits"), (&"x".repeat(58), "57")]
+        {
+            let refused = check(bad).unwrap_err();
+            assert_eq!(refused.exit(), crate::report::Exit::Usage);
+            assert!(refused.to_string().contains(why), "{refused}");
+        }
+    }
+
+    #[test]
     fn a_site_has_a_url() {
         let (site, production) = ("blog".parse().unwrap(), AliasName::production());
         let preview: AliasName = "pr-7".parse().unwrap();
@@ -295,6 +371,12 @@ mod tests {
         assert_eq!(name.pick(&site, [one, two].into_iter()).unwrap(), one);
         assert!(name.pick(&site, [two].into_iter()).unwrap_err().to_string().contains("no deploy"));
         assert!(name.pick(&site, [one, one].into_iter()).is_err());
+        assert_eq!(name.whole(), None);
+        let whole: DeployName = two.to_string().parse().unwrap();
+        assert_eq!(whole.whole(), Some(two));
+        assert_eq!(whole.pick(&site, [one, two].into_iter()).unwrap(), two);
+        let failure = whole.pick(&site, [one].into_iter()).unwrap_err().to_string();
+        assert!(failure.contains("no deploy of blog"), "{failure}");
         for bad in ["", "1111", "xyzxyz", "11111A", &"1".repeat(65)] {
             assert!(bad.parse::<DeployName>().is_err(), "{bad}");
         }

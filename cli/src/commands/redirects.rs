@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use atoll_edge::http::path::{self, BadPath, SitePath};
 use atoll_proto::rules::decide::{Lookups, Need, Outcome, Question};
+use atoll_proto::rules::effect::HeaderEffect;
 use atoll_proto::rules::request::{Facts, Visitor, navigates};
 use atoll_proto::rules::{HEADERS_FILE, REDIRECTS_FILE, Rules};
 use atoll_proto::site::SiteSettings;
@@ -172,12 +173,18 @@ fn answered(
         Failure::Failed(format!("{path:?} cannot be looked up"))
     })?;
     let text = |path: Vec<u8>| String::from_utf8_lossy(&path).into_owned();
-    let (status, file, location) = match decision.outcome {
-        Outcome::File { path } => (200, Some(text(path)), None),
-        Outcome::Redirect { status, location } => (status, None, Some(location)),
-        Outcome::NotFound { status, page, .. } => (status, page.map(text), None),
+    let (status, file, location, effect) = match decision.outcome {
+        Outcome::File { path } => (200, Some(text(path)), None, question.headers()),
+        Outcome::Redirect { status, location } => {
+            (status, None, Some(location), HeaderEffect::default())
+        }
+        Outcome::NotFound { status, page: Some(page), .. } => {
+            (status, Some(text(page)), None, question.headers().of_missing())
+        }
+        Outcome::NotFound { status, page: None, .. } => {
+            (status, None, None, HeaderEffect::default())
+        }
     };
-    let effect = if file.is_some() { question.headers() } else { Default::default() };
     let set = rules.set();
     let rule = decision.rule.and_then(|number| set.redirects.get(number as usize));
     let line = |file, line| LineObject { file, line };

@@ -9,8 +9,8 @@ use atoll_proto::{AliasName, limits};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::published::{DeployText, site_and_aliases, url};
-use crate::args::{RuleArgs, SiteArg};
+use super::published::{DeployText, site_and_aliases, url, wait_for};
+use crate::args::{RuleArgs, SiteArg, WaitArgs};
 use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::report::Failure;
@@ -51,7 +51,7 @@ takes effect with the next deploy, and for a site that follows a directory at on
     /// Remove a site with its aliases and deploys
     #[command(after_help = "EXAMPLES
   atoll site rm blog")]
-    Rm(SiteArg),
+    Rm(RmSite),
 }
 
 /// A site and what its owner chooses.
@@ -62,6 +62,15 @@ pub(crate) struct SiteConfig {
     site: SiteName,
     #[command(flatten)]
     choices: Choices,
+}
+
+/// A site that is to go.
+#[derive(Debug, Args)]
+pub(crate) struct RmSite {
+    #[command(flatten)]
+    site: SiteArg,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// A site and what is to change.
@@ -75,6 +84,8 @@ pub(crate) struct SetConfig {
     /// Follow no directory any more
     #[arg(long, conflicts_with = "live")]
     no_live: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// What its owner chooses; what is not given stays as it is, or gets its default.
@@ -185,19 +196,20 @@ pub(crate) async fn run(context: &Context, command: SiteCommand) -> Result<(), F
             shown(context, &cluster, &site).await
         }
         SiteCommand::Set(set) => {
-            let site = set.config.site.clone();
+            let (site, wait) = (set.config.site.clone(), set.wait.clone());
             let changes = set.changes();
             if changes.is_empty() {
                 return Err(Failure::Usage("name what to change: `atoll site set --help`".into()));
             }
-            cluster.site(SiteOp::Configure { site: site.clone(), changes }).await?;
-            shown(context, &cluster, &site).await
+            let published = cluster.site(SiteOp::Configure { site: site.clone(), changes }).await?;
+            shown(context, &cluster, &site).await?;
+            wait_for(context, &cluster, &published, &wait).await
         }
         SiteCommand::Show(SiteArg { site }) => shown(context, &cluster, &site).await,
-        SiteCommand::Rm(SiteArg { site }) => {
-            cluster.site(SiteOp::Remove { site: site.clone() }).await?;
+        SiteCommand::Rm(RmSite { site: SiteArg { site }, wait }) => {
+            let published = cluster.site(SiteOp::Remove { site: site.clone() }).await?;
             context.out.note(format_args!("removed site {site}"));
-            Ok(())
+            wait_for(context, &cluster, &published, &wait).await
         }
         SiteCommand::Ls => list(context, &cluster).await,
     }

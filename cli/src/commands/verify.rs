@@ -1,6 +1,7 @@
 //! `atoll verify`: whether a URL is served as a deploy says, to the last byte.
 
 mod judge;
+mod standing;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -12,8 +13,6 @@ use atoll_edge::http::path::{self, BadPath, SitePath};
 use atoll_edge::http::proof as edge_proof;
 use atoll_edge::rules::ask;
 use atoll_proto::manifest::proof::{Proof, Proven};
-use atoll_proto::master::{MasterRequest, MasterResponse};
-use atoll_proto::publish::Alias;
 use atoll_proto::rules::decide::Question;
 use atoll_proto::rules::request::Facts;
 use atoll_proto::{DeployId, limits};
@@ -22,8 +21,10 @@ use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
-use self::judge::{Judge, Verdict};
+use self::judge::{Judge, Kept, Verdict};
+use self::standing::{Sites, Standing};
 use super::get;
+use super::published::DeployName;
 use crate::connect::Context;
 use crate::fetch::{Fetch, Head, Receiver, fetch, host, roots};
 use crate::report::{Exit, Failure};
@@ -43,19 +44,21 @@ const TRIES: usize = 3;
 
 The proof comes from the cluster of the client configuration, else from the edge itself, which is
 enough with --deploy: an edge cannot make a proof for a deploy that you name. With a cluster, and
-without --deploy, the deploy must also be the one that the site's alias points at now.
+without --deploy, the deploy must also be one that may be served there: the one that the site's alias
+points at now, or that the host names by its digits.
 Exit code 1 with what differs.")]
 pub(crate) struct VerifyArgs {
     /// What to check
     #[arg(value_name = "URL", value_parser = get::url)]
     url: Uri,
-    /// The deploy that must be served, such as `deploy --json` printed it
+    /// Id of the deploy that must be served; where the cluster can be asked its first digits are
+    /// enough
     #[arg(long, value_name = "ID")]
-    deploy: Option<DeployId>,
+    deploy: Option<DeployName>,
     /// Take the proof from this file and ask nobody but the edge for the URL
     #[arg(long, value_name = "FILE")]
     proof: Option<PathBuf>,
-    /// Write the proof to this file
+    /// Write the proof to this file, if nothing differs
     #[arg(long, value_name = "FILE")]
     save_proof: Option<PathBuf>,
     /// Ask this edge, whatever the host's addresses are
@@ -81,9 +84,10 @@ struct VerifyObject<'a> {
     etag: Option<String>,
     content_type: Option<&'a str>,
     location: Option<&'a str>,
-    /// Whether the alias was seen to point at the deploy; null when nobody was asked.
+    /// Whether the deploy may be served there now; null when nobody was asked.
     current: Option<bool>,
-    proof: ProofObject,
+    /// Null when it may not.
+    proof: Option<ProofObject>,
     differs: &'a [String],
 }
 
@@ -107,16 +111,23 @@ pub(crate) async fn run(context: &Context, args: VerifyArgs) -> Result<(), Failu
         (None, Ok(_)) => Some(context.cluster().await?),
         _ => None,
     };
+    let wanted = match &args.deploy {
+        Some(name) => Some(Box::pin(wanted(name, &args.url, cluster.as_ref())).await?),
+        None => None,
+    };
     let mut tries = 1;
     loop {
-        let round = Box::pin(round(&args, &asked, &edge, cluster.as_ref())).await?;
+        let round = Box::pin(round(&args, &asked, &edge, cluster.as_ref(), wanted)).await?;
         // A publish between two questions looks like a lie; a lie stays one.
         if round.judged.is_err() && tries < TRIES && args.proof.is_none() {
             tries += 1;
             continue;
         }
-        if let Some(file) = &args.save_proof {
-            std::fs::write(file, round.proof.encode()).map_err(Failure::file("write", file))?;
+        // What an answer differs from may be what the edge itself proved.
+        if let (Some(file), Ok(_), Some((proof, _))) =
+            (&args.save_proof, &round.judged, &round.proof)
+        {
+            std::fs::write(file, proof.encode()).map_err(Failure::file("write", file))?;
         }
         return say(context, &args, round);
     }
@@ -133,12 +144,30 @@ fn site_path(url: &Uri) -> Result<SitePath, Failure> {
     }
 }
 
+/// The deploy that `--deploy` names: one of the site that the URL is of, where a cluster is at hand.
+async fn wanted(
+    name: &DeployName,
+    url: &Uri,
+    cluster: Option<&Cluster>,
+) -> Result<DeployId, Failure> {
+    let Some(cluster) = cluster else {
+        let partial = "--deploy needs all 64 digits of the id where no cluster is asked";
+        return name.whole().ok_or_else(|| Failure::Usage(partial.to_owned()));
+    };
+    let sites = Sites::of(cluster).await?;
+    let place = sites.place(host(url));
+    let (site, _) = place.map_err(|what| Failure::Failed(format!("{url}: {what}")))?;
+    name.find(cluster, &site.site.name).await
+}
+
 /// What one round found out.
 struct Round {
-    proof: Proof,
-    source: ProofObject,
+    deploy: DeployId,
+    /// What it was judged by; `None` when the deploy may not be served there at all.
+    proof: Option<(Proof, ProofObject)>,
     status: StatusCode,
-    current: Option<bool>,
+    /// How the deploy stands to the host, where a cluster was asked.
+    standing: Option<Standing>,
     judged: Result<Verdict, Vec<String>>,
 }
 
@@ -147,46 +176,52 @@ async fn round(
     asked: &SitePath,
     edge: &Edge,
     cluster: Option<&Cluster>,
+    wanted: Option<DeployId>,
 ) -> Result<Round, Failure> {
-    let (proof, source) = match &args.proof {
-        Some(file) => (load(file)?, "file"),
-        None => {
-            let claimed = match args.deploy {
-                Some(deploy) => deploy,
-                None => edge.claimed().await?,
-            };
-            match cluster {
-                Some(cluster) => {
-                    let mut names = edge_proof::names(asked);
-                    let rules = atoll_client::rules::of_deploy(cluster, claimed).await?;
-                    let question = Question::new(&rules, edge.facts(asked));
-                    let decided = atoll_client::rules::decide(cluster, claimed, &question).await?;
-                    names.extend(decided.1.names());
-                    (manifest::prove(cluster, claimed, &names).await?, "cluster")
-                }
-                None => (edge.proof().await?, "edge"),
+    let facts = edge.facts(asked);
+    let mut standing = None;
+    let (proof, source) = match (&args.proof, cluster) {
+        (Some(file), _) => (load(file)?, "file"),
+        (None, None) => {
+            if wanted.is_none() {
+                edge.claimed().await?;
             }
+            (edge.proof().await?, "edge")
+        }
+        (None, Some(cluster)) => {
+            let mut names = edge_proof::names(asked);
+            let deploy = match wanted {
+                Some(deploy) => deploy,
+                None => {
+                    let (deploy, status) = edge.claimed().await?;
+                    let sites = Sites::of(cluster).await?;
+                    let asked = host(&args.url);
+                    let found = sites.standing(cluster, asked, deploy, facts.clone());
+                    let found = Box::pin(found).await?;
+                    if let Standing::Stale(what) = &found {
+                        let judged = Err(vec![what.clone()]);
+                        let standing = Some(found);
+                        return Ok(Round { deploy, proof: None, status, standing, judged });
+                    }
+                    names.extend(found.kept().map(|kept| kept.path.clone()));
+                    standing = Some(found);
+                    deploy
+                }
+            };
+            let rules = atoll_client::rules::of_deploy(cluster, deploy).await?;
+            let question = Question::new(&rules, facts.clone());
+            let decided = atoll_client::rules::decide(cluster, deploy, &question).await?;
+            names.extend(decided.1.names());
+            (manifest::prove(cluster, deploy, &names).await?, "cluster")
         }
     };
-    let wanted = args.deploy.unwrap_or_else(|| proof.deploy());
+    let deploy = wanted.unwrap_or_else(|| proof.deploy());
     let wrong = |error| Failure::Failed(format!("{}: {error}", args.url));
-    let proven = proof.open(wanted).map_err(wrong)?;
+    let proven = proof.open(deploy).map_err(wrong)?;
     let source = ProofObject { source, pages: proven.pages(), bytes: proof.bytes() };
-    let standing = match (cluster, args.deploy) {
-        (Some(cluster), None) => standing(cluster, host(&args.url), wanted, &asked.path).await?,
-        _ => None,
-    };
-    let earlier = standing == Some(Standing::Earlier);
-    let facts = edge.facts(asked);
-    let (status, mut judged) = Box::pin(edge.judged(&proven, facts, earlier)).await?;
-    let current = standing.map(|standing| standing != Standing::Past);
-    if let (Some(false), Ok(_)) = (current, &judged) {
-        judged = Err(vec![format!(
-            "everything is as deploy {} says, but the site's alias points at another deploy now",
-            text::short(&wanted)
-        )]);
-    }
-    Ok(Round { proof, source, status, current, judged })
+    let kept = standing.as_ref().and_then(Standing::kept).cloned();
+    let (status, judged) = Box::pin(edge.judged(&proven, facts, kept)).await?;
+    Ok(Round { deploy, proof: Some((proof, source)), status, standing, judged })
 }
 
 fn load(file: &Path) -> Result<Proof, Failure> {
@@ -197,51 +232,6 @@ fn load(file: &Path) -> Result<Proof, Failure> {
         .map_err(Failure::file("read", file))?;
     let wrong = |error| Failure::Failed(format!("{}: {error}", file.display()));
     Proof::decode(&bytes).map_err(wrong)
-}
-
-/// What a deploy is to an alias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// The alias points at it.
-    Current,
-    /// The alias did within what the site keeps reachable, and the current deploy has no such path.
-    Earlier,
-    /// Neither.
-    Past,
-}
-
-/// What the deploy is to the alias that this host stands for; `None` when the host belongs to no
-/// site that the cluster knows of.
-async fn standing(
-    cluster: &Cluster,
-    host: &str,
-    deploy: DeployId,
-    path: &[u8],
-) -> Result<Option<Standing>, Failure> {
-    let answer = cluster.master(&MasterRequest::Sites, limits::METADATA_DEADLINE).await?;
-    let MasterResponse::Sites(sites) = answer else {
-        return Err(crate::cluster_path::unexpected("sites"));
-    };
-    let host = host.to_ascii_lowercase();
-    let label = host.split('.').next().unwrap_or("");
-    let (alias, name) = label.split_once("--").unwrap_or(("production", label));
-    let by_domain = |site: &atoll_proto::publish::Site| site.domains.contains(&host);
-    let found = sites.iter().find(|(site, _)| by_domain(site)).map(|(_, all)| ("production", all));
-    let by_name = || sites.iter().find(|(site, _)| site.name.as_str() == name);
-    let found = found.or_else(|| by_name().map(|(_, all)| (alias, all)));
-    let alias_of = |(alias, all): (&str, &'_ Vec<Alias>)| {
-        all.iter().find(|known| known.alias.as_str() == alias).cloned()
-    };
-    let Some(found) = found.and_then(alias_of) else { return Ok(None) };
-    if found.deploy == deploy {
-        return Ok(Some(Standing::Current));
-    }
-    // Files of earlier deploys stay reachable, but only where the current one has no such path.
-    if !found.earlier.iter().any(|earlier| earlier.deploy == deploy) {
-        return Ok(Some(Standing::Past));
-    }
-    let replaced = atoll_client::lookup(cluster, found.deploy, path).await?.is_some();
-    Ok(Some(if replaced { Standing::Past } else { Standing::Earlier }))
 }
 
 /// The edge that serves the URL.
@@ -269,8 +259,8 @@ impl Edge {
         }
     }
 
-    /// The deploy that the edge says it serves.
-    async fn claimed(&self) -> Result<DeployId, Failure> {
+    /// The deploy that the edge says it serves, and the status it says so with.
+    async fn claimed(&self) -> Result<(DeployId, StatusCode), Failure> {
         let head = fetch(&self.request(Method::HEAD, self.url.clone()), &mut Ignore).await?;
         let value = head.headers.get("atoll-deploy").and_then(|value| value.to_str().ok());
         let Some(value) = value else {
@@ -280,9 +270,10 @@ impl Edge {
                 self.url, head.status
             )));
         };
-        value.parse().map_err(|_| {
+        let deploy = value.parse().map_err(|_| {
             Failure::Failed(format!("{}: Atoll-Deploy is {value:?}, no deploy's id", self.url))
-        })
+        })?;
+        Ok((deploy, head.status))
     }
 
     /// The proof that the edge itself gives.
@@ -309,9 +300,9 @@ impl Edge {
         &self,
         proven: &Proven,
         facts: Facts,
-        earlier: bool,
+        kept: Option<Kept>,
     ) -> Result<(StatusCode, Result<Verdict, Vec<String>>), Failure> {
-        let judge = Judge::new(proven, facts, earlier);
+        let judge = Judge::new(proven, facts, kept);
         let mut court = Court { judge, status: StatusCode::OK };
         let fetched = fetch(&self.request(Method::GET, self.url.clone()), &mut court).await;
         match fetched {
@@ -386,7 +377,6 @@ impl Receiver for Court<'_> {
 }
 
 fn say(context: &Context, args: &VerifyArgs, round: Round) -> Result<(), Failure> {
-    let deploy = round.proof.deploy();
     let (answer, entry, location) = match &round.judged {
         Ok(Verdict::File(entry)) => (Some("file"), Some(entry), None),
         Ok(Verdict::Redirect(location)) => (Some("redirect"), None, Some(location.as_str())),
@@ -399,7 +389,7 @@ fn say(context: &Context, args: &VerifyArgs, round: Round) -> Result<(), Failure
             event: "done",
             url: args.url.to_string(),
             verified: round.judged.is_ok(),
-            deploy: deploy.to_string(),
+            deploy: round.deploy.to_string(),
             answer,
             status: round.status.as_u16(),
             path: entry.map(|entry| text::name(entry.path.as_bytes())),
@@ -407,8 +397,8 @@ fn say(context: &Context, args: &VerifyArgs, round: Round) -> Result<(), Failure
             etag: entry.map(|entry| entry.content.id().to_string()),
             content_type: entry.map(|entry| entry.content_type.as_str()),
             location,
-            current: round.current,
-            proof: round.source.clone(),
+            current: round.standing.as_ref().map(Standing::may_be_served),
+            proof: round.proof.as_ref().map(|(_, proof)| proof.clone()),
             differs,
         })?;
     } else if let Ok(verdict) = &round.judged {
@@ -434,18 +424,16 @@ fn said(args: &VerifyArgs, round: &Round, verdict: &Verdict) -> String {
         Verdict::Absent(Some(page)) => format!("proved absent; the body is {}", of(page)),
         Verdict::Absent(None) => "proved absent; the body is the edge's own".to_owned(),
     };
-    let proof = &round.source;
-    let now = match round.current {
-        Some(true) => ", which the site points at",
-        _ => "",
+    let by = round.proof.as_ref().map_or_else(String::new, |(_, proof)| {
+        let (pages, bytes) = (text::count(proof.pages as u64, "page"), proof.bytes as u64);
+        format!(" ({pages}, {} from the {})", text::bytes(bytes), proof.source)
+    });
+    let now = match &round.standing {
+        Some(Standing::Current) => ", which the site points at,",
+        Some(Standing::Named) => ", which the host names,",
+        Some(Standing::Earlier(_)) => ", of which the site keeps this file,",
+        Some(Standing::Stale(_)) | None => "",
     };
-    format!(
-        "verified {}: {}: {what}, as deploy {}{now} says ({}, {} from the {})",
-        args.url,
-        round.status.as_u16(),
-        text::short(&round.proof.deploy()),
-        text::count(proof.pages as u64, "page"),
-        text::bytes(proof.bytes as u64),
-        proof.source,
-    )
+    let (status, deploy) = (round.status.as_u16(), text::short(&round.deploy));
+    format!("verified {}: {status}: {what}, as deploy {deploy}{now} says{by}", args.url)
 }

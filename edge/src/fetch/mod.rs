@@ -13,6 +13,7 @@ pub mod shield;
 pub mod upstream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_proto::ChunkId;
@@ -121,13 +122,15 @@ pub struct Chunks {
     coalescer: Coalescer<Result<(Bytes, Source), FillError>>,
     upstream: Arc<dyn Upstream>,
     taken_down: TakenDown,
+    clears: AtomicU64,
 }
 
 impl Chunks {
     /// A cache in front of an upstream.
     pub fn new(cache: Arc<Cache>, upstream: Arc<dyn Upstream>) -> Chunks {
         let coalescer = Coalescer::new(FLIGHTS_MAX, WAITERS_MAX);
-        Chunks { cache, coalescer, upstream, taken_down: TakenDown::default() }
+        let (taken_down, clears) = (TakenDown::default(), AtomicU64::new(0));
+        Chunks { cache, coalescer, upstream, taken_down, clears }
     }
 
     /// The cache.
@@ -147,6 +150,12 @@ impl Chunks {
     pub async fn clear(&self) {
         self.cache.clear().await;
         self.coalescer.forget_all();
+        self.clears.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often everything was dropped: what is at hand is not for ever.
+    pub fn clears(&self) -> u64 {
+        self.clears.load(Ordering::Acquire)
     }
 
     /// What was taken down.
@@ -250,7 +259,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::collections::HashMap;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::*;
 

@@ -27,7 +27,6 @@ use crate::fetch::{Chunks, FillError, Source};
 use crate::index::table::SiteState;
 use crate::index::{Found, Index, host};
 use crate::rules::ask::{self, Said, Target};
-use crate::rules::asset;
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -127,6 +126,12 @@ impl Responder {
     ) -> Response {
         let (site, mut deploy, alias) = match found {
             Found::Deploy { site, deploy, alias } => (site, deploy, alias),
+            // A page that is still open at a preview that is gone asks for its scripts.
+            Found::Ambiguous | Found::Unpublished | Found::Unknown
+                if is_loaded(request.uri.path().as_bytes()) =>
+            {
+                return no_such_file(StatusCode::NOT_FOUND);
+            }
             Found::Ambiguous => {
                 let text =
                     "Several deploys of this site begin with these digits: use more of them.";
@@ -195,13 +200,10 @@ impl Responder {
         let Target::NotFound { missing: Some(missing), .. } = &said.target else {
             return Ok(said);
         };
-        let Some(alias) = alias.filter(|_| asset::may_be_earlier(missing)) else {
-            return Ok(said);
-        };
+        let Some(alias) = alias else { return Ok(said) };
         let now_ms = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
         let found = self.index.lookup_earlier(site, alias, missing, now_ms).await?;
-        let found = found.filter(|(_, entry)| !asset::is_page(&entry.content_type));
         let Some((from, entry)) = found else { return Ok(said) };
         *deploy = from;
         metrics::counter!("atoll_edge_earlier_files_total").increment(1);

@@ -134,6 +134,7 @@ pub(crate) async fn apply(index: &Index, table: &mut Table, entries: &[PublishEn
         if let PublishEvent::Invalidate { site, patterns, soft } = &entry.event {
             if *soft {
                 index.count_soft();
+                metrics::counter!("atoll_edge_soft_invalidations_total").increment(1);
             } else {
                 // The table so far, not the one in force: it has what came before in this batch.
                 let by = *deadline.get_or_insert_with(|| Instant::now() + invalidate::RESOLVE);

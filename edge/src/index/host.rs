@@ -1,7 +1,7 @@
 //! From the host of a request to the site and alias or deploy it names: pure.
 //!
 //! `<site>.<suffix>` is the site's `production` alias, `<alias>--<site>.<suffix>` another one; a
-//! site's own domains name its `production` too. `<digits>--<site>.<suffix>` is the deploy whose id
+//! site's own domains name its `production` too, but never what is the name of a site that there is. `<digits>--<site>.<suffix>` is the deploy whose id
 //! begins with these 8 or more hex digits, unless there is an alias of that name ([`deploy_digits`]).
 //! Suffixes are `localhost` and the cluster's zone.
 
@@ -49,9 +49,18 @@ pub fn normalized(host: &str) -> Option<String> {
 
 /// What a normalized host names, if it is one of ours.
 pub fn resolve(host: &str, suffixes: &[String], table: &Table) -> Option<HostName> {
-    if let Some(site) = table.domain(host) {
-        return Some(HostName { site: site.clone(), alias: AliasName::production() });
+    let by_name = by_name(host, suffixes);
+    // Whoever may set domains of one site must not take another's name.
+    if let Some(name) = by_name.as_ref().filter(|name| table.site(&name.site).is_some()) {
+        return Some(name.clone());
     }
+    match table.domain(host) {
+        Some(site) => Some(HostName { site: site.clone(), alias: AliasName::production() }),
+        None => by_name,
+    }
+}
+
+fn by_name(host: &str, suffixes: &[String]) -> Option<HostName> {
     let label = suffixes.iter().find_map(|suffix| host.strip_suffix(suffix)?.strip_suffix('.'))?;
     match label.split_once("--") {
         Some((alias, site)) => {
@@ -82,16 +91,21 @@ mod tests {
     #[test]
     fn names_lead_to_sites_and_aliases() {
         let mut table = Table::empty(ClusterId([0; 16]));
-        table.apply(&PublishEntry {
-            seq: Seq(1),
-            at_ms: 0,
-            event: PublishEvent::SiteSet(Site {
-                name: "shop".parse().unwrap(),
-                domains: vec!["shop.example".to_owned()],
-                created_ms: 0,
-                settings: Default::default(),
-            }),
-        });
+        let own = ["shop.example", "www.atoll.test"];
+        let taken = ["bank.atoll.test", "bank.localhost", "pr-7--bank.atoll.test"];
+        let sites = [("bank", &[][..]), ("shop", &[own.as_slice(), &taken].concat())];
+        for (seq, (name, domains)) in (1..).zip(sites) {
+            table.apply(&PublishEntry {
+                seq: Seq(seq),
+                at_ms: 0,
+                event: PublishEvent::SiteSet(Site {
+                    name: name.parse().unwrap(),
+                    domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+                    created_ms: 0,
+                    settings: Default::default(),
+                }),
+            });
+        }
         let suffixes = ["localhost".to_owned(), "atoll.test".to_owned()];
         let found = |host: &str| {
             resolve(host, &suffixes, &table).map(|found| format!("{}/{}", found.site, found.alias))
@@ -100,6 +114,12 @@ mod tests {
         assert_eq!(found("blog.atoll.test").unwrap(), "blog/production");
         assert_eq!(found("preview-7--blog.localhost").unwrap(), "blog/preview-7");
         assert_eq!(found("shop.example").unwrap(), "shop/production");
+        // A domain below a suffix is one as long as no site has that name.
+        assert_eq!(found("www.atoll.test").unwrap(), "shop/production");
+        for bank in ["bank.localhost", "bank.atoll.test"] {
+            assert_eq!(found(bank).unwrap(), "bank/production");
+        }
+        assert_eq!(found("pr-7--bank.atoll.test").unwrap(), "bank/pr-7");
         for unknown in [
             "localhost",
             "atoll.test",

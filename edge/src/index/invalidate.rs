@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use atoll_proto::SiteName;
 use atoll_proto::publish::Pattern;
+use atoll_proto::rules::template::decode;
 use tokio::time::Instant;
 
 use super::Index;
@@ -67,16 +68,20 @@ pub(super) async fn sync_drops(index: &Index) {
     }
 }
 
+/// What the paths of files begin with that a prefix is about: decoded, as the path of a request is. The
+/// masters take none that is malformed; one from before that is what it says.
+pub(super) fn beginning(prefix: &str) -> Vec<u8> {
+    let raw = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
+    decode(raw).unwrap_or_else(|| raw.to_vec())
+}
+
 /// Whether a path or a prefix names a file by its own path, whatever rules lead to it. A takedown is
 /// about the bytes at a name; what else a request may be answered with is not meant to go for ever.
 /// Tags do not go by that.
 pub fn names(pattern: &Pattern, file: &[u8]) -> bool {
     match pattern {
         Pattern::All => true,
-        Pattern::Prefix(prefix) => {
-            let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-            file.starts_with(prefix)
-        }
+        Pattern::Prefix(prefix) => file.starts_with(&beginning(prefix)),
         Pattern::Path(path) => path::parse(path.as_bytes())
             .is_ok_and(|asked| candidates(&asked).iter().any(|wanted| wanted == file)),
         Pattern::Tag(_) => false,

@@ -1,5 +1,5 @@
-//! Brings the table to disk behind what is in force: the latest, one write at a time, at most about
-//! one a second.
+//! Brings the table to disk behind what is in force: the latest, one write at a time, and some of
+//! them left out: what comes within a second is written once or twice.
 //!
 //! [`super::Index::put`] hands every table over. Nothing waits for the disk: neither visitors nor a
 //! publish, which a slow disk would hold up; and edges that hear of a publish at the same moment do
@@ -200,6 +200,8 @@ mod tests {
             if seq % 2 == 0 {
                 tokio::task::yield_now().await;
             }
+            let before = snapshot::load(dir.path(), CLUSTER).map(|table| table.seq());
+            assert!(before != Some(Seq(seq)), "it waits for more");
             tokio::time::timeout(Duration::from_secs(60), keeper.settled()).await.unwrap();
             assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(seq));
         }

@@ -22,10 +22,12 @@ use atoll_proto::tags::folded;
 use atoll_proto::{ChunkId, Content, DeployId, limits};
 
 use super::Index;
+use super::invalidate::beginning;
 use super::table::SiteState;
 use crate::fetch::Worth;
 use crate::http::path::{self, BadPath, SitePath};
-use crate::rules::{asset, candidates};
+use crate::rules::asset::entry_may_be_earlier;
+use crate::rules::candidates;
 
 /// Why the files cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -97,22 +99,22 @@ pub(super) async fn meant(
 
 /// What the paths of files begin with that patterns are about, in order, and none of them with
 /// another one.
-fn beginnings(patterns: &[Pattern]) -> Vec<&[u8]> {
-    let mut all: Vec<&[u8]> = (patterns.iter())
+fn beginnings(patterns: &[Pattern]) -> Vec<Vec<u8>> {
+    let mut all: Vec<Vec<u8>> = (patterns.iter())
         .filter_map(|pattern| match pattern {
-            Pattern::All => Some(&b""[..]),
-            Pattern::Prefix(prefix) => Some(prefix.strip_prefix('/').unwrap_or(prefix).as_bytes()),
+            Pattern::All => Some(Vec::new()),
+            Pattern::Prefix(prefix) => Some(beginning(prefix)),
             Pattern::Path(_) | Pattern::Tag(_) => None,
         })
         .collect();
     all.sort_unstable();
-    all.dedup_by(|later, before| later.starts_with(before));
+    all.dedup_by(|later, before| later.starts_with(&before[..]));
     all
 }
 
 /// Whether a path begins with one of [`beginnings`]: then with the last that is not after it.
-fn begins(beginnings: &[&[u8]], path: &[u8]) -> bool {
-    let after = beginnings.partition_point(|own| *own <= path);
+fn begins(beginnings: &[Vec<u8>], path: &[u8]) -> bool {
+    let after = beginnings.partition_point(|own| own.as_slice() <= path);
     beginnings[..after].last().is_some_and(|own| path.starts_with(own))
 }
 
@@ -198,7 +200,7 @@ impl Meaning<'_> {
     /// Adds the files whose paths begin so. Every page is read once, whoever has it.
     async fn all_beginning(
         &mut self,
-        beginnings: &[&[u8]],
+        beginnings: &[Vec<u8>],
         scopes: &HashSet<Scope>,
     ) -> Result<(), Unclear> {
         if beginnings.is_empty() {
@@ -213,7 +215,9 @@ impl Meaning<'_> {
             let mut leaves = Leaves::of(deploy);
             while let Some(page) = leaves.next(self.index, &mut seen).await? {
                 for entry in entries(&page) {
-                    if begins(beginnings, entry.path.as_bytes()) && (own || may_be_earlier(entry)) {
+                    if begins(beginnings, entry.path.as_bytes())
+                        && (own || entry_may_be_earlier(entry))
+                    {
                         self.add(entry).await?;
                     }
                 }
@@ -297,7 +301,8 @@ impl Meaning<'_> {
         }
         for deploy in &scope.earlier {
             for name in &old {
-                if let Some(entry) = self.lookup(*deploy, name).await?.filter(may_be_earlier) {
+                if let Some(entry) = self.lookup(*deploy, name).await?.filter(entry_may_be_earlier)
+                {
                     self.add(&entry).await?;
                 }
             }
@@ -366,7 +371,8 @@ impl Files {
         for deploy in &scope.earlier {
             let mut leaves = Leaves::of(*deploy);
             while let Some(page) = leaves.next(index, &mut seen).await? {
-                earlier.extend(entries(&page).iter().filter(|own| may_be_earlier(own)).cloned());
+                earlier
+                    .extend(entries(&page).iter().filter(|own| entry_may_be_earlier(own)).cloned());
                 few(own.len() + earlier.len())?;
             }
         }
@@ -384,7 +390,7 @@ impl Files {
             budget.spend(1)?;
             names.own.insert(entry.path.as_bytes().to_vec());
             // A page that deploys share was read once: what is on it counts as both's.
-            if self.had && may_be_earlier(entry) {
+            if self.had && entry_may_be_earlier(entry) {
                 names.earlier.insert(entry.path.as_bytes().to_vec());
             }
         }
@@ -442,11 +448,6 @@ async fn search<T: Send + 'static>(
     };
     let found = atoll_net::task::spawn_blocking("search", work).await;
     Ok(found.map_err(|error| Unclear::Stopped(error.to_string()))??)
-}
-
-/// Whether a file of an earlier deploy may answer where a deploy has none.
-fn may_be_earlier(entry: &Entry) -> bool {
-    asset::may_be_earlier(entry.path.as_bytes()) && !asset::is_page(&entry.content_type)
 }
 
 /// The pages of a deploy's files that were not seen yet: deploys share most of theirs.

@@ -46,14 +46,22 @@ fn what_deploys_share_is_of_the_earlier_ones_too() {
 #[test]
 fn of_prefixes_those_that_say_the_same_are_one() {
     let prefix = |text: &str| Pattern::Prefix(text.to_owned());
-    let patterns =
-        ["/b/", "a", "/ab", "c/d", "/a"].map(prefix).into_iter().chain([Pattern::Tag("t".into())]);
+    let patterns = ["/b/", "a", "/ab", "c/d", "/a", "/my%20docs/", "/100%"]
+        .map(prefix)
+        .into_iter()
+        .chain([Pattern::Tag("t".into())]);
     let patterns: Vec<Pattern> = patterns.collect();
     let some = beginnings(&patterns);
-    assert_eq!(some, [&b"a"[..], b"b/", b"c/d"]);
-    for (path, expected) in
-        [("a", true), ("abc", true), ("b", false), ("b/x", true), ("c/e", false), ("", false)]
-    {
+    assert_eq!(some, [&b"100%"[..], b"a", b"b/", b"c/d", b"my docs/"]);
+    for (path, expected) in [
+        ("a", true),
+        ("abc", true),
+        ("b", false),
+        ("b/x", true),
+        ("c/e", false),
+        ("", false),
+        ("my docs/x", true),
+    ] {
         assert_eq!(begins(&some, path.as_bytes()), expected, "{path}");
     }
     assert_eq!(beginnings(&[Pattern::All, prefix("/a")]), [&b""[..]]);

@@ -22,13 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
-use atoll_client::ClientError;
+use atoll_client::{ClientError, PageSource};
 use atoll_proto::manifest::Entry;
 use atoll_proto::rules::Rules;
 use atoll_proto::{AliasName, ClusterId, DeployId};
 use tokio::sync::{Mutex, watch};
 
 use crate::fetch::Chunks;
+use crate::rules::asset;
 use crate::rules::book::Book;
 use host::HostName;
 use keeper::Keeper;
@@ -88,6 +89,29 @@ impl Resolved {
     pub fn is_preview(&self) -> bool {
         self.named.as_ref().is_some_and(HostName::is_preview)
     }
+}
+
+/// The file that answers for a path which an alias' current deploy does not have, and the earlier
+/// deploy it is of: the latest that has it. None for pages. Costs a page per level of each.
+///
+/// # Errors
+/// When a page of a manifest cannot be had now, so that nobody can tell.
+pub async fn earlier_file<S: PageSource>(
+    source: &S,
+    site: &SiteState,
+    alias: &AliasName,
+    missing: &[u8],
+    now_ms: u64,
+) -> Result<Option<(DeployId, Entry)>, ClientError> {
+    if !asset::may_be_earlier(missing) {
+        return Ok(None);
+    }
+    for deploy in site.earlier(alias, now_ms) {
+        if let Some(entry) = atoll_client::lookup(source, deploy, missing).await? {
+            return Ok((!asset::is_page(&entry.content_type)).then_some((deploy, entry)));
+        }
+    }
+    Ok(None)
 }
 
 /// The index of an edge.
@@ -187,8 +211,7 @@ impl Index {
         }
     }
 
-    /// The file at this path in an earlier deploy of an alias, and which: of the latest that has
-    /// it. Costs a page per level of each, which are at hand once they were used.
+    /// [`earlier_file`] of a site's alias; its pages are at hand once they were used.
     ///
     /// # Errors
     /// When a page of a manifest cannot be had now, so that nobody can tell.
@@ -199,12 +222,7 @@ impl Index {
         path: &[u8],
         now_ms: u64,
     ) -> Result<Option<(DeployId, Entry)>, ClientError> {
-        for deploy in site.earlier(alias, now_ms) {
-            if let Some(entry) = self.lookup(deploy, path).await? {
-                return Ok(Some((deploy, entry)));
-            }
-        }
-        Ok(None)
+        earlier_file(&self.pages, site, alias, path, now_ms).await
     }
 
     /// The file at this path of a deploy.

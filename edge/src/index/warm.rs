@@ -18,6 +18,7 @@ use atoll_proto::{ChunkId, DeployId};
 use futures_util::future::join_all;
 
 use super::Index;
+use crate::clock;
 use crate::fetch::{FillError, Worth};
 
 /// Pages of all deploys may take this share of the disk cache.
@@ -65,6 +66,8 @@ struct Warmer {
     pages: HashSet<ChunkId>,
     /// Deploys that are done with.
     deploys: HashSet<DeployId>,
+    /// How often the cache had been emptied then.
+    clears: u64,
 }
 
 /// How warming one deploy ended.
@@ -79,13 +82,20 @@ enum Ended {
 impl Warmer {
     fn new(index: Arc<Index>, bytes_max: u64) -> Warmer {
         let (pages, deploys) = (HashSet::new(), HashSet::new());
-        Warmer { index, bytes_left: bytes_max, bytes_max, pages, deploys }
+        Warmer { index, bytes_left: bytes_max, bytes_max, pages, deploys, clears: 0 }
     }
 
     /// Warms the deploys that are published and were not warmed yet; `false` if some have to be
     /// tried again.
     async fn round(&mut self) -> bool {
         let wanted = published(&self.index);
+        let clears = self.index.chunks.clears();
+        if clears != self.clears {
+            self.clears = clears;
+            self.pages.clear();
+            self.deploys.clear();
+            self.bytes_left = self.bytes_max;
+        }
         self.deploys.retain(|deploy| wanted.contains(deploy));
         if self.pages.len() > REMEMBERED_MAX || self.bytes_left == 0 {
             // Forgetting costs looking at the pages at hand once more.
@@ -170,12 +180,16 @@ impl Warmer {
     }
 }
 
-/// The deploys that aliases point at, each once.
+/// The deploys that aliases point at, and then those of before whose files may still answer: each
+/// path that is in none of the first is looked up in all of them.
 fn published(index: &Index) -> Vec<DeployId> {
-    let table = index.table();
-    let aliases = table.sites().flat_map(|state| state.aliases.values());
+    let (table, now_ms) = (index.table(), clock::wall_ms());
+    let current = table.sites().flat_map(|state| state.aliases.values().map(|own| own.deploy));
+    let earlier = table
+        .sites()
+        .flat_map(|state| state.aliases.keys().flat_map(move |alias| state.earlier(alias, now_ms)));
     let mut seen = HashSet::new();
-    aliases.map(|alias| alias.deploy).filter(|deploy| seen.insert(*deploy)).collect()
+    current.chain(earlier).filter(|deploy| seen.insert(*deploy)).collect()
 }
 
 /// What is warmed below a page: pages, rules, and the site's page for errors.

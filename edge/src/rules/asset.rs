@@ -1,9 +1,10 @@
 //! What a page that is open already asks for: pure functions of names and types.
 //!
-//! Called by [`crate::http::respond`] for paths that the current deploy does not have. A page that
-//! was loaded before the last publish goes on asking for the scripts it knows: an earlier deploy
-//! may answer for those, but never with a page.
+//! Called by [`crate::index::earlier_file`] for paths that the current deploy does not have. A page
+//! that was loaded before the last publish goes on asking for the scripts it knows: an earlier
+//! deploy may answer for those, but never with a page.
 
+use atoll_proto::manifest::Entry;
 use atoll_proto::name::RULE_FILES;
 use atoll_proto::rules::request;
 
@@ -14,6 +15,11 @@ const PAGE_TYPES: &[&str] = &["text/html", "application/xhtml+xml"];
 /// site.
 pub fn may_be_earlier(path: &[u8]) -> bool {
     !request::is_page(path) && !RULE_FILES.contains(&path)
+}
+
+/// Whether an earlier deploy may answer with this file of its.
+pub fn entry_may_be_earlier(entry: &Entry) -> bool {
+    may_be_earlier(entry.path.as_bytes()) && !is_page(&entry.content_type)
 }
 
 /// Whether a file of this type is a page.

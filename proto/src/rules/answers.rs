@@ -209,15 +209,16 @@ impl<L: Lookups> Asking<'_, '_, L> {
             return Ok(true);
         };
         // As `Question::decide` has it: for pages, and for who navigates.
-        let catches_all = set.dialect == Dialect::Netlify
-            && rule.source.has_splat()
-            && !rule.force
-            && is_page(&file);
-        let for_pages = catches_all && is_asset(asked);
-        if !(for_pages && is_loaded(asked)) {
+        let catches_all = rule.source.is_open() && !rule.force && is_page(&file);
+        if !(catches_all && is_asset(asked)) {
             found.files.insert(file);
+            return Ok(true);
         }
-        Ok(!for_pages)
+        let (pages, loaded) = (set.dialect == Dialect::Pages, is_loaded(asked));
+        let answers = !loaded || (pages && self.exists(asked)?);
+        found.files.extend(answers.then_some(file));
+        // In the other dialect it depends on who asks.
+        Ok(answers && pages)
     }
 
     /// The page that says that nothing is there.

@@ -19,7 +19,7 @@ use super::html::{self, Resolved};
 use super::pattern::{self, Pattern, Segment};
 use super::request::is_loaded;
 use super::template::{Captures, Part};
-use super::{HeaderChange, HeaderRule, Redirect, Rules};
+use super::{HeaderChange, HeaderRule, Redirect, Rules, is_rule_file};
 use crate::limits;
 use crate::tags::{TAG_HEADERS, tags_of};
 
@@ -80,42 +80,45 @@ pub enum Untold {
 }
 
 /// The files of a deploy that have a tag that is `wanted` at their own name, or at the clean URL that
-/// they are the page of, at any host. Rules that rewrite or redirect are not asked: what leads to a
-/// file under another name says nothing about what the file is.
+/// they are the page of, at any host; of the `earlier` ones, which other deploys have, at their own
+/// name. Rules that rewrite or redirect are not asked: what leads to a file under another name says
+/// nothing about what the file is.
 ///
 /// # Errors
 /// When the budget does not suffice, or it depends on hosts that cannot be gone through.
 pub fn tagged(
     rules: &Rules,
     wanted: &dyn Fn(&str) -> bool,
-    files: &HashSet<Vec<u8>>,
+    files: &SiteFiles,
     budget: &mut Budget<'_>,
-) -> Result<HashSet<Vec<u8>>, Untold> {
-    let mut found = HashSet::new();
-    let none = SiteFiles::default();
-    let Some(mut search) = Search::new(rules, wanted, &none, budget)? else { return Ok(found) };
-    let mut exists = |path: &[u8]| Ok::<_, TooMuch>(files.contains(path));
-    for file in files {
-        search.budget.spend(1)?;
+) -> Result<Bearers, Untold> {
+    let Some(mut search) = Search::new(rules, wanted, files, budget)? else {
+        return Ok(Bearers::default());
+    };
+    search.redirects = false;
+    for file in files.own.iter().filter(|file| !is_rule_file(file)) {
         for (path, directory) in own_urls(file) {
+            search.budget.spend(1)?;
             if path != *file {
+                let mut exists = |path: &[u8]| Ok::<_, TooMuch>(files.own.contains(path));
                 let page = html::resolve(rules.set.html, &path, directory, &mut exists)?;
                 if !matches!(page, Some(Resolved::File(page)) if page == *file) {
                     continue;
                 }
             }
-            let Some(giving) = search.giving(&path, directory)? else { continue };
-            match search.hosts_with(&giving, (&path, directory))? {
-                None => return Err(Untold::Hosts(path)),
-                Some(hosts) if hosts.is_empty() => {}
-                Some(_) => {
-                    found.insert(file.clone());
-                    break;
-                }
+            if search.has_tag_at_some_host(&path, directory)? {
+                search.found.own.insert(file.clone());
+                break;
             }
         }
     }
-    Ok(found)
+    for file in files.earlier.difference(&files.own).filter(|file| !is_rule_file(file)) {
+        search.budget.spend(1)?;
+        if search.has_tag_at_some_host(file, false)? {
+            search.found.earlier.insert(file.clone());
+        }
+    }
+    Ok(search.found)
 }
 
 /// Steps that making the headers of one answer takes, about.
@@ -155,6 +158,8 @@ struct Search<'r, 's> {
     wanted: &'r dyn Fn(&str) -> bool,
     /// Which rules of `_headers` may give a tag that is wanted.
     gives: Vec<bool>,
+    /// Whether it matters what `_redirects` says.
+    redirects: bool,
     files: &'r SiteFiles,
     found: Bearers,
     /// What bears the tag, as far as it is known.
@@ -203,6 +208,7 @@ impl<'r, 's> Search<'r, 's> {
             rules,
             wanted,
             gives,
+            redirects: true,
             files,
             found: Bearers::default(),
             shapes: HashSet::new(),
@@ -269,6 +275,14 @@ impl<'r, 's> Search<'r, 's> {
             self.answered((&path, directory), Some(host))?;
         }
         Ok(())
+    }
+
+    fn has_tag_at_some_host(&mut self, path: &[u8], directory: bool) -> Result<bool, Untold> {
+        let Some(giving) = self.giving(path, directory)? else { return Ok(false) };
+        match self.hosts_with(&giving, (path, directory))? {
+            None => Err(Untold::Hosts(path.to_vec())),
+            Some(hosts) => Ok(!hosts.is_empty()),
+        }
     }
 
     /// The rules of `_headers` about a path, if one of them may give the tag.
@@ -343,7 +357,10 @@ impl<'r, 's> Search<'r, 's> {
         about: &[u32],
     ) -> Result<Option<BTreeSet<String>>, TooMuch> {
         let set = &self.rules.set;
-        let (redirects, nodes) = self.rules.redirects.all_candidates(segments);
+        let (redirects, nodes) = match self.redirects {
+            true => self.rules.redirects.all_candidates(segments),
+            false => Default::default(),
+        };
         self.budget.spend(nodes + redirects.len() + about.len())?;
         let redirects = redirects.into_iter().filter_map(|at| set.redirects.get(at as usize));
         let headers = about.iter().filter_map(|at| set.headers.get(*at as usize));

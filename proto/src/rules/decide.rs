@@ -252,18 +252,19 @@ impl<'r> Question<'r> {
             return self.missing(404, missing, exists).map(Some);
         };
         // `/* /index.html 200` is for pages: a script that is missing is missing.
-        // Pages' rules come before files, whatever is asked for.
-        let catches_all = self.rules.set.dialect == Dialect::Netlify
-            && rule.source.has_splat()
-            && !rule.force
-            && is_page(&file);
+        let catches_all = rule.source.is_open() && !rule.force && is_page(&file);
         if catches_all && is_asset(&self.facts.path) {
-            if is_loaded(&self.facts.path) {
+            let loaded = is_loaded(&self.facts.path);
+            // Pages' rules come before files: only who asks for a script that is there gets a page.
+            let pages = self.rules.set.dialect == Dialect::Pages;
+            if loaded && !(pages && exists(&self.facts.path)?) {
                 return Ok(None);
             }
-            vary.navigation = true;
-            if !self.facts.navigation {
-                return Ok(None);
+            if !pages {
+                vary.navigation = true;
+                if !self.facts.navigation {
+                    return Ok(None);
+                }
             }
         }
         Ok(Some(Outcome::File { path: file }))

@@ -451,11 +451,41 @@ fn circles_of_pages_depend_on_clean_urls() {
 fn a_catch_all_of_pages_comes_before_everything() {
     let rules = rules(Pages, "/* /maintenance 200\n");
     let files = Files(&["index.html", "maintenance.html", "app.js", "logo.png"]);
-    for url in ["/", "/app.js", "/old.js", "/logo.png", "/none.png", "/a/b"] {
+    for url in ["/", "/app.js", "/logo.png", "/none.png", "/a/b"] {
         let decided = Question::new(&rules, facts(url, "*/*")).decide(&files).unwrap();
         assert_eq!(show(decided.outcome), "maintenance.html", "{url}");
         assert_eq!(decided.vary.names().count(), 0);
     }
+}
+
+#[test]
+fn no_wildcard_answers_a_script_that_is_missing_with_a_page() {
+    let files = ["index.html", "app.html", "app/there.js", "old.css"];
+    for (dialect, line) in [
+        (Netlify, "/* /index.html 200"),
+        (Netlify, "/:page /index.html 200"),
+        (Netlify, "/app/:id /app.html 200"),
+        (Netlify, "/:folder/* /app.html 200"),
+        (Pages, "/* /maintenance 200"),
+        (Pages, "/app/* /app 200"),
+        (Pages, "/app/:id /app 200"),
+        (Pages, "/:page /app 200"),
+    ] {
+        let rules = rules(dialect, line);
+        for url in ["/chunk.js", "/app/chunk.js", "/app/style.css"] {
+            let Decision { outcome, .. } = decided(&rules, &files, url);
+            let Outcome::NotFound { status: 404, page: None, missing } = outcome else {
+                panic!("{line}: {url} is {outcome:?}");
+            };
+            // An earlier deploy may have it.
+            assert_eq!(missing.as_deref(), Some(&url.as_bytes()[1..]), "{line}: {url}");
+        }
+    }
+    // Who forces it, or names the script, means it.
+    for line in ["/* /index.html 200!", "/chunk.js /index.html 200"] {
+        assert_eq!(said(&rules(Netlify, line), &files, "/chunk.js"), "index.html", "{line}");
+    }
+    assert_eq!(said(&rules(Netlify, "/lib/:name /old.css 200"), &files, "/lib/x.css"), "old.css");
 }
 
 #[test]

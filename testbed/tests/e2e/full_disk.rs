@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use atoll_testbed::http::Version;
 use atoll_testbed::tree::random;
-use atoll_testbed::{DevCluster, Fault, Node, Tree, process, seed};
+use atoll_testbed::{DevCluster, Fault, Node, Tree, process, seed, wait};
 use nix::mount::{MntFlags, umount2};
 
 use super::ensure_served_everywhere;
@@ -119,7 +119,10 @@ async fn an_edge_with_a_full_disk_serves_what_is_published() -> Result<()> {
     ensure!(done["edges_down"] == serde_json::json!([]), "the edge is waited for: {done}");
     ensure!(done["edges"] == 3 && done["edges_acked"] == 3, "it confirms: {done}");
     ensure_served_everywhere(&cluster, "full", &trees[1], &[Version::H2]).await?;
-    ensure!(cluster.node_log(node).contains("cannot be stored"), "{}", cluster.node_log(node));
+    // Behind what is in force.
+    wait::holds("the edge says that its disk is full", Duration::from_secs(60), || {
+        cluster.node_log(node).contains("cannot be stored")
+    })?;
 
     // What it has on disk is older; it must not serve that after a restart.
     Fault::Restart(node).apply(&cluster)?;

@@ -9,17 +9,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use atoll_client::manifest::entries;
 use atoll_client::rules::of_deploy;
 use atoll_client::{Cluster, PageSource};
 use atoll_edge::index::invalidate::names;
+use atoll_edge::rules::asset::entry_may_be_earlier;
 use atoll_proto::content::ExtentList;
 use atoll_proto::erase::{Doomed, Named, Parent};
 use atoll_proto::manifest::{Entry, Page};
 use atoll_proto::master::{MasterRequest, MasterResponse, ObjectKind};
 use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::Pattern;
-use atoll_proto::rules::bearers::{self, Untold};
+use atoll_proto::rules::Rules;
+use atoll_proto::rules::bearers::{self, SiteFiles, Untold};
 use atoll_proto::rules::budget::Budget;
 use atoll_proto::tags::folded;
 use atoll_proto::{ByteName, ChunkId, Code, Content, DeployId, InodeId, SiteName, limits};
@@ -44,8 +45,8 @@ pub(super) struct Meant {
     pub(super) chunks: BTreeMap<ChunkId, u32>,
     /// The paths at which they are in deploys of the site, with what is there.
     pub(super) paths: BTreeMap<ByteName, BTreeSet<ChunkId>>,
-    /// Those of the paths that have a tag that is meant in some deploy.
-    pub(super) tagged: BTreeSet<ByteName>,
+    /// What has a tag that is meant: the paths, each with the contents that have it there.
+    tagged: HashSet<(ByteName, ChunkId)>,
 }
 
 impl Meant {
@@ -56,6 +57,11 @@ impl Meant {
             chunks: chunks.iter().copied().collect(),
         };
         self.paths.iter().map(named).collect()
+    }
+
+    /// Whether a file is named by its tag. What another deploy has at that path is another file.
+    fn is_tagged(&self, entry: &Entry) -> bool {
+        self.tagged.contains(&(entry.path.clone(), entry.content.id()))
     }
 }
 
@@ -102,11 +108,11 @@ impl Holder {
 
     /// Whether nobody named it: only paths in deploys of the site can be. Whose the pages are that no
     /// deploy has is not known.
-    fn is_other(&self, asked: &Asked, tagged: &BTreeSet<ByteName>) -> bool {
+    fn is_other(&self, asked: &Asked, tagged: bool) -> bool {
         match self {
             Holder::Deploy { site, path, .. } => {
                 let by_pattern = |pattern| names(pattern, path.as_bytes());
-                let is_named = asked.patterns.iter().any(by_pattern) || tagged.contains(path);
+                let is_named = tagged || asked.patterns.iter().any(by_pattern);
                 *site != asked.site || !is_named
             }
             Holder::Unpublished { .. } | Holder::File(_) => true,
@@ -164,7 +170,7 @@ impl Holders {
         new
     }
 
-    fn note(&mut self, holder: Holder, asked: &Asked, tagged: &BTreeSet<ByteName>) {
+    fn note(&mut self, holder: Holder, asked: &Asked, tagged: bool) {
         self.count += 1;
         let other = holder.is_other(asked, tagged);
         if other && self.others.len() < PLACES_MAX {
@@ -196,33 +202,30 @@ pub(super) async fn meant(
     site: &SiteName,
     patterns: &[Pattern],
 ) -> Result<Meant, Failure> {
-    let mut contents = Contents::default();
-    let mut meant = Meant::default();
+    let (mut contents, mut meant) = (Contents::default(), Meant::default());
+    let deploys = all_deploys(cluster, site).await?;
+    let mut files = Files::default();
+    for deploy in &deploys {
+        files.read(cluster, deploy.id).await?;
+    }
+    for entry in files.all.values().flatten() {
+        if patterns.iter().any(|pattern| names(pattern, entry.path.as_bytes())) {
+            contents.add(entry);
+        }
+    }
     let tags = tags(patterns);
-    let mut seen = HashSet::new();
-    let mut left: Vec<ChunkId> = Vec::new();
-    for deploy in all_deploys(cluster, site).await? {
-        if !tags.is_empty() {
-            for entry in tagged(cluster, deploy.id, &tags).await? {
-                meant.tagged.insert(entry.path.clone());
+    if !tags.is_empty() {
+        let files = Arc::new(files);
+        let mut older = HashSet::new();
+        // The latest is the first.
+        for deploy in deploys.iter().rev() {
+            let own = files.of(deploy.id);
+            let pages = Pages { own: own.clone(), older: older.clone() };
+            for entry in tagged(cluster, &files, deploy.id, pages, &tags).await? {
+                meant.tagged.insert((entry.path.clone(), entry.content.id()));
                 contents.add(&entry);
             }
-        }
-        left.push(deploy.id);
-        while let Some(id) = left.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            match &*cluster.page(id).await? {
-                Page::RootV1(root) => left.extend(root.top.iter().map(|child| child.id)),
-                Page::IndexV1(children) => left.extend(children.iter().map(|child| child.id)),
-                Page::LeafV1(entries) => {
-                    let is_meant = |entry: &&Entry| {
-                        patterns.iter().any(|pattern| names(pattern, entry.path.as_bytes()))
-                    };
-                    entries.iter().filter(is_meant).for_each(|entry| contents.add(entry));
-                }
-            }
+            older.extend(own);
         }
     }
     for (content, paths) in contents.0.into_values() {
@@ -236,6 +239,51 @@ pub(super) async fn meant(
     }
     meant.paths.retain(|_, chunks| !chunks.is_empty());
     Ok(meant)
+}
+
+/// The files of all deploys of a site. Those share most of their pages.
+#[derive(Default)]
+struct Files {
+    /// The files by the page they are in.
+    all: HashMap<ChunkId, Vec<Entry>>,
+    /// The pages below each other page.
+    below: HashMap<ChunkId, Vec<ChunkId>>,
+}
+
+impl Files {
+    /// Reads what is not known yet of a deploy.
+    async fn read(&mut self, cluster: &Cluster, deploy: DeployId) -> Result<(), Failure> {
+        let mut left = vec![deploy];
+        while let Some(id) = left.pop() {
+            if self.all.contains_key(&id) || self.below.contains_key(&id) {
+                continue;
+            }
+            let below: Vec<ChunkId> = match &*cluster.page(id).await? {
+                Page::RootV1(root) => root.top.iter().map(|child| child.id).collect(),
+                Page::IndexV1(children) => children.iter().map(|child| child.id).collect(),
+                Page::LeafV1(entries) => {
+                    self.all.insert(id, entries.clone());
+                    continue;
+                }
+            };
+            left.extend(&below);
+            self.below.insert(id, below);
+        }
+        Ok(())
+    }
+
+    /// Those of one deploy, which was read.
+    fn of(&self, deploy: DeployId) -> HashSet<ChunkId> {
+        let (mut left, mut leaves, mut seen) = (vec![deploy], HashSet::new(), HashSet::new());
+        while let Some(id) = left.pop() {
+            if self.all.contains_key(&id) {
+                leaves.insert(id);
+            } else if seen.insert(id) {
+                left.extend(self.below.get(&id).into_iter().flatten());
+            }
+        }
+        leaves
+    }
 }
 
 /// Contents, and the paths at which they are.
@@ -261,24 +309,31 @@ fn tags(patterns: &[Pattern]) -> HashSet<String> {
     patterns.iter().filter_map(tag).collect()
 }
 
-/// The files of a deploy that have one of the tags, by the rules of that deploy.
+/// Pages with files.
+struct Pages {
+    /// Of a deploy.
+    own: HashSet<ChunkId>,
+    /// Of those before it.
+    older: HashSet<ChunkId>,
+}
+
+/// The files that have one of the tags by the rules of a deploy: its own, and those of older deploys
+/// that it may answer with where it has none.
 async fn tagged(
     cluster: &Cluster,
+    files: &Arc<Files>,
     deploy: DeployId,
+    pages: Pages,
     tags: &HashSet<String>,
 ) -> Result<Vec<Entry>, Failure> {
     let rules = of_deploy(cluster, deploy).await?;
     if rules.set().headers.is_empty() {
         return Ok(Vec::new());
     }
-    let entries = entries(cluster, deploy).await?;
-    let tags = tags.clone();
+    let (files, tags) = (Arc::clone(files), tags.clone());
     let work = move || {
-        let files = entries.iter().map(|entry| entry.path.as_bytes().to_vec()).collect();
-        let (wanted, never) = (|tag: &str| tags.contains(&folded(tag)), AtomicBool::new(false));
-        let found = bearers::tagged(&rules, &wanted, &files, &mut Budget::new(STEPS_MAX, &never))?;
-        let has = |entry: &Entry| found.contains(entry.path.as_bytes());
-        Ok::<_, Untold>(entries.into_iter().filter(has).collect())
+        let wanted = |tag: &str| tags.contains(&folded(tag));
+        files.tagged(&rules, &pages, &wanted)
     };
     let found = atoll_net::task::spawn_blocking("tags", work).await;
     let found = found.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -288,6 +343,40 @@ async fn tagged(
             deploy.short()
         ))
     })
+}
+
+impl Files {
+    fn tagged(
+        &self,
+        rules: &Rules,
+        pages: &Pages,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Entry>, Untold> {
+        let path = |entry: &Entry| entry.path.as_bytes().to_vec();
+        let mut files = SiteFiles::default();
+        for (page, entries) in &self.all {
+            if pages.own.contains(page) {
+                files.own.extend(entries.iter().map(path));
+            }
+            if pages.older.contains(page) {
+                let may = entries.iter().filter(|entry| entry_may_be_earlier(entry));
+                files.earlier.extend(may.map(path));
+            }
+        }
+        let never = AtomicBool::new(false);
+        let found = bearers::tagged(rules, wanted, &files, &mut Budget::new(STEPS_MAX, &never))?;
+        let mut tagged = Vec::new();
+        for (page, entries) in &self.all {
+            let (own, older) = (pages.own.contains(page), pages.older.contains(page));
+            let bears = |entry: &&Entry| {
+                let path = entry.path.as_bytes();
+                let earlier = older && found.earlier.contains(path) && entry_may_be_earlier(entry);
+                (own && found.own.contains(path)) || earlier
+            };
+            tagged.extend(entries.iter().filter(bears).cloned());
+        }
+        Ok(tagged)
+    }
 }
 
 fn contents_of(entry: &Entry) -> impl Iterator<Item = &Content> {
@@ -302,8 +391,7 @@ pub(super) async fn holders(
 ) -> Result<Holders, Failure> {
     let mut search = Search {
         cluster,
-        chunks: &meant.chunks,
-        tagged: &meant.tagged,
+        meant,
         pages: HashMap::new(),
         unaffected: HashSet::new(),
         lists: HashMap::new(),
@@ -324,9 +412,9 @@ pub(super) async fn holders(
             search.found.count(&BTreeSet::from([deploy.id]));
             let parent = Parent::Deploy { site: of.name.clone(), deploy: deploy.id };
             search.found.parents.push(parent);
-            for path in paths {
+            for (path, tagged) in paths {
                 let holder = Holder::Deploy { site: of.name.clone(), deploy: deploy.id, path };
-                search.found.note(holder, asked, &meant.tagged);
+                search.found.note(holder, asked, tagged);
             }
         }
     }
@@ -338,9 +426,7 @@ pub(super) async fn holders(
 
 struct Search<'a> {
     cluster: &'a Cluster,
-    chunks: &'a BTreeMap<ChunkId, u32>,
-    /// Paths that are named by their tag.
-    tagged: &'a BTreeSet<ByteName>,
+    meant: &'a Meant,
     /// What was read of pages with something that loses bytes in or below them.
     pages: HashMap<ChunkId, Arc<Below>>,
     /// The other pages.
@@ -357,8 +443,8 @@ struct Search<'a> {
 struct Below {
     /// Further pages.
     pages: Vec<ChunkId>,
-    /// The files that lose bytes.
-    files: Vec<ByteName>,
+    /// The files that lose bytes, and whether they are named by their tag.
+    files: Vec<(ByteName, bool)>,
     /// The chunks, lists and pages that are lost, or lead to what is.
     lost: BTreeSet<ChunkId>,
 }
@@ -369,7 +455,7 @@ impl Search<'_> {
         &'b mut self,
         id: ChunkId,
         depth: usize,
-        paths: &'b mut Vec<ByteName>,
+        paths: &'b mut Vec<(ByteName, bool)>,
     ) -> Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'b>> {
         Box::pin(async move {
             if self.unaffected.contains(&id) {
@@ -415,7 +501,8 @@ impl Search<'_> {
                 below.pages.extend(root.top.iter().map(|child| child.id));
                 if let Some(content) = &root.rules {
                     let lost = self.lost(content).await?;
-                    below.files.extend((!lost.is_empty()).then(|| ByteName::from(RULES)));
+                    let rules = || (ByteName::from(RULES), false);
+                    below.files.extend((!lost.is_empty()).then(rules));
                     below.lost.extend(lost);
                 }
             }
@@ -428,7 +515,8 @@ impl Search<'_> {
                         loses |= !lost.is_empty();
                         below.lost.extend(lost);
                     }
-                    below.files.extend(loses.then(|| entry.path.clone()));
+                    let file = || (entry.path.clone(), self.meant.is_tagged(entry));
+                    below.files.extend(loses.then(file));
                 }
             }
         }
@@ -441,7 +529,7 @@ impl Search<'_> {
         for id in content.direct_chunks() {
             let is_lost = match content {
                 Content::Lists { .. } => self.list(id).await?,
-                Content::Empty | Content::Extents(_) => self.chunks.contains_key(&id),
+                Content::Empty | Content::Extents(_) => self.meant.chunks.contains_key(&id),
             };
             lost.extend(is_lost.then_some(id));
         }
@@ -456,7 +544,7 @@ impl Search<'_> {
         let extents = ExtentList::decode(&bytes)
             .map_err(|error| Failure::Failed(format!("list chunk {id}: {error}")))?;
         let ids = extents.iter().filter_map(|extent| extent.id);
-        let lost: BTreeSet<ChunkId> = ids.filter(|id| self.chunks.contains_key(id)).collect();
+        let lost: BTreeSet<ChunkId> = ids.filter(|id| self.meant.chunks.contains_key(id)).collect();
         let loses = !lost.is_empty();
         self.lists.insert(id, loses);
         if loses {
@@ -483,8 +571,8 @@ impl Search<'_> {
                 Err(_) if !self.cluster.is_kept(id).await? => continue,
                 Err(error) => return Err(error),
             }
-            for path in paths {
-                self.found.note(Holder::Unpublished { page: id, path }, asked, self.tagged);
+            for (path, _) in paths {
+                self.found.note(Holder::Unpublished { page: id, path }, asked, false);
             }
         }
         Ok(())
@@ -506,7 +594,7 @@ impl Search<'_> {
                     FileKind::Directory => left.push((path, entry.attr.inode)),
                     FileKind::File if entry.attr.size > 0 => {
                         if self.file_loses(&path, entry.attr.inode).await? {
-                            self.found.note(Holder::File(path.to_string()), asked, self.tagged);
+                            self.found.note(Holder::File(path.to_string()), asked, false);
                         }
                     }
                     FileKind::File | FileKind::Symlink => {}
@@ -556,7 +644,9 @@ mod tests {
     fn found(holders: &[Holder], asked: &Asked) -> Holders {
         let mut found = Holders::default();
         for holder in holders {
-            found.note(holder.clone(), asked, &BTreeSet::from(["tagged.pdf".into()]));
+            let tagged =
+                matches!(holder, Holder::Deploy { path, .. } if *path == "tagged.pdf".into());
+            found.note(holder.clone(), asked, tagged);
         }
         found
     }
@@ -576,7 +666,7 @@ mod tests {
         let found_some = found(&all, &of_path);
         assert_eq!(found_some.others, others);
         assert_eq!((found_some.all, found_some.count), (all, 6));
-        // Whichever deploy of the site has it, also one whose rules do not give the tag; not others.
+        // The same bytes at the path, whichever deploy of the site has them; not of other sites.
         let by_tag = asked(vec![Pattern::Tag("t".to_owned())]);
         let mut tagged = others.to_vec();
         tagged.extend([deploy("blog", "tagged.pdf"), deploy("shop", "tagged.pdf")]);

@@ -21,22 +21,30 @@ pub(super) enum Verdict {
     Absent(Option<Entry>),
 }
 
+/// What may be served of an earlier deploy, whose own rules count no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The file that the current deploy lacks.
+    pub(super) path: Vec<u8>,
+    /// What the current deploy says of the headers.
+    pub(super) effect: HeaderEffect,
+}
+
 /// An answer under judgement.
 pub(super) struct Judge<'a> {
     proven: &'a Proven,
     facts: Facts,
-    /// Whether the deploy is an earlier one, whose rules count no more: only its file of just the
-    /// path may be served.
-    earlier: bool,
+    /// What must be served, when the deploy is an earlier one.
+    kept: Option<Kept>,
     verdict: Option<Verdict>,
     body: Option<BodyCheck>,
     differs: Vec<String>,
 }
 
 impl<'a> Judge<'a> {
-    /// `facts` is the request that is answered.
-    pub(super) fn new(proven: &'a Proven, facts: Facts, earlier: bool) -> Self {
-        Self { proven, facts, earlier, verdict: None, body: None, differs: Vec::new() }
+    /// `facts` is the request that is answered; `kept` what must answer it of an earlier deploy.
+    pub(super) fn new(proven: &'a Proven, facts: Facts, kept: Option<Kept>) -> Self {
+        Self { proven, facts, kept, verdict: None, body: None, differs: Vec::new() }
     }
 
     /// Whether something differs already, so that the rest need not be read.
@@ -101,8 +109,8 @@ impl<'a> Judge<'a> {
 
     /// What the rules of the deploy say about the request, by what the proof says about its files.
     fn expected(&self) -> Result<(Outcome, HeaderEffect), ProofError> {
-        if self.earlier {
-            return Ok((Outcome::File { path: self.facts.path.clone() }, HeaderEffect::default()));
+        if let Some(Kept { path, effect }) = &self.kept {
+            return Ok((Outcome::File { path: path.clone() }, effect.clone()));
         }
         let rules = self.proven.rules()?;
         let question = Question::new(&rules, self.facts.clone());
@@ -333,6 +341,16 @@ mod tests {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Verdict, Vec<String>> {
+        judge_kept(url, None, status, headers, body)
+    }
+
+    fn judge_kept(
+        url: &str,
+        kept: Option<Kept>,
+        status: u16,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Verdict, Vec<String>> {
         let (ruled, url) = match url.strip_prefix("rules: ") {
             Some(url) => (true, url),
             None => (false, url),
@@ -340,7 +358,7 @@ mod tests {
         let proven = site(ruled);
         let asked = atoll_edge::http::path::parse(url.as_bytes()).unwrap();
         let facts = atoll_edge::rules::ask::facts(&asked, "blog.test", None, &HeaderMap::new());
-        let mut judge = Judge::new(&proven, facts, false);
+        let mut judge = Judge::new(&proven, facts, kept);
         let mut map = HeaderMap::new();
         map.insert("atoll-deploy", proven.deploy().to_string().parse().unwrap());
         map.insert("content-type", "text/html".parse().unwrap());
@@ -414,6 +432,23 @@ mod tests {
             let differs = judge(url, status, &headers, body).unwrap_err().join("; ");
             assert!(differs.contains(word), "{url} {status}: {differs:?} lacks {word:?}");
         }
+    }
+
+    #[test]
+    fn of_an_earlier_deploy_only_the_file_that_is_lacking_now_may_answer() {
+        let see = etag(&[b"see"]);
+        let kept = |path: &str, kind: Option<&str>| {
+            let typed = kind.map(|kind| ("content-type".to_owned(), Some(kind.to_owned())));
+            let effect = HeaderEffect { headers: typed.into_iter().collect(), rules: Vec::new() };
+            Some(Kept { path: path.as_bytes().to_vec(), effect })
+        };
+        let typed = [("etag", see.as_str()), ("content-type", "text/markdown")];
+        let judged = |kept: Option<Kept>| judge_kept("rules: /a", kept, 200, &typed, b"see");
+        // Rules of its own, which lead elsewhere from here, are of no account.
+        assert!(judged(kept("c.html", Some("text/markdown"))).is_ok());
+        assert!(judged(kept("c.html", None)).unwrap_err()[0].contains("Content-Type"));
+        assert!(judged(kept("big", Some("text/markdown"))).unwrap_err()[0].contains("ETag"));
+        assert!(judged(kept("a", Some("text/markdown"))).unwrap_err()[0].contains("none at a"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tell every edge to drop cached answers.
 
 use atoll_proto::publish::{Pattern, PublishEvent, Published};
+use atoll_proto::rules::template::decode;
 use atoll_proto::tags::check_tag;
 use atoll_proto::{Code, SiteName, WireError, limits};
 
@@ -37,6 +38,10 @@ fn check(patterns: &[Pattern]) -> Result<(), WireError> {
             Pattern::Path(text) | Pattern::Prefix(text) => {
                 if !text.starts_with('/') {
                     let message = format!("{text:?} does not start with '/'");
+                    return Err(WireError::invalid(message));
+                }
+                if decode(text.as_bytes()).is_none() {
+                    let message = format!("{text:?} holds a malformed '%' escape");
                     return Err(WireError::invalid(message));
                 }
                 text
