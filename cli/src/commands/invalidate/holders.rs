@@ -443,7 +443,7 @@ impl Search<'_> {
                             self.found.note(Holder::File(path.to_string()), asked);
                         }
                     }
-                    FileKind::File | FileKind::Symlink => {}
+                    FileKind::File | FileKind::Symlink | FileKind::Special(_) => {}
                 }
             }
         }
