@@ -39,6 +39,9 @@ step_tools() {
         done
         [ -c /dev/loop-control ] || missing+=("/dev/loop-control (load the kernel module: modprobe loop; in a container: --privileged)")
     fi
+    python3 -c 'import mmap, sqlite3' 2>/dev/null || missing+=("Python's module sqlite3 (Debian: python3)")
+    # The suites that the mount must pass.
+    scripts/suites.sh "$target/tools" >&2 || missing+=("pjdfstest and fsx (scripts/suites.sh builds them from crates.io)")
     [ ${#missing[@]} -eq 0 ] && return
     printf 'missing, and the tests need it: %s\n' "${missing[@]}" >&2
     return 1

@@ -1,6 +1,6 @@
 //! A handle on a cluster: finds the leading master, keeps a session, caches the view.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::locate::Load;
+use crate::session::{Open, Session};
 use crate::{ClientConfig, ClientError};
 
 /// A cached view older than this is refreshed before it is used.
@@ -60,43 +61,6 @@ struct NodeLoad {
     suspect_until: Option<Instant>,
     /// When it last answered anything.
     heard: Option<Instant>,
-}
-
-/// An open session: hands out request numbers and knows which are answered.
-struct Session {
-    id: SessionId,
-    open: Mutex<Numbers>,
-}
-
-struct Numbers {
-    next: u64,
-    open: BTreeSet<u64>,
-}
-
-impl Session {
-    fn number(&self) -> (u64, u64) {
-        let mut numbers = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = numbers.next;
-        numbers.next += 1;
-        numbers.open.insert(number);
-        (number, numbers.open.first().copied().unwrap_or(number))
-    }
-
-    fn answered(&self, number: u64) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&number);
-    }
-}
-
-/// A request that is under way; dropping it frees the master of keeping its reply.
-struct Open<'a> {
-    session: &'a Session,
-    number: u64,
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.session.answered(self.number);
-    }
 }
 
 impl Cluster {
@@ -282,36 +246,44 @@ impl Cluster {
     }
 
     async fn change_once(&self, change: Change) -> Result<(u64, Changed), ClientError> {
+        match self.send_change(change).await {
+            Ok((index, changed, _)) => Ok((index, changed)),
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    /// Sends a change under a number of its own, which stays in use until it is dropped. Without one
+    /// the change was not sent.
+    pub(crate) async fn send_change(
+        &self,
+        mut change: Change,
+    ) -> Result<(u64, Changed, Open), (ClientError, Option<Open>)> {
         let _room = self.inner.change_room.acquire().await;
-        let mut change = change;
         for again in [true, false] {
-            let session = self.open_session().await?;
-            let (number, acked_below) = session.number();
+            let session = self.open_session().await.map_err(|error| (error, None))?;
+            let (open, acked_below) = session.begin();
+            let number = open.number;
             let request =
                 MasterRequest::Change { session: session.id, number, acked_below, change };
             let deadline = deadline_of(&request);
-            // However this ends, even by being dropped, nobody waits for the reply any more.
-            let open = Open { session: &session, number };
-            let answer = self.master(&request, deadline).await;
-            drop(open);
-            match answer {
-                Ok(MasterResponse::Changed { index, reply }) => return Ok((index, reply)),
-                Ok(_) => return Err(ClientError::unexpected("the master")),
+            match self.master(&request, deadline).await {
+                Ok(MasterResponse::Changed { index, reply }) => return Ok((index, reply, open)),
+                Ok(_) => return Err((ClientError::unexpected("the master"), Some(open))),
                 Err(error) => {
                     let forgotten = matches!(&error, ClientError::Refused(refusal)
                         if refusal.code == Code::NotFound && refusal.message.starts_with("session unknown"));
                     if !(forgotten && again) {
-                        return Err(error);
+                        return Err((error, Some(open)));
                     }
                     self.forget_session(session.id).await;
                     let MasterRequest::Change { change: taken, .. } = request else {
-                        return Err(ClientError::unexpected("this program"));
+                        return Err((ClientError::unexpected("this program"), None));
                     };
                     change = taken;
                 }
             }
         }
-        Err(ClientError::unexpected("the master"))
+        Err((ClientError::unexpected("the master"), None))
     }
 
     /// The id of this client's session, opening it when there is none.
@@ -330,8 +302,7 @@ impl Cluster {
         let request = MasterRequest::OpenSession { name: self.inner.name.clone() };
         match self.master(&request, limits::METADATA_DEADLINE).await? {
             MasterResponse::Session { session, .. } => {
-                let numbers = Numbers { next: 1, open: BTreeSet::new() };
-                let session = Arc::new(Session { id: session, open: Mutex::new(numbers) });
+                let session = Arc::new(Session::new(session));
                 *slot = Some(session.clone());
                 Ok(session)
             }

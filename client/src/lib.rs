@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod publish;
 pub mod read;
 pub mod rules;
+mod session;
 pub mod stat_cache;
 pub mod upload;
 pub mod write;
@@ -36,5 +37,6 @@ pub use manifest::{
 };
 pub use publish::{Wait, Waited, wait_applied};
 pub use rules::{RuleChoices, read_rules};
+pub use session::{Undecided, Unsure, Verdict};
 pub use upload::{UploadedFile, upload_file};
 pub use write::{ChunkWriter, PutTicket};

@@ -15,7 +15,6 @@ pub fn of(error: &FsError) -> i32 {
         FsError::NotFound => libc::ENOENT,
         FsError::Exists => libc::EEXIST,
         FsError::ReadOnly => libc::EROFS,
-        FsError::NotPermitted => libc::EPERM,
         FsError::Invalid(_) => libc::EINVAL,
         FsError::Unsupported => libc::EOPNOTSUPP,
         FsError::BadHandle => libc::EBADF,
@@ -24,7 +23,10 @@ pub fn of(error: &FsError) -> i32 {
         FsError::NameTooLong => libc::ENAMETOOLONG,
         FsError::TooLarge => libc::EFBIG,
         FsError::NoData => libc::ENXIO,
-        FsError::Stale => libc::ESTALE,
+        FsError::NoAttribute => libc::ENODATA,
+        FsError::TooManyLinks => libc::EMLINK,
+        // The kernel looks the name up again, and opens what is there by its permission bits.
+        FsError::MadeMeanwhile | FsError::Stale => libc::ESTALE,
         FsError::Stalled { .. } | FsError::Unexpected(_) => libc::EIO,
     }
 }

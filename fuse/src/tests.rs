@@ -443,3 +443,59 @@ fn sizes_are_read_with_units() {
     assert!(parse_bytes("x").is_err() && parse_bytes("").is_err());
     assert!(parse_bytes("99999999999G").is_err());
 }
+
+/// Where a mount's kernel takes the end of a file to be wrong, what is appended is in another place
+/// than the pages it keeps.
+#[test]
+fn open_files_and_mappings_see_appends_where_they_are() {
+    let fake = Fake::new();
+    let (one, two) = (Mount::new(&fake), Mount::new(&fake));
+    fs::write(one.path("log"), "begin ").unwrap();
+    let mut open = OpenOptions::new().read(true).append(true).open(one.path("log")).unwrap();
+    // It is in pages of this kernel's before another mount appends, and is committed after.
+    open.write_all(b"one ").unwrap();
+    let mut bytes = [0; 10];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"begin one ");
+    OpenOptions::new().append(true).open(two.path("log")).unwrap().write_all(b"two ").unwrap();
+    open.sync_all().unwrap();
+    let sees = |file: &File, expected: &str| {
+        let until = Instant::now() + Duration::from_secs(20);
+        let mut found = Vec::new();
+        while Instant::now() < until {
+            found = vec![0; 64];
+            let count = file.read_at(&mut found, 0).unwrap();
+            found.truncate(count);
+            if found == expected.as_bytes() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{:?} instead of {expected:?}", String::from_utf8_lossy(&found));
+    };
+    sees(&open, "begin two one ");
+    // The other way: the kernel's end is not the file's when the write comes.
+    open.write_all(b"three ").unwrap();
+    open.sync_all().unwrap();
+    sees(&open, "begin two one three ");
+    let mapped = r#"
+import mmap, os, sys, time
+f = os.open("log", os.O_RDWR | os.O_APPEND)
+size = os.fstat(f).st_size
+os.write(f, b"four ")
+m = mmap.mmap(f, size + 5, mmap.MAP_SHARED, mmap.PROT_READ)
+assert m[size:] == b"four ", m[:]
+with open(sys.argv[1] + "/log", "ab") as other:
+    other.write(b"five ")
+os.fsync(f)
+until = time.time() + 20
+while m[size:] != b"five " and time.time() < until:
+    time.sleep(0.005)
+assert m[size:] == b"five ", m[:]
+"#;
+    fs::write(one.path("mapped.py"), mapped).unwrap();
+    shell(&one.dir, &format!("python3 mapped.py {}", two.dir.display()));
+    let expected = "begin two one three five four ";
+    assert_eq!(fs::read_to_string(two.path("log")).unwrap(), expected);
+    assert_eq!(fs::read_to_string(one.path("log")).unwrap(), expected);
+}

@@ -234,6 +234,8 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
 fn needs_change(change: &Change) -> Needs<'_> {
     match change {
         Change::Namespace(_) => Needs { verbs: &[Verb::Write], about: About::Everything },
+        // About a request of one's own session, and changes nothing.
+        Change::Abandon => Needs { verbs: &[], about: About::Anything },
         // Pages belong to no site yet; they are admitted by hash.
         Change::Admit { .. } => {
             Needs { verbs: &[Verb::Write, Verb::Deploy], about: About::Anything }

@@ -138,6 +138,8 @@ pub(crate) enum LoggedChange {
     Node(NodeOp),
     /// The directory of a live site was sealed.
     Seal(Seal),
+    /// Whoever sent the request of this number wants to know what became of it.
+    Abandon,
 }
 
 /// An object to collect. It stays when it is not as the leader saw it.

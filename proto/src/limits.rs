@@ -49,6 +49,13 @@ pub const SITE_PATH_BYTES_MAX: usize = 4096;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest target of a symbolic link, in bytes.
 pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Longest value of an extended attribute, in bytes (XATTR_SIZE_MAX on Linux).
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of names and values of all extended attributes of an inode together. The names alone
+/// fit a listxattr(2), which takes 64 KiB.
+pub const XATTRS_BYTES_MAX: usize = 128 << 10;
+/// Most extended attributes of an inode.
+pub const XATTRS_MAX: usize = 250;
 /// Longest site or alias name: it must fit a DNS label.
 pub const SITE_NAME_BYTES_MAX: usize = 63;
 /// Longest deploy message in bytes.
@@ -228,6 +235,8 @@ pub const CHUNK_DEADLINE: Duration = Duration::from_secs(15);
 const _: () = assert!(CHUNK_BYTES >= CHUNK_BYTES_MIN && CHUNK_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX as usize <= BODY_BYTES_MAX);
 const _: () = assert!(PUT_BATCH_BYTES + CHUNK_BYTES_MAX as usize <= BODY_BYTES_MAX);
+const _: () = assert!(XATTRS_MAX * (NAME_BYTES_MAX + 1) <= 64 << 10);
+const _: () = assert!(XATTR_BYTES_MAX <= XATTRS_BYTES_MAX);
 const _: () = assert!(PAGE_BYTES_MAX < CHUNK_BYTES_MIN as usize);
 const _: () = assert!(IDS_MAX * 40 < HEAD_BYTES_MAX);
 const _: () = assert!(LIST_CHUNK_ENTRIES * 37 <= CHUNK_BYTES as usize);

@@ -388,6 +388,10 @@ pub enum Change {
     Node(NodeOp),
     /// Of collection and scrubbing. Answered with `Upkeep`.
     Upkeep(UpkeepOp),
+    /// The request with this number was sent and its answer never came: it is either done already, or
+    /// never will be. Answered with what it was answered with if it changed something, else with
+    /// `Abandoned`.
+    Abandon,
 }
 
 /// A page or list chunk to admit. A chunk of kind `Data` has no children and needs only cover: an
@@ -642,6 +646,8 @@ pub enum Changed {
         /// For a scrub: the number that servers report once they have carried it out.
         scrub: u64,
     },
+    /// The request with this number changed nothing, and never will.
+    Abandoned,
 }
 
 /// How the cluster does, as the leader sees it. The CLI turns it into the JSON of the contract.

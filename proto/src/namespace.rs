@@ -15,7 +15,31 @@ pub enum FileKind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// A pipe, socket or device.
+    Special(Special),
 }
+
+/// Files that are only a name for something in the kernel that opens them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Special {
+    /// A named pipe.
+    Fifo,
+    /// A socket of the local domain.
+    Socket,
+    /// A character device, with its number as in st_rdev.
+    CharDevice(u32),
+    /// A block device, with its number as in st_rdev.
+    BlockDevice(u32),
+}
+
+/// The permission bits in a mode: the lower 12 of st_mode.
+pub const PERMISSIONS: u32 = 0o7777;
+/// The bits that make a program run as its owner or group.
+pub const SET_IDS: u32 = 0o6000;
+/// Set in [`Attr::mode`] when the inode has extended attributes, so that who asks for one need not
+/// ask the master about the many inodes that have none.
+pub const HAS_XATTRS: u32 = 1 << 16;
 
 /// The attributes of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +48,7 @@ pub struct Attr {
     pub inode: InodeId,
     /// What it is.
     pub kind: FileKind,
-    /// Permission bits (lower 12 bits of st_mode).
+    /// [`PERMISSIONS`], and [`HAS_XATTRS`].
     pub mode: u32,
     /// Owner.
     pub uid: u32,
@@ -42,6 +66,26 @@ pub struct Attr {
     pub ctime_ns: i64,
     /// Log index of the last change; grows with every change.
     pub version: u64,
+}
+
+/// A mode without the privileges that a file must not keep when it gets another owner, or other
+/// content by the hand of somebody who could not give them (POSIX.1-2017, chown() and write()): the
+/// set-user-ID bit, and the set-group-ID bit where the group may execute.
+pub fn without_privileges(mode: u32) -> u32 {
+    let group_executes = mode & 0o010 != 0;
+    mode & !if group_executes { SET_IDS } else { 0o4000 }
+}
+
+impl Attr {
+    /// The permission bits alone.
+    pub fn permissions(&self) -> u32 {
+        self.mode & PERMISSIONS
+    }
+
+    /// Whether there are extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.mode & HAS_XATTRS != 0
+    }
 }
 
 /// One directory entry with the attributes of what it names.
@@ -87,6 +131,31 @@ pub struct SetAttr {
     pub atime_ns: Option<i64>,
     /// Modification time.
     pub mtime_ns: Option<i64>,
+}
+
+/// What is to be made under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewNode {
+    /// An empty regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(ByteName),
+    /// A pipe, socket or device.
+    Special(Special),
+}
+
+/// What setting an extended attribute does when there is one of that name, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Set it in either case.
+    #[default]
+    Set,
+    /// Fail with `Exists` when there is one (XATTR_CREATE).
+    Create,
+    /// Answer `Xattr(None)` and change nothing when there is none (XATTR_REPLACE).
+    Replace,
 }
 
 /// A change of the namespace. Variant numbers are stable on the wire and in the log: only append.
@@ -207,6 +276,72 @@ pub enum NamespaceOp {
         /// Their owner.
         caller: Caller,
     },
+    /// Make something by all the rules of POSIX: with the group of a directory that has the
+    /// set-group-ID bit, and with the access rules a directory sets for what is made in it.
+    /// Answered with its attributes.
+    Make {
+        /// In which directory.
+        parent: InodeId,
+        /// Its name.
+        name: ByteName,
+        /// What.
+        node: NewNode,
+        /// Permission bits, before the mask.
+        mode: u32,
+        /// Bits taken away, where the directory sets no rules.
+        umask: u32,
+        /// Its owner.
+        caller: Caller,
+        /// Fail with `Exists` when there is one; otherwise an existing regular file is the answer
+        /// to `File`.
+        exclusive: bool,
+    },
+    /// Set attributes, and take the privileges away that a file must not keep when it gets
+    /// another owner or other content: the set-user-ID bit, the set-group-ID bit where the group
+    /// may execute, and capabilities. Directories keep theirs.
+    DropPrivileges {
+        /// Of which inode.
+        inode: InodeId,
+        /// What to set besides.
+        set: SetAttr,
+    },
+    /// Set an extended attribute. Answered with the attributes.
+    SetXattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name, as `user.comment`.
+        name: ByteName,
+        /// Its value.
+        value: Bytes,
+        /// What to do when there is one, or none.
+        mode: XattrMode,
+        /// With access rules: take the set-group-ID bit, as from callers outside the group.
+        drop_group_id: bool,
+    },
+    /// Remove an extended attribute. Answered with the attributes, or with `Xattr(None)` when
+    /// there was none of that name.
+    RemoveXattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name.
+        name: ByteName,
+    },
+    /// Give a file the content that programs on a mount wrote. Answered with the attributes.
+    Write {
+        /// Which file.
+        inode: InodeId,
+        /// The new content.
+        content: Content,
+        /// Its modification time; `None` for now.
+        mtime_ns: Option<i64>,
+        /// Only if the file's version is still this one, else `Conflict`.
+        if_version: Option<u64>,
+        /// Take the privileges of the file away, as `DropPrivileges` does: somebody who wrote could
+        /// not have given them.
+        drop_privileges: bool,
+        /// Cover for chunks that may not be live yet.
+        receipts: Vec<Receipt>,
+    },
 }
 
 /// A question about the namespace.
@@ -250,6 +385,18 @@ pub enum NamespaceQuery {
     },
     /// Size and free space of the whole.
     StatFs,
+    /// The value of an extended attribute. Answered with `Xattr`.
+    Xattr {
+        /// Of which inode.
+        inode: InodeId,
+        /// Its full name.
+        name: ByteName,
+    },
+    /// The names of all extended attributes. Answered with `Xattrs`.
+    Xattrs {
+        /// Of which inode.
+        inode: InodeId,
+    },
 }
 
 /// The answer to a [`NamespaceOp`] or [`NamespaceQuery`].
@@ -292,4 +439,8 @@ pub enum NamespaceReply {
         /// Inodes in use.
         inodes: u64,
     },
+    /// The value of an extended attribute; `None` when there is none of that name.
+    Xattr(Option<Bytes>),
+    /// The names of extended attributes, in order.
+    Xattrs(Vec<ByteName>),
 }

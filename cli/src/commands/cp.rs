@@ -4,14 +4,16 @@ use std::pin::Pin;
 
 use atoll_client::Cluster;
 use atoll_proto::ByteName;
-use atoll_proto::namespace::{Attr, FileKind, NamespaceOp};
+use atoll_proto::namespace::{
+    Attr, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, NewNode,
+};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::ls::PathParser;
 use super::mkdir::caller;
 use super::mv::{into_directory, sources_and_target, target_of};
-use super::upload::make_link;
+use super::upload::{make_link, put_in_place};
 use crate::cluster_path::{ClusterPath, open, read_dir, read_link, resolve, resolve_following};
 use crate::connect::Context;
 use crate::report::Failure;
@@ -69,9 +71,24 @@ fn copy(cluster: &Cluster, from: ClusterPath, attr: Attr, to: ClusterPath) -> Co
                 let target = read_link(cluster, &from, attr.inode).await?;
                 make_link(cluster, &to, ByteName(target)).await
             }
+            FileKind::Special(special) => {
+                let (umask, exclusive) = (0, true);
+                let mode = permissions(cluster, &from, &attr).await?;
+                let (node, caller) = (NewNode::Special(special), caller());
+                put_in_place(cluster, &to, |parent, name| NamespaceOp::Make {
+                    parent,
+                    name,
+                    node,
+                    mode,
+                    umask,
+                    caller,
+                    exclusive,
+                })
+                .await
+            }
             FileKind::Directory => {
-                let op =
-                    NamespaceOp::MakeDirs { path: to.bytes(), mode: attr.mode, caller: caller() };
+                let mode = permissions(cluster, &from, &attr).await?;
+                let op = NamespaceOp::MakeDirs { path: to.bytes(), mode, caller: caller() };
                 cluster.namespace(op).await.map_err(Failure::at(&to))?;
                 let entries = read_dir(cluster, &from, attr.inode).await?;
                 let copies: Vec<Copying<'_>> = entries
@@ -99,7 +116,7 @@ async fn copy_file(
     let (attr, content) = open(cluster, from, attr.inode).await?;
     let op = NamespaceOp::PutFile {
         path: to.bytes(),
-        mode: attr.mode,
+        mode: permissions(cluster, from, &attr).await?,
         caller: caller(),
         content,
         mtime_ns: None,
@@ -108,4 +125,43 @@ async fn copy_file(
     };
     cluster.namespace(op).await.map_err(Failure::at(to))?;
     Ok(())
+}
+
+/// The permission bits of a copy, which has no access list.
+async fn permissions(cluster: &Cluster, of: &ClusterPath, attr: &Attr) -> Result<u32, Failure> {
+    if !attr.has_xattrs() {
+        return Ok(attr.permissions());
+    }
+    let name = "system.posix_acl_access".into();
+    let query = NamespaceQuery::Xattr { inode: attr.inode, name };
+    match cluster.query(query).await.map_err(Failure::at(of))? {
+        NamespaceReply::Xattr(Some(list)) => Ok(without_list(attr.permissions(), &list)),
+        _ => Ok(attr.permissions()),
+    }
+}
+
+/// Beside an access list the bits of the group are the mask of all that the list names (acl(5)). Without
+/// it they are the group's own, which may do less. A list is in the kernel's layout: four bytes, then
+/// entries of eight, each with its kind and its bits in two bytes.
+fn without_list(mode: u32, list: &[u8]) -> u32 {
+    const GROUP: [u8; 2] = [4, 0];
+    let mut entries = list.get(4..).unwrap_or_default().chunks_exact(8);
+    let group = entries.find(|entry| entry[..2] == GROUP).map_or(0, |entry| u32::from(entry[2]));
+    mode & (!0o070 | (group & 7) << 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_lets_the_group_do_no_more_than_the_list_did() {
+        let entry = |kind: u8, bits: u8| [kind, 0, bits, 0, 255, 255, 255, 255];
+        let list = |group| [entry(1, 6), entry(2, 6), entry(4, group), entry(16, 6), entry(32, 0)];
+        for (group, mode) in [(0, 0o2600), (4, 0o2640), (7, 0o2660)] {
+            let list = [&[2, 0, 0, 0], &list(group).concat()[..]].concat();
+            assert_eq!(without_list(0o2660, &list), mode);
+        }
+        assert_eq!(without_list(0o664, b""), 0o604, "what cannot be read allows nothing");
+    }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 
 use atoll_proto::ByteName;
-use atoll_proto::namespace::{Attr, DirEntry, FileKind};
+use atoll_proto::namespace::{Attr, DirEntry, FileKind, Special};
 use clap::Args;
 use serde::Serialize;
 
@@ -54,7 +54,10 @@ pub(crate) struct EntryObject {
     /// The name's bytes, when they are not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name_hex: Option<String>,
-    pub(crate) kind: FileKind,
+    pub(crate) kind: &'static str,
+    /// The number of a device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<u32>,
     pub(crate) inode: u64,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
@@ -77,9 +80,15 @@ impl EntryObject {
         Self {
             name: String::from_utf8_lossy(name).into_owned(),
             name_hex: not_text.then(|| atoll_proto::ids::hex(name)),
-            kind: attr.kind,
+            kind: word(attr.kind),
+            device: match attr.kind {
+                FileKind::Special(Special::CharDevice(device) | Special::BlockDevice(device)) => {
+                    Some(device)
+                }
+                _ => None,
+            },
             inode: attr.inode.0,
-            mode: attr.mode,
+            mode: attr.permissions(),
             uid: attr.uid,
             gid: attr.gid,
             nlink: attr.nlink,
@@ -158,5 +167,22 @@ pub(crate) fn letter(kind: FileKind) -> char {
         FileKind::File => '-',
         FileKind::Directory => 'd',
         FileKind::Symlink => 'l',
+        FileKind::Special(Special::Fifo) => 'p',
+        FileKind::Special(Special::Socket) => 's',
+        FileKind::Special(Special::CharDevice(_)) => 'c',
+        FileKind::Special(Special::BlockDevice(_)) => 'b',
+    }
+}
+
+/// The word for programs.
+fn word(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Special(Special::Fifo) => "fifo",
+        FileKind::Special(Special::Socket) => "socket",
+        FileKind::Special(Special::CharDevice(_)) => "chardevice",
+        FileKind::Special(Special::BlockDevice(_)) => "blockdevice",
     }
 }

@@ -58,7 +58,7 @@ pub(crate) async fn run(context: &Context, args: StatArgs) -> Result<(), Failure
                 stat.content = Some(content.id().to_string());
                 stat.chunks = Some(cluster.extents(&content).await?.len());
             }
-            FileKind::Directory => {}
+            FileKind::Directory | FileKind::Special(_) => {}
         }
         if context.out.json() {
             context.out.object(&stat)?;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_client::{ChunkWriter, Cluster, DeployProgress, UploadedFile, upload_file};
-use atoll_proto::ByteName;
 use atoll_proto::namespace::{FileKind, NamespaceOp, SetAttr};
+use atoll_proto::{ByteName, InodeId};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -238,6 +238,21 @@ pub(crate) async fn make_link(
     path: &ClusterPath,
     target: ByteName,
 ) -> Result<(), Failure> {
+    put_in_place(cluster, path, |parent, name| NamespaceOp::Symlink {
+        parent,
+        name,
+        target,
+        caller: caller(),
+    })
+    .await
+}
+
+/// Makes something under a path, in the place of another one or of a file.
+pub(crate) async fn put_in_place(
+    cluster: &Cluster,
+    path: &ClusterPath,
+    make: impl FnOnce(InodeId, ByteName) -> NamespaceOp,
+) -> Result<(), Failure> {
     let Some(name) = path.name() else {
         return Err(Failure::Failed("/: is a directory".to_owned()));
     };
@@ -254,8 +269,7 @@ pub(crate) async fn make_link(
         let op = NamespaceOp::Unlink { parent, name: name.clone() };
         cluster.namespace(op).await.map_err(Failure::at(path))?;
     }
-    let op = NamespaceOp::Symlink { parent, name, target, caller: caller() };
-    cluster.namespace(op).await.map_err(Failure::at(path))?;
+    cluster.namespace(make(parent, name)).await.map_err(Failure::at(path))?;
     Ok(())
 }
 

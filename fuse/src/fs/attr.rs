@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use atoll_proto::namespace::{
-    Attr, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, SetAttr,
+    Attr, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, PERMISSIONS, SET_IDS, SetAttr,
+    without_privileges,
 };
 use atoll_proto::{Code, InodeId};
 
@@ -25,6 +26,10 @@ pub struct SetAttrs {
     pub atime_ns: Option<i64>,
     /// Modification time, nanoseconds since the Unix epoch.
     pub mtime_ns: Option<i64>,
+    /// Take the privileges that the file must not keep, as with a new owner.
+    pub drop_privileges: bool,
+    /// The length is set by somebody who could not give the file the privileges it has.
+    pub outsider: bool,
 }
 
 /// The room in the cluster.
@@ -75,7 +80,7 @@ impl<S: Store> FileSystem<S> {
     /// The attributes of a file of which this mount's word counts.
     fn own_attr(&self, file: Option<&File>) -> Option<Attr> {
         let state = file?.lock();
-        state.is_ours().then(|| state.attr())
+        state.is_fresh().then(|| state.attr())
     }
 
     async fn ask_attr(&self, inode: InodeId, file: Option<&File>) -> Result<Attr, FsError> {
@@ -87,11 +92,16 @@ impl<S: Store> FileSystem<S> {
                 Ok(show(file, attr))
             }
             (Err(error), Some(file)) if error.code() == Some(Code::NotFound) => {
-                // Open here, removed elsewhere.
+                // Open here, removed elsewhere: what is written here and has nowhere to go must be told
+                // to who flushes it.
                 let mut state = file.lock();
-                state.mark_unlinked();
+                if !state.is_changed() {
+                    state.mark_unlinked();
+                }
                 Ok(state.attr())
             }
+            // Writers go on while the master is away.
+            (Err(_), Some(file)) if file.lock().is_ours() => Ok(file.lock().attr()),
             (Err(error), _) => Err(error.into()),
         }
     }
@@ -117,19 +127,36 @@ impl<S: Store> FileSystem<S> {
             return Err(FsError::ReadOnly);
         }
         let mut fresh = match set.size {
-            Some(size) => self.set_size(inode, handle, size).await?,
+            Some(size) => self.set_size(inode, handle, size, set.outsider).await?,
             None => None,
         };
         let rest = self.set_locally(inode, set);
-        if rest != SetAttr::default() {
-            match self.store.change(NamespaceOp::SetAttr { inode, set: rest }).await {
+        // Privileges are not for a commit to take that began before they were given.
+        let file = self.open_file(inode).filter(|_| rest.mode.is_some_and(|it| it & SET_IDS != 0));
+        let _alone = match &file {
+            Some(file) => Some(file.committing.lock().await),
+            None => None,
+        };
+        if rest != SetAttr::default() || set.drop_privileges {
+            let op = if set.drop_privileges {
+                NamespaceOp::DropPrivileges { inode, set: rest }
+            } else {
+                NamespaceOp::SetAttr { inode, set: rest }
+            };
+            match self.store.change(op).await {
                 Ok(reply) => {
                     let attr = attr_of(reply, "a change of attributes")?;
-                    self.note_attr(inode, &attr);
+                    if let Some(file) = self.open_file(inode) {
+                        let mut state = file.lock();
+                        state.set_attr(&attr);
+                        if rest.mode.is_some() {
+                            state.mode_was_set();
+                        }
+                    }
                     fresh = Some(attr);
                 }
-                // A file without a name keeps what it has here.
-                Err(error) => self.forgive_unlinked(inode, error)?,
+                // A file without a name is only known here.
+                Err(error) => self.set_unlinked(inode, &rest, set.drop_privileges, error)?,
             }
         }
         match fresh {
@@ -142,26 +169,40 @@ impl<S: Store> FileSystem<S> {
         }
     }
 
-    fn forgive_unlinked(
-        &self,
-        inode: InodeId,
-        error: atoll_client::ClientError,
-    ) -> Result<(), FsError> {
-        let unlinked = self.open_file(inode).is_some_and(|file| file.lock().may_be_unlinked());
-        if unlinked && error.code() == Some(Code::NotFound) { Ok(()) } else { Err(error.into()) }
+    /// Whether the file of a handle has bits that it loses when others than its owner write it.
+    pub fn has_privileges(&self, handle: u64) -> bool {
+        match self.handle(handle) {
+            Ok(super::Handle::File(open)) => {
+                let mode = open.file.lock().attr().mode;
+                without_privileges(mode) != mode
+            }
+            _ => false,
+        }
     }
 
-    fn note_attr(&self, inode: InodeId, attr: &Attr) {
-        if let Some(file) = self.open_file(inode) {
-            file.lock().set_attr(attr);
+    /// The master could not set attributes: no failure when this mount took the last name.
+    fn set_unlinked(
+        &self,
+        inode: InodeId,
+        set: &SetAttr,
+        drop_privileges: bool,
+        error: atoll_client::ClientError,
+    ) -> Result<(), FsError> {
+        let Some(file) = self.open_file(inode) else { return Err(error.into()) };
+        let mut state = file.lock();
+        if error.code() != Some(Code::NotFound) || !state.may_be_unlinked() {
+            return Err(error.into());
         }
+        state.mark_unlinked();
+        state.set_own(set, drop_privileges);
+        Ok(())
     }
 
     /// What is left for the master: the modification time of a file with changes travels with
     /// their commit, and what does not change needs no request then either.
     fn set_locally(&self, inode: InodeId, set: SetAttrs) -> SetAttr {
         let mut rest = SetAttr {
-            mode: set.mode.map(|mode| mode & 0o7777),
+            mode: set.mode.map(|mode| mode & PERMISSIONS),
             uid: set.uid,
             gid: set.gid,
             atime_ns: set.atime_ns,
@@ -178,7 +219,7 @@ impl<S: Store> FileSystem<S> {
             state.set_mtime(mtime_ns);
         }
         let now = state.attr();
-        rest.mode = rest.mode.filter(|mode| *mode != now.mode);
+        rest.mode = rest.mode.filter(|mode| *mode != now.permissions());
         rest.uid = rest.uid.filter(|uid| *uid != now.uid);
         rest.gid = rest.gid.filter(|gid| *gid != now.gid);
         rest.atime_ns = rest.atime_ns.filter(|atime_ns| *atime_ns != now.atime_ns);
@@ -191,22 +232,61 @@ impl<S: Store> FileSystem<S> {
         inode: InodeId,
         handle: Option<u64>,
         size: u64,
+        outsider: bool,
     ) -> Result<Option<Attr>, FsError> {
         if let Some(handle) = handle
             && let Ok(super::Handle::File(open)) = self.handle(handle)
         {
-            return self.truncate(&open.file, size).await.map(|()| None);
+            return self.truncate(&open.file, size, outsider, &mut 0).await.map(|()| None);
         }
-        let how = OpenHow { write: true, truncate: size == 0 };
+        let how = OpenHow { write: true, ..OpenHow::default() };
         let number = self.new_handle_number();
-        let file = self.acquire(inode, how, number).await?;
-        let outcome = match self.truncate(&file, size).await {
-            Ok(()) => self.flush_file(&file).await,
-            Err(error) => Err(error),
+        let file = match self.acquire(inode, how, number).await {
+            // Some of its content cannot be read. It need not be, to go; but then there is no way back.
+            Err(error) if size == 0 && !is_not_found(&error) => {
+                let how = OpenHow { truncate: true, outsider, ..how };
+                self.acquire(inode, how, number).await?
+            }
+            other => other?,
         };
+        let outcome = self.resize(&file, size, outsider).await;
         let attr = file.lock().attr();
         self.let_go(&file, number);
         outcome.map(|()| Some(attr))
+    }
+
+    /// Sets the length of a file in the cluster. When that fails the file is as it was.
+    async fn resize(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        size: u64,
+        outsider: bool,
+    ) -> Result<(), FsError> {
+        let (before, mut changes) = if size == 0 {
+            // Nothing of it has to reach the cluster before: there may be no room for that.
+            self.end_doubt(file).await?;
+            let before = file.lock().clear_for_now(outsider);
+            lock(&self.inodes).cache(file.inode, None);
+            (Some(before), 1)
+        } else {
+            // What was written before is committed first, so that there is something to go back to.
+            self.flush_file(file).await?;
+            (file.lock().before(), 0)
+        };
+        let cut = match size {
+            0 => Ok(()),
+            _ => self.truncate(file, size, outsider, &mut changes).await,
+        };
+        let outcome = match cut {
+            Ok(()) => self.flush_file(file).await,
+            Err(error) => Err(error),
+        };
+        if let (Err(_), Some(before)) = (&outcome, before) {
+            file.lock().take_back(before, changes);
+            // Whoever read it meanwhile got a page that ends too early.
+            self.stale.add(file.inode);
+        }
+        outcome
     }
 
     /// The room in the cluster.

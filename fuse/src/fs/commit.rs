@@ -2,16 +2,19 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use atoll_client::ClientError;
+use atoll_client::{ClientError, Undecided, Unsure, Verdict};
+use atoll_net::task;
 use atoll_proto::content::Extent;
-use atoll_proto::namespace::{NamespaceOp, NamespaceReply};
+use atoll_proto::namespace::{Attr, NamespaceOp};
 use atoll_proto::receipt::Receipt;
 use atoll_proto::{ChunkId, Code, Content};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::file::{File, Opened, Plan};
-use super::segments::{PartData, Upload, extents};
+use super::attr::{attr_of, is_not_found};
+use super::file::{Doubt, File, Opened, Plan};
+use super::segments::{Part, PartData, Upload, extents};
 use super::snapshot::Snapshot;
 use super::{FileSystem, FsError, Handle, Store, drop_file, lock};
 use crate::errno;
@@ -20,6 +23,11 @@ use crate::errno;
 const PARALLEL: usize = 16;
 /// How often a commit is tried when chunks turn out to be missing.
 const ATTEMPTS: u32 = 4;
+/// How long after a failure it is asked again what became of a commit, at first; the question itself
+/// waits for the masters.
+const RESOLVE_AFTER: Duration = Duration::from_millis(500);
+/// The same later on.
+const RESOLVE_AFTER_MAX: Duration = Duration::from_secs(30);
 
 impl<S: Store> FileSystem<S> {
     /// Commits the changes of an open file: what close(2) and fsync(2) wait for.
@@ -35,23 +43,24 @@ impl<S: Store> FileSystem<S> {
 
     /// Commits the changes of all files. Returns how many could not be committed.
     pub async fn flush_all(self: &Arc<Self>) -> usize {
-        let mut failed = 0;
-        for file in self.changed_files() {
-            if let Err(error) = self.flush_file(&file).await {
+        let flush = |file: Arc<File>| async move {
+            let outcome = self.flush_file(&file).await;
+            if let Err(error) = &outcome {
                 tracing::error!(%error, inode = %file.inode, "changes are not in the cluster");
-                failed += 1;
             }
-        }
-        failed
+            usize::from(outcome.is_err())
+        };
+        // One that cannot be committed does not keep the others from it.
+        let flushes = stream::iter(self.changed_files()).map(flush).buffer_unordered(PARALLEL);
+        flushes.fold(0, |failed, one| async move { failed + one }).await
     }
 
     /// Tries again to commit files that nobody has open any more.
     pub async fn retry_closed(self: &Arc<Self>) {
-        for file in self.changed_files() {
-            if file.lock().handles.is_empty() {
-                self.settle(&file).await;
-            }
-        }
+        let closed = |file: &Arc<File>| file.lock().handles.is_empty();
+        stream::iter(self.changed_files().into_iter().filter(closed))
+            .for_each_concurrent(PARALLEL, |file| async move { self.settle(&file).await })
+            .await;
     }
 
     fn changed_files(&self) -> Vec<Arc<File>> {
@@ -89,27 +98,129 @@ impl<S: Store> FileSystem<S> {
             return Ok(());
         }
         let _alone = file.committing.lock().await;
-        let Some(plan) = file.lock().plan() else {
-            return Ok(());
-        };
-        let (extents, receipts) = self.upload(file, &plan).await?;
+        self.resolve_doubt(file).await?;
+        let until = Instant::now() + self.options.stall;
+        loop {
+            let whole = file.appending.lock().await;
+            let Some((plan, parts)) = file.lock().plan() else {
+                return Ok(());
+            };
+            drop(whole);
+            match self.commit_plan(file, plan, parts).await {
+                Err(error) if plan.appends_to.is_some() && is_conflict(&error) => {
+                    if Instant::now() > until {
+                        // Not a conflict: what is appended is kept, and tried again.
+                        let reason = "others append to the file all the time".to_owned();
+                        return Err(FsError::Stalled { reason });
+                    }
+                    if let Err(error) = self.append_again(file).await {
+                        return self.excuse(file, error);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Commits a plan.
+    async fn commit_plan(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        plan: Plan,
+        parts: Vec<Part>,
+    ) -> Result<(), FsError> {
+        let (extents, receipts) = self.upload(file, parts).await?;
         let ids: HashSet<ChunkId> = extents.iter().filter_map(|extent| extent.id).collect();
-        match self.commit(file, &plan, extents.clone(), receipts).await {
+        match self.commit(file, plan, &extents, receipts).await {
             Ok((attr, content)) => {
                 let content = content.id();
                 let opened = Opened { content, snapshot: Arc::new(Snapshot::new(extents)) };
-                let mut state = file.lock();
-                state.committed(&plan, &attr, opened, &ids);
-                let settled = state.content();
-                drop(state);
-                let mut inodes = lock(&self.inodes);
-                inodes.tell(&attr);
-                // The pages the kernel has went through these changes.
-                inodes.cache(file.inode, settled);
+                self.committed(file, plan, &attr, opened, &ids);
                 Ok(())
             }
-            Err(error) => self.excuse(file, error),
+            Err(Uncommitted { error, doubt: None }) => self.excuse(file, error),
+            Err(Uncommitted { error, doubt: Some((undecided, content)) }) => {
+                let opened = Opened { content, snapshot: Arc::new(Snapshot::new(extents)) };
+                file.lock().begin_doubt(Doubt { undecided, plan, opened, ids });
+                self.resolve_later(file);
+                Err(error)
+            }
         }
+    }
+
+    /// A plan is in the cluster.
+    fn committed(
+        &self,
+        file: &File,
+        plan: Plan,
+        attr: &Attr,
+        opened: Opened,
+        ids: &HashSet<ChunkId>,
+    ) {
+        let mut state = file.lock();
+        state.committed(plan, attr, opened, ids);
+        // The pages the kernel has went through these changes, unless they moved.
+        let settled = state.content().filter(|_| !state.has_stale_pages());
+        drop(state);
+        let mut inodes = lock(&self.inodes);
+        inodes.tell(attr);
+        inodes.cache(file.inode, settled);
+    }
+
+    /// Finds out what became of a commit whose answer did not come, if there is one.
+    ///
+    /// # Errors
+    /// It is still not known.
+    pub(super) async fn end_doubt(&self, file: &File) -> Result<(), FsError> {
+        let _alone = file.committing.lock().await;
+        self.resolve_doubt(file).await
+    }
+
+    /// Finds out what became of a commit whose answer did not come. Called with `committing`.
+    ///
+    /// # Errors
+    /// It is still not known: nothing else may be committed.
+    async fn resolve_doubt(&self, file: &File) -> Result<(), FsError> {
+        let Some(doubt) = file.lock().doubt() else { return Ok(()) };
+        let Doubt { undecided, plan, opened, ids } = &*doubt;
+        match self.store.settle(undecided).await? {
+            Verdict::Made(reply) => {
+                let attr = attr_of(reply, "a commit")?;
+                self.committed(file, *plan, &attr, opened.clone(), ids);
+            }
+            Verdict::NotMade => {}
+            // Longer ago than a session lasts. What the file is now is all there is to go by.
+            Verdict::Unknown => match self.ask(file.inode, true).await {
+                Ok((attr, now)) if now.content == opened.content => {
+                    self.committed(file, *plan, &attr, opened.clone(), ids);
+                }
+                Ok(_) => {}
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(error),
+            },
+        }
+        file.lock().end_doubt();
+        Ok(())
+    }
+
+    /// Finds it out as soon as the masters answer, so that nothing is in doubt for long.
+    fn resolve_later(self: &Arc<Self>, file: &Arc<File>) {
+        let (fs, file) = (Arc::downgrade(self), file.clone());
+        task::spawn("fuse_resolve", async move {
+            let mut pause = RESOLVE_AFTER;
+            loop {
+                let Some(here) = fs.upgrade() else { return };
+                match here.end_doubt(&file).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::debug!(%error, inode = %file.inode, "a commit is still in doubt");
+                    }
+                }
+                drop(here);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RESOLVE_AFTER_MAX);
+            }
+        });
     }
 
     /// A commit of a file that has no name any more is no failure.
@@ -130,10 +241,9 @@ impl<S: Store> FileSystem<S> {
     async fn upload(
         &self,
         file: &File,
-        plan: &Plan,
+        parts: Vec<Part>,
     ) -> Result<(Vec<Extent>, Vec<Receipt>), FsError> {
-        let pending: Vec<Arc<Upload>> = plan
-            .parts
+        let pending: Vec<Arc<Upload>> = parts
             .iter()
             .filter_map(|part| match &part.data {
                 PartData::Pending(upload) => Some(upload.clone()),
@@ -141,19 +251,19 @@ impl<S: Store> FileSystem<S> {
             })
             .collect();
         stream::iter(pending.into_iter().map(Ok))
-            .try_for_each_concurrent(
-                PARALLEL,
-                |upload| async move { self.send(file, &upload).await },
-            )
+            .try_for_each_concurrent(PARALLEL, |upload| async move {
+                self.send(file, &upload).await.map(drop)
+            })
             .await?;
         let mut receipts = Receipts::default();
-        let mut parts = Vec::with_capacity(plan.parts.len());
-        for part in &plan.parts {
-            parts.push(match &part.data {
+        let mut sent_parts = Vec::with_capacity(parts.len());
+        // The memory of what is sent is given back here, with the parts.
+        for part in parts {
+            sent_parts.push(match part.data {
                 PartData::Hole => (part.len, None),
                 PartData::Stored(id, cover) => {
                     cover.iter().for_each(|cover| receipts.add(cover));
-                    (part.len, Some(*id))
+                    (part.len, Some(id))
                 }
                 PartData::Pending(upload) => {
                     // It is sent, so this only looks.
@@ -163,7 +273,7 @@ impl<S: Store> FileSystem<S> {
                 }
             });
         }
-        Ok((extents(parts.into_iter()), receipts.all))
+        Ok((extents(sent_parts.into_iter()), receipts.all))
     }
 
     /// Makes the extents the file's content. Chunks that the cluster has lost sight of are sent
@@ -171,14 +281,17 @@ impl<S: Store> FileSystem<S> {
     async fn commit(
         &self,
         file: &File,
-        plan: &Plan,
-        extents: Vec<Extent>,
+        plan: Plan,
+        extents: &[Extent],
         mut receipts: Vec<Receipt>,
-    ) -> Result<(atoll_proto::namespace::Attr, Content), FsError> {
+    ) -> Result<(Attr, Content), Uncommitted> {
         let mut attempt = 1;
         loop {
-            match self.commit_once(file, plan, &extents, &receipts).await {
-                Err(FsError::Client(ClientError::Missing { ids })) if attempt < ATTEMPTS => {
+            match self.commit_once(file, plan, extents, &receipts).await {
+                Err(Uncommitted {
+                    error: FsError::Client(ClientError::Missing { ids }),
+                    doubt: None,
+                }) if attempt < ATTEMPTS => {
                     receipts.extend(self.send_again(&ids).await?);
                     attempt += 1;
                 }
@@ -190,24 +303,27 @@ impl<S: Store> FileSystem<S> {
     async fn commit_once(
         &self,
         file: &File,
-        plan: &Plan,
+        plan: Plan,
         extents: &[Extent],
         receipts: &[Receipt],
-    ) -> Result<(atoll_proto::namespace::Attr, Content), FsError> {
+    ) -> Result<(Attr, Content), Uncommitted> {
         let content = self.store.seal(extents.to_vec(), receipts).await?;
         // List chunks took the receipts of what they list.
         let listed = matches!(content, Content::Lists { .. });
-        let op = NamespaceOp::Commit {
+        let op = NamespaceOp::Write {
             inode: file.inode,
             content: content.clone(),
             mtime_ns: Some(plan.mtime_ns),
-            if_version: None,
+            if_version: plan.appends_to,
+            drop_privileges: plan.drop_privileges,
             receipts: if listed { Vec::new() } else { receipts.to_vec() },
         };
-        match self.store.change(op).await? {
-            NamespaceReply::Attr { attr, .. } => Ok((attr, content)),
-            _ => Err(FsError::Unexpected("a commit")),
-        }
+        // Not even the same content may be given once more: others may have written meanwhile.
+        let reply = self.store.change_once(op).await.map_err(|Unsure { error, undecided }| {
+            let doubt = undecided.map(|undecided| (undecided, content.id()));
+            Uncommitted { error: error.into(), doubt }
+        })?;
+        Ok((attr_of(reply, "a commit")?, content))
     }
 
     async fn send_again(&self, ids: &[ChunkId]) -> Result<Vec<Receipt>, FsError> {
@@ -222,6 +338,29 @@ impl<S: Store> FileSystem<S> {
             stream::iter(ids.iter().copied()).map(again).buffered(PARALLEL).try_collect().await?;
         Ok(receipts.into_iter().flatten().collect())
     }
+}
+
+/// A content could not be committed, or so it seems.
+struct Uncommitted {
+    error: FsError,
+    /// When it may have been all the same: the request, and the name of the content.
+    doubt: Option<(Undecided, ChunkId)>,
+}
+
+impl From<FsError> for Uncommitted {
+    fn from(error: FsError) -> Uncommitted {
+        Uncommitted { error, doubt: None }
+    }
+}
+
+impl From<ClientError> for Uncommitted {
+    fn from(error: ClientError) -> Uncommitted {
+        FsError::from(error).into()
+    }
+}
+
+fn is_conflict(error: &FsError) -> bool {
+    matches!(error, FsError::Client(error) if error.code() == Some(Code::Conflict))
 }
 
 /// Receipts, each once: a receipt covers a batch of chunks.

@@ -14,12 +14,12 @@ pub enum FsError {
     /// There is one already.
     #[error("it exists already")]
     Exists,
+    /// Somebody else made it between the kernel's question and this request.
+    #[error("somebody else has made it meanwhile: look it up")]
+    MadeMeanwhile,
     /// Deploys never change.
     #[error("deploys of sites cannot be changed")]
     ReadOnly,
-    /// Such a thing cannot be made here.
-    #[error("not permitted in this file system")]
-    NotPermitted,
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
@@ -44,13 +44,19 @@ pub enum FsError {
     /// `SEEK_DATA` found no data, or the offset is past the end.
     #[error("no data there")]
     NoData,
+    /// There is no extended attribute of this name.
+    #[error("no such extended attribute")]
+    NoAttribute,
+    /// A file has as many names as it can have.
+    #[error("the file has too many names")]
+    TooManyLinks,
     /// The file was removed by somebody else while it had changes here.
     #[error("the file was removed elsewhere; its changes have nowhere to go")]
     Stale,
-    /// The cluster takes no data, and there is no memory left to hold more.
-    #[error("the cluster takes no data and the memory for unsent data is full: {reason}")]
+    /// The cluster takes no data: there is no memory left to hold more, or no end to conflicts.
+    #[error("the cluster takes no data: {reason}")]
     Stalled {
-        /// Why the last upload failed.
+        /// Why the last upload failed, or what is in the way.
         reason: String,
     },
     /// An answer of the wrong kind.

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use atoll_client::ClientError;
+use atoll_client::{ClientError, Undecided, Unsure, Verdict};
 use atoll_proto::content::{Extent, ExtentList};
 use atoll_proto::namespace::{
-    Attr, Caller, DirEntry, FileKind, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
+    Attr, Caller, DirEntry, FileKind, HAS_XATTRS, NamespaceOp, NamespaceQuery, NamespaceReply,
+    NewNode, Special, without_privileges,
 };
 use atoll_proto::publish::{Alias, Deploy, Site};
 use atoll_proto::receipt::{Receipt, ReceiptKey};
@@ -21,18 +22,31 @@ use tokio::sync::Semaphore;
 use super::Store;
 use super::file::now_ns;
 
+mod faults;
+mod rename;
+mod xattrs;
+
+use faults::Faults;
+pub(crate) use faults::Lost;
+
 /// The cluster. Several file systems may share one.
 #[derive(Debug)]
 pub(crate) struct Fake {
     world: Mutex<World>,
     /// Every put needs a permit for as long as it runs.
     pub(crate) put_gate: Semaphore,
+    /// The same for finding the extents of a content.
+    pub(crate) extents_gate: Semaphore,
     /// Puts fail.
     pub(crate) refuse_puts: AtomicBool,
+    /// What goes wrong with changes.
+    pub(crate) faults: Faults,
     /// Requests to the master so far.
     pub(crate) requests: AtomicU64,
     /// Puts so far.
     pub(crate) puts: AtomicU64,
+    /// Contents whose extents were asked for so far.
+    pub(crate) extents_asked: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +65,7 @@ struct World {
 struct Node {
     attr: Attr,
     data: Data,
+    xattrs: BTreeMap<ByteName, Bytes>,
 }
 
 #[derive(Debug)]
@@ -58,6 +73,7 @@ enum Data {
     File(Content),
     Dir { entries: BTreeMap<ByteName, InodeId>, parent: InodeId },
     Link(ByteName),
+    Special(Special),
 }
 
 type Reply = Result<NamespaceReply, Code>;
@@ -67,13 +83,16 @@ impl Fake {
         let mut world = World { next_inode: 2, ..World::default() };
         let data = Data::Dir { entries: BTreeMap::new(), parent: InodeId::ROOT };
         let attr = world.attr(InodeId::ROOT, FileKind::Directory, 0o755, Caller { uid: 0, gid: 0 });
-        world.nodes.insert(InodeId::ROOT, Node { attr, data });
+        world.nodes.insert(InodeId::ROOT, Node { attr, data, xattrs: BTreeMap::new() });
         Arc::new(Fake {
             world: Mutex::new(world),
             put_gate: Semaphore::new(1000),
+            extents_gate: Semaphore::new(1000),
             refuse_puts: AtomicBool::new(false),
+            faults: Faults::default(),
             requests: AtomicU64::new(0),
             puts: AtomicU64::new(0),
+            extents_asked: AtomicU64::new(0),
         })
     }
 
@@ -84,6 +103,11 @@ impl Fake {
     /// Makes the master forget that it knows any chunk; the bytes stay readable.
     pub(crate) fn forget_live(&self) {
         self.world().live.clear();
+    }
+
+    /// Loses all bytes there are.
+    pub(crate) fn lose_chunks(&self) {
+        self.world().chunks.clear();
     }
 
     /// Puts a chunk there, as a deploy did.
@@ -158,14 +182,21 @@ impl Store for Arc<Fake> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         // A real request waits, so that callers meet the way they would.
         tokio::task::yield_now().await;
-        self.world().query(query).map_err(refused)
+        let mut world = self.world();
+        if let NamespaceQuery::Lookup { parent, name } = &query
+            && self.faults.vanishes.swap(false, Ordering::Relaxed)
+        {
+            world.drop_name(*parent, name).map_err(refused)?;
+        }
+        world.query(query).map_err(refused)
     }
 
     async fn change(&self, op: NamespaceOp) -> Result<NamespaceReply, ClientError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         tokio::task::yield_now().await;
         let mut world = self.world();
-        if let NamespaceOp::Commit { content, receipts, .. } = &op {
+        if let NamespaceOp::Write { content, receipts, .. } = &op {
+            self.faults.refuse_write()?;
             let covered: HashSet<ChunkId> =
                 receipts.iter().flat_map(|r| r.chunks.iter().map(|(id, _)| *id)).collect();
             let missing: Vec<ChunkId> = content
@@ -178,6 +209,16 @@ impl Store for Arc<Fake> {
             }
         }
         world.change(op).map_err(refused)
+    }
+
+    async fn change_once(&self, op: NamespaceOp) -> Result<NamespaceReply, Unsure> {
+        self.numbered(op).await
+    }
+
+    async fn settle(&self, undecided: &Undecided) -> Result<Verdict, ClientError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        self.faults.settle(undecided)
     }
 
     async fn read_chunk(&self, id: ChunkId) -> Result<Bytes, ClientError> {
@@ -200,6 +241,8 @@ impl Store for Arc<Fake> {
     }
 
     async fn extents(&self, content: &Content) -> Result<Vec<Extent>, ClientError> {
+        self.extents_asked.fetch_add(1, Ordering::Relaxed);
+        let _permit = self.extents_gate.acquire().await.expect("the gate is never closed");
         self.world().extents(content)
     }
 
@@ -281,7 +324,7 @@ impl World {
     fn dir(&mut self, inode: InodeId) -> Result<&mut BTreeMap<ByteName, InodeId>, Code> {
         match &mut self.nodes.get_mut(&inode).ok_or(Code::NotFound)?.data {
             Data::Dir { entries, .. } => Ok(entries),
-            Data::File(_) | Data::Link(_) => Err(Code::NotADirectory),
+            _ => Err(Code::NotADirectory),
         }
     }
 
@@ -325,13 +368,14 @@ impl World {
                     content: content.clone(),
                 }),
                 Data::Dir { .. } => Err(Code::IsADirectory),
-                Data::Link(_) => Err(Code::Invalid),
+                Data::Link(_) | Data::Special(_) => Err(Code::Invalid),
             },
             NamespaceQuery::ReadLink { inode } => match &self.node(inode)?.data {
                 Data::Link(target) => Ok(NamespaceReply::Target(target.0.clone().into())),
-                Data::File(_) | Data::Dir { .. } => Err(Code::Invalid),
+                _ => Err(Code::Invalid),
             },
             NamespaceQuery::ReadDir { inode, after, limit } => self.read_dir(inode, after, limit),
+            NamespaceQuery::Xattr { .. } | NamespaceQuery::Xattrs { .. } => self.ask_xattr(query),
             NamespaceQuery::StatFs => Ok(NamespaceReply::StatFs {
                 total_bytes: 1 << 30,
                 free_bytes: 1 << 29,
@@ -373,12 +417,13 @@ impl World {
             Data::File(_) => FileKind::File,
             Data::Dir { .. } => FileKind::Directory,
             Data::Link(_) => FileKind::Symlink,
+            Data::Special(special) => FileKind::Special(*special),
         };
         let mut attr = self.attr(inode, kind, mode, caller);
         if let Data::Link(target) = &data {
             attr.size = target.0.len() as u64;
         }
-        self.nodes.insert(inode, Node { attr, data });
+        self.nodes.insert(inode, Node { attr, data, xattrs: BTreeMap::new() });
         self.dir(parent)?.insert(name, inode);
         self.count_dirs(parent);
         self.touch(parent);
@@ -425,23 +470,26 @@ impl World {
     }
 
     fn change(&mut self, op: NamespaceOp) -> Reply {
+        let drops = matches!(op, NamespaceOp::DropPrivileges { .. });
         match op {
-            NamespaceOp::Create { parent, name, mode, caller, exclusive } => {
-                match self.dir(parent)?.get(&name).copied() {
-                    Some(_) if exclusive => Err(Code::Exists),
-                    Some(inode) if self.kind(inode)? == FileKind::Directory => {
-                        Err(Code::IsADirectory)
+            NamespaceOp::Make { parent, name, node, mode, umask, caller, exclusive } => {
+                let there = self.dir(parent)?.get(&name).copied();
+                let data = match (node, there) {
+                    (NewNode::File, Some(inode)) if !exclusive => {
+                        return match self.kind(inode)? {
+                            FileKind::File => self.reply(inode, false),
+                            FileKind::Directory => Err(Code::IsADirectory),
+                            FileKind::Symlink | FileKind::Special(_) => Err(Code::Exists),
+                        };
                     }
-                    Some(inode) => self.reply(inode, false),
-                    None => self.add(parent, name, mode, caller, Data::File(Content::Empty)),
-                }
-            }
-            NamespaceOp::Mkdir { parent, name, mode, caller } => {
-                let data = Data::Dir { entries: BTreeMap::new(), parent };
-                self.add(parent, name, mode, caller, data)
-            }
-            NamespaceOp::Symlink { parent, name, target, caller } => {
-                self.add(parent, name, 0o777, caller, Data::Link(target))
+                    (NewNode::File, _) => Data::File(Content::Empty),
+                    (NewNode::Directory, _) => Data::Dir { entries: BTreeMap::new(), parent },
+                    (NewNode::Symlink(target), _) => {
+                        return self.add(parent, name, 0o777, caller, Data::Link(target));
+                    }
+                    (NewNode::Special(special), _) => Data::Special(special),
+                };
+                self.add(parent, name, mode & !umask, caller, data)
             }
             NamespaceOp::Link { inode, parent, name } => self.link(inode, parent, name),
             NamespaceOp::Unlink { parent, name } => {
@@ -464,10 +512,15 @@ impl World {
             NamespaceOp::Rename { parent, name, new_parent, new_name, mode } => {
                 self.rename(parent, name, new_parent, new_name, mode)
             }
-            NamespaceOp::SetAttr { inode, set } => {
+            NamespaceOp::SetXattr { .. } | NamespaceOp::RemoveXattr { .. } => self.change_xattr(op),
+            NamespaceOp::SetAttr { inode, set } | NamespaceOp::DropPrivileges { inode, set } => {
                 let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
                 let attr = &mut node.attr;
-                attr.mode = set.mode.unwrap_or(attr.mode);
+                let flags = attr.mode & HAS_XATTRS;
+                if drops && attr.kind != FileKind::Directory {
+                    attr.mode = without_privileges(attr.mode);
+                }
+                attr.mode = set.mode.unwrap_or(attr.mode) | flags;
                 attr.uid = set.uid.unwrap_or(attr.uid);
                 attr.gid = set.gid.unwrap_or(attr.gid);
                 attr.atime_ns = set.atime_ns.unwrap_or(attr.atime_ns);
@@ -477,7 +530,14 @@ impl World {
                 node.attr.mtime_ns = mtime;
                 self.reply(inode, false)
             }
-            NamespaceOp::Commit { inode, content, mtime_ns, .. } => {
+            NamespaceOp::Write {
+                inode, content, mtime_ns, if_version, drop_privileges, ..
+            } => {
+                if if_version.is_some_and(|version| {
+                    self.nodes.get(&inode).is_some_and(|node| node.attr.version != version)
+                }) {
+                    return Err(Code::Conflict);
+                }
                 self.live.extend(content.direct_chunks());
                 if self.kind(inode)? != FileKind::File {
                     return Err(Code::IsADirectory);
@@ -486,83 +546,19 @@ impl World {
                 let node = self.nodes.get_mut(&inode).ok_or(Code::NotFound)?;
                 node.attr.size = content.size();
                 node.attr.mtime_ns = mtime_ns.unwrap_or_else(now_ns);
+                if drop_privileges {
+                    node.attr.mode = without_privileges(node.attr.mode);
+                }
                 node.data = Data::File(content);
                 self.reply(inode, false)
             }
-            NamespaceOp::PutFile { .. } | NamespaceOp::MakeDirs { .. } => Err(Code::Invalid),
-        }
-    }
-
-    fn link(&mut self, inode: InodeId, parent: InodeId, name: ByteName) -> Reply {
-        if self.kind(inode)? == FileKind::Directory {
-            return Err(Code::IsADirectory);
-        }
-        if self.dir(parent)?.contains_key(&name) {
-            return Err(Code::Exists);
-        }
-        self.dir(parent)?.insert(name, inode);
-        self.nodes.get_mut(&inode).ok_or(Code::NotFound)?.attr.nlink += 1;
-        self.touch(inode);
-        self.touch(parent);
-        self.reply(inode, false)
-    }
-
-    fn rename(
-        &mut self,
-        parent: InodeId,
-        name: ByteName,
-        new_parent: InodeId,
-        new_name: ByteName,
-        mode: RenameMode,
-    ) -> Reply {
-        let inode = self.entry(parent, &name)?;
-        let is_dir = self.kind(inode)? == FileKind::Directory;
-        let mut above = new_parent;
-        while above != InodeId::ROOT {
-            if above == inode {
-                return Err(Code::Invalid);
-            }
-            let Data::Dir { parent, .. } = &self.node(above)?.data else {
-                return Err(Code::NotADirectory);
-            };
-            above = *parent;
-        }
-        let target = self.dir(new_parent)?.get(&new_name).copied();
-        if target == Some(inode) {
-            return Ok(NamespaceReply::Done);
-        }
-        match (mode, target) {
-            (RenameMode::NoReplace, Some(_)) => return Err(Code::Exists),
-            (RenameMode::Exchange, None) => return Err(Code::NotFound),
-            (RenameMode::Exchange, Some(target)) => {
-                self.dir(parent)?.insert(name, target);
-                self.set_parent(target, parent);
-            }
-            (_, target) => {
-                if let Some(target) = target {
-                    match (is_dir, self.kind(target)? == FileKind::Directory) {
-                        (true, false) => return Err(Code::NotADirectory),
-                        (false, true) => return Err(Code::IsADirectory),
-                        (true, true) if !self.is_empty(target) => return Err(Code::NotEmpty),
-                        _ => self.drop_name(new_parent, &new_name)?,
-                    }
-                }
-                self.dir(parent)?.remove(&name);
-            }
-        }
-        self.dir(new_parent)?.insert(new_name, inode);
-        self.set_parent(inode, new_parent);
-        for dir in [parent, new_parent] {
-            self.count_dirs(dir);
-            self.touch(dir);
-        }
-        self.touch(inode);
-        Ok(NamespaceReply::Done)
-    }
-
-    fn set_parent(&mut self, inode: InodeId, to: InodeId) {
-        if let Some(Node { data: Data::Dir { parent, .. }, .. }) = self.nodes.get_mut(&inode) {
-            *parent = to;
+            // What mounts do not use.
+            NamespaceOp::Commit { .. }
+            | NamespaceOp::PutFile { .. }
+            | NamespaceOp::MakeDirs { .. }
+            | NamespaceOp::Create { .. }
+            | NamespaceOp::Mkdir { .. }
+            | NamespaceOp::Symlink { .. } => Err(Code::Invalid),
         }
     }
 }

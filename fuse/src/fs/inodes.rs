@@ -5,9 +5,12 @@
 //! inode is dropped when the kernel forgets it.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use atoll_proto::namespace::Attr;
 use atoll_proto::{ByteName, ChunkId, InodeId};
+
+use super::TTL;
 
 /// The table.
 #[derive(Debug, Default)]
@@ -21,10 +24,27 @@ struct Known {
     /// How often the kernel was given this inode.
     lookups: u64,
     names: Vec<(InodeId, ByteName)>,
-    /// Version and length of the attributes the kernel was given last.
-    told: (u64, u64),
+    /// Version, length and mode of the attributes the kernel was given last.
+    told: (u64, u64, u32),
+    /// The latest version that was heard of: a listing, or an answer that was overtaken, tells of
+    /// earlier ones.
+    newest: u64,
+    /// Since when it is known that there are no extended attributes.
+    without_xattrs: Option<Instant>,
     /// The content the kernel's page cache holds pages of, when it is only one.
     cached: Option<ChunkId>,
+}
+
+impl Known {
+    /// These are the attributes now; tells whether others were known.
+    fn hear(&mut self, attr: &Attr) -> bool {
+        if attr.version >= self.newest {
+            self.newest = attr.version;
+            self.without_xattrs = (!attr.has_xattrs()).then(Instant::now);
+        }
+        let told = (attr.version, attr.size, attr.mode);
+        std::mem::replace(&mut self.told, told) != told
+    }
 }
 
 impl Inodes {
@@ -32,7 +52,7 @@ impl Inodes {
     pub(crate) fn looked_up(&mut self, parent: InodeId, name: &ByteName, attr: &Attr) {
         let known = self.known.entry(attr.inode).or_default();
         known.lookups += 1;
-        known.told = (attr.version, attr.size);
+        known.hear(attr);
         let entries = self.entries.entry(parent).or_default();
         match entries.insert(name.clone(), attr.inode) {
             Some(before) if before == attr.inode => {}
@@ -83,11 +103,18 @@ impl Inodes {
 
     /// The kernel gets these attributes; returns whether it had others.
     pub(crate) fn tell(&mut self, attr: &Attr) -> bool {
-        let told = (attr.version, attr.size);
-        match self.known.get_mut(&attr.inode) {
-            Some(known) => std::mem::replace(&mut known.told, told) != told,
-            None => false,
-        }
+        self.known.get_mut(&attr.inode).is_some_and(|known| known.hear(attr))
+    }
+
+    /// The latest version of an inode's attributes that was heard of, 0 for none.
+    pub(crate) fn newest(&self, inode: InodeId) -> u64 {
+        self.known.get(&inode).map_or(0, |known| known.newest)
+    }
+
+    /// Whether it is known that an inode has no extended attributes, as of a moment ago.
+    pub(crate) fn lacks_xattrs(&self, inode: InodeId) -> bool {
+        let since = self.known.get(&inode).and_then(|known| known.without_xattrs);
+        since.is_some_and(|since| since.elapsed() < TTL)
     }
 
     /// The page cache of an inode will hold this content (`None`: of several, or of changes that
@@ -124,7 +151,7 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
-    use atoll_proto::namespace::FileKind;
+    use atoll_proto::namespace::{FileKind, HAS_XATTRS};
 
     use super::*;
 
@@ -174,12 +201,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_heard_late_does_not_hide_extended_attributes() {
+        let (mut inodes, inode, name) = (Inodes::default(), InodeId(7), ByteName::from("a"));
+        inodes.looked_up(InodeId::ROOT, &name, &attr(7));
+        assert!(inodes.lacks_xattrs(inode));
+        inodes.tell(&Attr { version: 6, mode: 0o644 | HAS_XATTRS, ..attr(7) });
+        assert!(!inodes.lacks_xattrs(inode));
+        // An entry of a listing from before.
+        inodes.looked_up(InodeId::ROOT, &name, &attr(7));
+        assert!(!inodes.lacks_xattrs(inode));
+        inodes.tell(&Attr { version: 7, ..attr(7) });
+        assert!(inodes.lacks_xattrs(inode));
+    }
+
+    #[test]
     fn the_kernel_is_told_what_changed() {
         let mut inodes = Inodes::default();
         inodes.looked_up(InodeId::ROOT, &ByteName::from("a"), &attr(7));
         assert!(!inodes.tell(&attr(7)));
         assert!(inodes.tell(&Attr { version: 6, ..attr(7) }));
         assert!(inodes.tell(&Attr { version: 6, size: 1, ..attr(7) }));
+        assert!(inodes.tell(&Attr { version: 6, size: 1, mode: 0o4755, ..attr(7) }));
         let id = ChunkId::of(b"x");
         assert_eq!(inodes.cache(InodeId(7), Some(id)), None);
         assert_eq!(inodes.cache(InodeId(7), None), Some(id));

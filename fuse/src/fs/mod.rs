@@ -7,8 +7,10 @@
 //!
 //! Consistency is close-to-open: `open` asks the master, `close` returns only when the cluster
 //! has the changes, or returns why not. Two mounts that change the same file at the same time
-//! overwrite each other, the last `close` wins. `O_APPEND` appends at the end as this mount sees
-//! it; appending from several mounts at once is not atomic.
+//! overwrite each other, the last `close` wins. But for `O_APPEND`: what only appends is appended to
+//! what the file has become, whoever else appended meanwhile. Each `write` is one piece of the file,
+//! in the order of the commits, and nothing of it is lost. (The kernel cuts writes of more than
+//! about 1 MiB into several; others may come between those.)
 //!
 //! A reader keeps the content it opened, and as long as it is the latest one opened on this
 //! mount, stat shows its length. One reservation: the kernel has one length per inode. When
@@ -16,6 +18,7 @@
 //! from before sees its old content up to the new length only. Replacing files by rename, as most
 //! programs do, has no such effect.
 
+mod append;
 mod attr;
 mod budget;
 mod chunks;
@@ -32,10 +35,12 @@ mod read;
 mod segments;
 mod sites;
 mod snapshot;
+mod stale;
 mod store;
 #[cfg(test)]
 mod tests;
 mod write;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,8 +54,11 @@ use tokio::sync::Semaphore;
 pub use attr::{SetAttrs, Space};
 pub use dir::DirItem;
 pub use error::FsError;
+pub use names::NewMode;
 pub use open::{OpenHow, OpenedFile};
+pub use stale::Stale;
 pub use store::{ClusterStore, Store};
+pub use write::WriteHow;
 
 use budget::Budget;
 use chunks::Chunks;
@@ -100,6 +108,7 @@ pub struct FileSystem<S> {
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     prefetch: Arc<Semaphore>,
+    stale: Arc<Stale>,
 }
 
 /// What an open handle refers to.
@@ -146,6 +155,7 @@ impl<S: Store> FileSystem<S> {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             prefetch: Arc::new(Semaphore::new(PREFETCH_MAX)),
+            stale: Arc::default(),
             options,
         })
     }
@@ -158,6 +168,11 @@ impl<S: Store> FileSystem<S> {
     /// Bytes of unsent data in memory.
     pub fn unsent_bytes(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// The files whose pages the kernel must drop.
+    pub fn stale(&self) -> Arc<Stale> {
+        self.stale.clone()
     }
 
     /// The kernel gives back so many lookups of an inode.

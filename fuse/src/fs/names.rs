@@ -4,14 +4,33 @@ use std::sync::Arc;
 
 use atoll_proto::name::SITES_NAME;
 use atoll_proto::namespace::{
-    Attr, Caller, NamespaceOp, NamespaceQuery, NamespaceReply, RenameMode,
+    Attr, Caller, NamespaceOp, NamespaceQuery, NamespaceReply, NewNode, PERMISSIONS, RenameMode,
 };
-use atoll_proto::{ByteName, ChunkId, InodeId, limits};
+use atoll_proto::{ByteName, ChunkId, Code, InodeId, limits};
 
 use super::attr::{attr_of, is_dir, is_not_found};
 use super::file::{File, Opened, Removal};
 use super::snapshot::Snapshot;
 use super::{FileSystem, FsError, OpenHow, OpenedFile, Store, drop_file, lock, sites};
+
+/// How often a file is made that others make and remove at the same time.
+const CREATE_ATTEMPTS: u32 = 10;
+
+/// The permission bits something is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewMode {
+    /// What the program asks for.
+    pub bits: u32,
+    /// What its mask takes away, where the directory has no rules of its own for that.
+    pub umask: u32,
+}
+
+impl NewMode {
+    /// These bits, whatever the mask.
+    pub fn exactly(bits: u32) -> NewMode {
+        NewMode { bits, umask: 0 }
+    }
+}
 
 impl<S: Store> FileSystem<S> {
     /// The entry of this name. The kernel holds the inode from then on, until it forgets it.
@@ -36,23 +55,37 @@ impl<S: Store> FileSystem<S> {
     /// Makes a regular file and opens it.
     ///
     /// # Errors
-    /// `Exists` with `exclusive`; else as [`FileSystem::open`].
+    /// When there is one already: `Exists` with `exclusive`, else `MadeMeanwhile`, because nobody has
+    /// looked at its permission bits. Else the master's refusal.
     pub async fn create(
-        self: &Arc<Self>,
+        &self,
         parent: InodeId,
         name: ByteName,
-        mode: u32,
+        mode: NewMode,
         caller: Caller,
         exclusive: bool,
         how: OpenHow,
     ) -> Result<(Attr, OpenedFile), FsError> {
-        let (attr, created) = self.make_file(parent, &name, mode, caller, exclusive).await?;
-        let number = self.new_handle_number();
-        let file = if created {
-            self.begin_empty(&attr, number)
-        } else {
-            self.acquire(attr.inode, how, number).await?
+        let mut attempt = 1;
+        let attr = loop {
+            let made = self.make_node(parent, &name, NewNode::File, mode, caller, exclusive).await;
+            match made {
+                Ok((attr, true)) => break attr,
+                Err(error) if exclusive || !is_exists(&error) => return Err(error),
+                // Somebody else made it: a file, or a link, or a pipe. The kernel looks once more; if it
+                // is gone by then, as lock files are, it would have to be made after all.
+                Ok((_, false)) | Err(_) => {}
+            }
+            let query = NamespaceQuery::Lookup { parent, name: name.clone() };
+            match self.store.query(query).await {
+                Err(error) if error.code() == Some(Code::NotFound) && attempt < CREATE_ATTEMPTS => {
+                    attempt += 1;
+                }
+                _ => return Err(FsError::MadeMeanwhile),
+            }
         };
+        let number = self.new_handle_number();
+        let file = self.begin_empty(&attr, number);
         let attr = file.lock().attr();
         self.give_entry(parent, &name, &attr);
         let opened = self.opened(&file, number, how);
@@ -60,36 +93,51 @@ impl<S: Store> FileSystem<S> {
         Ok((attr, opened))
     }
 
-    /// Makes a regular file without opening it.
+    /// Makes something that is not opened: a directory, a symbolic link, a pipe, a socket, a
+    /// device, or a regular file.
     ///
     /// # Errors
     /// `Exists`, or the master's refusal.
-    pub async fn mknod(
+    pub async fn make(
         &self,
         parent: InodeId,
         name: ByteName,
-        mode: u32,
+        node: NewNode,
+        mode: NewMode,
         caller: Caller,
     ) -> Result<Attr, FsError> {
-        let (attr, _) = self.make_file(parent, &name, mode, caller, true).await?;
+        if let NewNode::Symlink(target) = &node
+            && target.as_bytes().len() > limits::SYMLINK_BYTES_MAX
+        {
+            return Err(FsError::NameTooLong);
+        }
+        let (attr, _) = self.make_node(parent, &name, node, mode, caller, true).await?;
         self.give_entry(parent, &name, &attr);
         Ok(attr)
     }
 
-    async fn make_file(
+    async fn make_node(
         &self,
         parent: InodeId,
         name: &ByteName,
-        mode: u32,
+        node: NewNode,
+        mode: NewMode,
         caller: Caller,
         exclusive: bool,
     ) -> Result<(Attr, bool), FsError> {
         self.check_new(parent, name)?;
-        let name = name.clone();
-        let op = NamespaceOp::Create { parent, name, mode: mode & 0o7777, caller, exclusive };
+        let op = NamespaceOp::Make {
+            parent,
+            name: name.clone(),
+            node,
+            mode: mode.bits & PERMISSIONS,
+            umask: mode.umask & PERMISSIONS,
+            caller,
+            exclusive,
+        };
         match self.store.change(op).await? {
             NamespaceReply::Attr { attr, created } => Ok((attr, created)),
-            _ => Err(FsError::Unexpected("a create")),
+            _ => Err(FsError::Unexpected("a make")),
         }
     }
 
@@ -101,45 +149,6 @@ impl<S: Store> FileSystem<S> {
         let file = files.entry(attr.inode).or_insert_with(fresh).clone();
         file.lock().handles.insert(number);
         file
-    }
-
-    /// Makes a directory.
-    ///
-    /// # Errors
-    /// `Exists`, or the master's refusal.
-    pub async fn mkdir(
-        &self,
-        parent: InodeId,
-        name: ByteName,
-        mode: u32,
-        caller: Caller,
-    ) -> Result<Attr, FsError> {
-        self.check_new(parent, &name)?;
-        let op = NamespaceOp::Mkdir { parent, name: name.clone(), mode: mode & 0o7777, caller };
-        let attr = attr_of(self.store.change(op).await?, "a mkdir")?;
-        self.give_entry(parent, &name, &attr);
-        Ok(attr)
-    }
-
-    /// Makes a symbolic link.
-    ///
-    /// # Errors
-    /// `Exists`, or the master's refusal.
-    pub async fn symlink(
-        &self,
-        parent: InodeId,
-        name: ByteName,
-        target: ByteName,
-        caller: Caller,
-    ) -> Result<Attr, FsError> {
-        self.check_new(parent, &name)?;
-        if target.as_bytes().len() > limits::SYMLINK_BYTES_MAX {
-            return Err(FsError::NameTooLong);
-        }
-        let op = NamespaceOp::Symlink { parent, name: name.clone(), target, caller };
-        let attr = attr_of(self.store.change(op).await?, "a symlink")?;
-        self.give_entry(parent, &name, &attr);
-        Ok(attr)
     }
 
     /// Gives a file one more name.
@@ -157,7 +166,11 @@ impl<S: Store> FileSystem<S> {
             return Err(FsError::ReadOnly);
         }
         let op = NamespaceOp::Link { inode, parent, name: name.clone() };
-        let attr = attr_of(self.store.change(op).await?, "a link")?;
+        let reply = self.store.change(op).await.map_err(|error| match error.code() {
+            Some(Code::Limit) => FsError::TooManyLinks,
+            _ => error.into(),
+        })?;
+        let attr = attr_of(reply, "a link")?;
         if let Some(file) = self.open_file(inode) {
             file.lock().set_attr(&attr);
         }
@@ -302,6 +315,10 @@ impl<S: Store> FileSystem<S> {
         };
         if is_dir(&attr) { Ok(attr.inode) } else { Err(FsError::NotADirectory) }
     }
+}
+
+fn is_exists(error: &FsError) -> bool {
+    matches!(error, FsError::Client(error) if error.code() == Some(Code::Exists))
 }
 
 fn check_length(name: &ByteName) -> Result<(), FsError> {

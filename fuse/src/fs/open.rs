@@ -18,6 +18,8 @@ pub struct OpenHow {
     pub write: bool,
     /// Empty it.
     pub truncate: bool,
+    /// By somebody who could not give the file the privileges it has.
+    pub outsider: bool,
 }
 
 /// An open file and what the kernel may assume of it.
@@ -63,8 +65,18 @@ impl<S: Store> FileSystem<S> {
         if let Some(file) = self.share(inode, number, how) {
             return Ok(file);
         }
-        let (attr, opened) = self.ask(inode, how.truncate).await?;
-        let mut files = lock(&self.files);
+        let (attr, opened, mut files) = loop {
+            let known = lock(&self.inodes).newest(inode);
+            let (attr, opened) = self.ask(inode, how.truncate).await?;
+            let files = lock(&self.files);
+            // Another handle may have committed and closed the file while this waited for the answer: a
+            // content from before must not be taken for the newest. What was known before the question
+            // and is not true any more is another story: the masters' state was restored.
+            let newest = lock(&self.inodes).newest(inode);
+            if files.contains_key(&inode) || newest <= attr.version || newest == known {
+                break (attr, opened, files);
+            }
+        };
         let fresh = || Arc::new(File::new(attr.clone(), opened.clone(), self.chunk_bytes()));
         let file = files.entry(inode).or_insert_with(fresh).clone();
         let mut state = file.lock();
@@ -75,7 +87,7 @@ impl<S: Store> FileSystem<S> {
             state.unpin_all();
         }
         if how.truncate {
-            state.clear();
+            state.clear(how.outsider);
         }
         state.handles.insert(number);
         drop(state);
@@ -92,7 +104,7 @@ impl<S: Store> FileSystem<S> {
             return None;
         }
         if how.truncate {
-            state.clear();
+            state.clear(how.outsider);
         }
         state.handles.insert(number);
         drop(state);
@@ -100,7 +112,11 @@ impl<S: Store> FileSystem<S> {
     }
 
     /// Asks the master for a file's attributes and content.
-    async fn ask(&self, inode: InodeId, truncate: bool) -> Result<(Attr, Opened), FsError> {
+    pub(super) async fn ask(
+        &self,
+        inode: InodeId,
+        truncate: bool,
+    ) -> Result<(Attr, Opened), FsError> {
         match self.store.query(NamespaceQuery::Open { inode }).await? {
             NamespaceReply::File { attr, content } => {
                 if attr.kind == FileKind::Directory {
@@ -121,9 +137,11 @@ impl<S: Store> FileSystem<S> {
 
     /// What the kernel may assume of a file that was just opened.
     pub(super) fn opened(&self, file: &File, handle: u64, how: OpenHow) -> OpenedFile {
-        let (attr, content, direct) = {
-            let state = file.lock();
-            (state.attr(), state.content(), state.has_pins())
+        let (attr, content, direct, stale) = {
+            let mut state = file.lock();
+            let stale = state.has_stale_pages();
+            state.pages_dropped();
+            (state.attr(), state.content(), state.has_pins(), stale)
         };
         let ours = content.is_none();
         let mut inodes = lock(&self.inodes);
@@ -132,7 +150,7 @@ impl<S: Store> FileSystem<S> {
         OpenedFile {
             handle,
             // Pages of a file with changes here went through these changes.
-            keep_cache: !direct && !how.truncate && (ours || cached == content),
+            keep_cache: !direct && !stale && !how.truncate && (ours || cached == content),
             direct,
             attr_changed,
         }

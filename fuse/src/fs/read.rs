@@ -62,7 +62,7 @@ impl<S: Store> FileSystem<S> {
         Ok(bytes)
     }
 
-    async fn gather(&self, pieces: Vec<Piece>) -> Result<Bytes, FsError> {
+    pub(super) async fn gather(&self, pieces: Vec<Piece>) -> Result<Bytes, FsError> {
         let one = |piece: Piece| async move {
             match piece {
                 // As long as the read at most, which is a u32.

@@ -266,6 +266,29 @@ impl Segments {
         pieces
     }
 
+    /// The whole chunk that begins at an offset, if there is one.
+    pub(crate) fn chunk_at(&self, offset: u64) -> Option<Part> {
+        let segment = self.map.get(&offset).filter(|segment| segment.len >= self.chunk_bytes)?;
+        let data = match &segment.data {
+            Data::Stored { id, receipts } => PartData::Stored(*id, receipts.clone()),
+            Data::Frozen(upload) => PartData::Pending(upload.clone()),
+            Data::Hole | Data::Dirty(_) => return None,
+        };
+        Some(Part { len: segment.len, data })
+    }
+
+    /// Where the segment that holds an offset ends.
+    pub(crate) fn segment_end(&self, offset: u64) -> u64 {
+        let found = self.map.range(..=offset).next_back();
+        found.map_or(self.size, |(start, segment)| start + segment.len)
+    }
+
+    /// Puts a chunk that the cluster has behind the end.
+    pub(crate) fn add_chunk(&mut self, len: u64, id: ChunkId, receipts: Option<Arc<[Receipt]>>) {
+        self.map.insert(self.size, Segment { len, data: Data::Stored { id, receipts } });
+        self.size += len;
+    }
+
     /// As [`Snapshot::seek`].
     pub(crate) fn seek(&self, offset: u64, hole: bool) -> Option<u64> {
         if offset >= self.size {

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 
-use atoll_client::{ChunkWriter, ClientError, Cluster};
+use atoll_client::{ChunkWriter, ClientError, Cluster, Undecided, Unsure, Verdict};
 use atoll_proto::content::Extent;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
@@ -31,6 +31,18 @@ pub trait Store: Send + Sync + 'static {
         &self,
         op: NamespaceOp,
     ) -> impl Future<Output = Result<NamespaceReply, ClientError>> + Send;
+
+    /// Changes the namespace by something that must not be done once more because no answer came.
+    fn change_once(
+        &self,
+        op: NamespaceOp,
+    ) -> impl Future<Output = Result<NamespaceReply, Unsure>> + Send;
+
+    /// What became of a change. If it was not made so far it never will be.
+    fn settle(
+        &self,
+        undecided: &Undecided,
+    ) -> impl Future<Output = Result<Verdict, ClientError>> + Send;
 
     /// A whole chunk, verified.
     fn read_chunk(&self, id: ChunkId) -> impl Future<Output = Result<Bytes, ClientError>> + Send;
@@ -91,6 +103,14 @@ impl Store for ClusterStore {
 
     async fn change(&self, op: NamespaceOp) -> Result<NamespaceReply, ClientError> {
         self.cluster.namespace(op).await
+    }
+
+    async fn change_once(&self, op: NamespaceOp) -> Result<NamespaceReply, Unsure> {
+        self.cluster.namespace_once(op).await
+    }
+
+    async fn settle(&self, undecided: &Undecided) -> Result<Verdict, ClientError> {
+        self.cluster.settle(undecided).await
     }
 
     async fn read_chunk(&self, id: ChunkId) -> Result<Bytes, ClientError> {

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod appended;
+mod doubt;
 mod model;
+mod privileges;
 mod removed;
+mod xattrs;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,23 +17,32 @@ use std::time::Duration;
 use atoll_client::{BuiltManifest, build};
 use atoll_proto::content::Extent;
 use atoll_proto::manifest::Entry;
-use atoll_proto::namespace::{Attr, Caller, RenameMode};
+use atoll_proto::namespace::{Attr, Caller, NewNode, RenameMode};
 use atoll_proto::{ByteName, Content, InodeId};
 use bytes::Bytes;
 
 use super::fake::Fake;
-use super::{FileSystem, FsError, OpenHow, Options, SetAttrs};
+use super::{FileSystem, FsError, NewMode, OpenHow, Options, SetAttrs, WriteHow};
 use crate::errno;
 
 type Fs = Arc<FileSystem<Arc<Fake>>>;
 
 const ROOT: InodeId = InodeId::ROOT;
 const ME: Caller = Caller { uid: 7, gid: 8 };
-const READ: OpenHow = OpenHow { write: false, truncate: false };
-const WRITE: OpenHow = OpenHow { write: true, truncate: false };
+const PLAIN: NewMode = NewMode { bits: 0o644, umask: 0 };
+const READ: OpenHow = OpenHow { write: false, truncate: false, outsider: false };
+const WRITE: OpenHow = OpenHow { write: true, truncate: false, outsider: false };
+const EMPTY: OpenHow = OpenHow { write: true, truncate: true, outsider: false };
+const HERE: WriteHow = WriteHow { append: false, outsider: false };
+const APPEND: WriteHow = WriteHow { append: true, outsider: false };
 
 /// A file system with chunks of 16 bytes.
 fn fs(fake: &Arc<Fake>) -> Fs {
+    patient(fake, Duration::from_millis(300))
+}
+
+/// The same, whose writers wait so long for room.
+fn patient(fake: &Arc<Fake>, stall: Duration) -> Fs {
     FileSystem::new(
         fake.clone(),
         Options {
@@ -38,7 +51,7 @@ fn fs(fake: &Arc<Fake>) -> Fs {
             dirty_bytes: 256,
             cache_bytes: 1024,
             sites: true,
-            stall: Duration::from_millis(300),
+            stall,
         },
     )
 }
@@ -53,13 +66,13 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 async fn create(fs: &Fs, name: &str) -> (InodeId, u64) {
-    let (attr, opened) = fs.create(ROOT, name.into(), 0o644, ME, true, WRITE).await.unwrap();
+    let (attr, opened) = fs.create(ROOT, name.into(), PLAIN, ME, true, WRITE).await.unwrap();
     (attr.inode, opened.handle)
 }
 
 async fn save(fs: &Fs, name: &str, data: &[u8]) -> InodeId {
     let (inode, handle) = create(fs, name).await;
-    fs.write(handle, 0, data, false).await.unwrap();
+    fs.write(handle, 0, data, HERE).await.unwrap();
     fs.flush(handle).await.unwrap();
     fs.release(handle);
     inode
@@ -100,8 +113,8 @@ fn writes_are_seen_at_once_here_and_after_close_elsewhere() {
         assert_eq!(load(&two, "a").await, b"before");
 
         let attr = one.lookup(ROOT, "a".into()).await.unwrap();
-        let writer = one.open(attr.inode, OpenHow { write: true, truncate: true }).await.unwrap();
-        one.write(writer.handle, 0, b"after, and longer than a chunk", false).await.unwrap();
+        let writer = one.open(attr.inode, EMPTY).await.unwrap();
+        one.write(writer.handle, 0, b"after, and longer than a chunk", HERE).await.unwrap();
         assert_eq!(load(&one, "a").await, b"after, and longer than a chunk");
         assert_eq!(one.getattr(attr.inode).await.unwrap().size, 30);
         assert_eq!(load(&two, "a").await, b"before");
@@ -123,7 +136,7 @@ fn a_reader_keeps_what_it_opened() {
         assert!(!old.keep_cache && !old.direct);
 
         let writer = one.open(inode, WRITE).await.unwrap();
-        one.write(writer.handle, 0, b"second", false).await.unwrap();
+        one.write(writer.handle, 0, b"second", HERE).await.unwrap();
         one.flush(writer.handle).await.unwrap();
         one.release(writer.handle);
 
@@ -163,9 +176,9 @@ fn a_failed_flush_returns_the_error_and_keeps_the_data() {
         let fake = Fake::new();
         let fs = fs(&fake);
         let (inode, handle) = create(&fs, "a").await;
-        fs.write(handle, 0, &[1; 40], false).await.unwrap();
+        fs.write(handle, 0, &[1; 40], HERE).await.unwrap();
         fake.refuse_puts.store(true, Ordering::Relaxed);
-        fs.write(handle, 40, &[2; 5], false).await.unwrap();
+        fs.write(handle, 40, &[2; 5], HERE).await.unwrap();
         let error = fs.flush(handle).await.unwrap_err();
         assert_eq!(errno::of(&error), libc::EIO);
         assert_eq!(fs.read(handle, 38, 99).await.unwrap(), vec![1, 1, 2, 2, 2, 2, 2]);
@@ -185,7 +198,7 @@ fn what_was_not_committed_at_close_is_tried_again() {
         let fs = fs(&fake);
         let (inode, handle) = create(&fs, "a").await;
         fake.refuse_puts.store(true, Ordering::Relaxed);
-        fs.write(handle, 0, b"data", false).await.unwrap();
+        fs.write(handle, 0, b"data", HERE).await.unwrap();
         fs.flush(handle).await.unwrap_err();
         fs.release(handle);
         fs.retry_closed().await;
@@ -206,7 +219,7 @@ fn chunks_the_cluster_lost_sight_of_are_sent_again() {
         let fs = fs(&fake);
         let inode = save(&fs, "a", &[5; 64]).await;
         let opened = fs.open(inode, WRITE).await.unwrap();
-        fs.write(opened.handle, 3, b"x", false).await.unwrap();
+        fs.write(opened.handle, 3, b"x", HERE).await.unwrap();
         fake.forget_live();
         fs.flush(opened.handle).await.unwrap();
         let mut expected = vec![5; 64];
@@ -224,7 +237,7 @@ fn a_writer_without_room_waits_and_goes_on() {
         let (inode, handle) = create(&fs, "big").await;
         let writer = tokio::spawn({
             let fs = fs.clone();
-            async move { fs.write(handle, 0, &[9; 1000], false).await }
+            async move { fs.write(handle, 0, &[9; 1000], HERE).await }
         });
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!writer.is_finished(), "a thousand bytes do not fit into 256");
@@ -244,11 +257,11 @@ fn many_half_filled_buffers_make_room_for_each_other() {
         let mut files = Vec::new();
         for n in 0..60_u8 {
             let (inode, handle) = create(&fs, &n.to_string()).await;
-            fs.write(handle, 0, &[n; 10], false).await.unwrap();
+            fs.write(handle, 0, &[n; 10], HERE).await.unwrap();
             files.push((n, inode, handle));
         }
         for (n, inode, handle) in files {
-            fs.write(handle, 10, &[n; 3], false).await.unwrap();
+            fs.write(handle, 10, &[n; 3], HERE).await.unwrap();
             fs.flush(handle).await.unwrap();
             assert_eq!(fake.committed(inode).unwrap(), vec![n; 13]);
         }
@@ -262,7 +275,7 @@ fn a_cluster_that_takes_nothing_fails_a_writer_in_the_end() {
         let fs = fs(&fake);
         fake.refuse_puts.store(true, Ordering::Relaxed);
         let (_, handle) = create(&fs, "a").await;
-        let error = fs.write(handle, 0, &[0; 1000], false).await.unwrap_err();
+        let error = fs.write(handle, 0, &[0; 1000], HERE).await.unwrap_err();
         assert!(matches!(&error, FsError::Stalled { reason } if reason.contains("on request")));
         assert_eq!(errno::of(&error), libc::EIO);
     });
@@ -280,7 +293,7 @@ fn a_removed_file_lives_on_while_it_is_open() {
         assert!(gone(&fs, "a").await);
         assert_eq!(fs.getattr(inode).await.unwrap().nlink, 0);
         assert_eq!(fs.read(opened.handle, 0, 99).await.unwrap(), "content");
-        fs.write(opened.handle, 7, b" more", false).await.unwrap();
+        fs.write(opened.handle, 7, b" more", HERE).await.unwrap();
         assert_eq!(fs.read(opened.handle, 0, 99).await.unwrap(), "content more");
         fs.flush(opened.handle).await.unwrap();
         assert_eq!(fs.getattr(inode).await.unwrap().size, 12);
@@ -297,7 +310,7 @@ fn a_file_removed_elsewhere_is_stale_for_its_writer() {
         let (one, two) = (fs(&fake), fs(&fake));
         let inode = save(&one, "a", b"content").await;
         let opened = one.open(inode, WRITE).await.unwrap();
-        one.write(opened.handle, 0, b"x", false).await.unwrap();
+        one.write(opened.handle, 0, b"x", HERE).await.unwrap();
         two.unlink(ROOT, "a".into()).await.unwrap();
         let error = one.flush(opened.handle).await.unwrap_err();
         assert_eq!(errno::of(&error), libc::ESTALE);
@@ -336,7 +349,7 @@ fn times_and_modes_set_before_close_survive_it() {
         let fake = Fake::new();
         let fs = fs(&fake);
         let (inode, handle) = create(&fs, "a").await;
-        fs.write(handle, 0, b"data", false).await.unwrap();
+        fs.write(handle, 0, b"data", HERE).await.unwrap();
         let set = SetAttrs {
             mode: Some(0o600),
             uid: Some(ME.uid),
@@ -346,6 +359,10 @@ fn times_and_modes_set_before_close_survive_it() {
         };
         let attr = fs.setattr(inode, Some(handle), set).await.unwrap();
         assert_eq!((attr.mtime_ns, attr.size), (1_000, 4));
+        let future = SetAttrs { mtime_ns: Some(i64::MAX), ..SetAttrs::default() };
+        let attr = fs.setattr(inode, Some(handle), future).await.unwrap();
+        assert!(attr.mtime_ns == i64::MAX && attr.ctime_ns < i64::MAX);
+        fs.setattr(inode, Some(handle), set).await.unwrap();
         fs.flush(handle).await.unwrap();
         fs.release(handle);
         let attr = fs.getattr(inode).await.unwrap();
@@ -379,8 +396,8 @@ fn appends_go_to_the_end_as_it_is_here() {
         let fs = fs(&fake);
         let inode = save(&fs, "log", b"one\n").await;
         let (a, b) = (fs.open(inode, WRITE).await.unwrap(), fs.open(inode, WRITE).await.unwrap());
-        fs.write(a.handle, 0, b"two\n", true).await.unwrap();
-        fs.write(b.handle, 0, b"three\n", true).await.unwrap();
+        fs.write(a.handle, 0, b"two\n", APPEND).await.unwrap();
+        fs.write(b.handle, 0, b"three\n", APPEND).await.unwrap();
         fs.flush(a.handle).await.unwrap();
         assert_eq!(fake.committed(inode).unwrap(), b"one\ntwo\nthree\n");
     });
@@ -394,8 +411,8 @@ fn holes_are_punched_and_found() {
         let inode = save(&fs, "a", &[1; 64]).await;
         let handle = fs.open(inode, WRITE).await.unwrap().handle;
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        fs.fallocate(handle, 10, 30, punch).await.unwrap();
-        fs.fallocate(handle, 0, 100, 0).await.unwrap();
+        fs.fallocate(handle, 10, 30, punch, false).await.unwrap();
+        fs.fallocate(handle, 0, 100, 0, false).await.unwrap();
         fs.flush(handle).await.unwrap();
         let mut expected = vec![1; 64];
         expected[10..40].fill(0);
@@ -404,7 +421,8 @@ fn holes_are_punched_and_found() {
         assert_eq!(fs.seek(handle, 0, true).unwrap(), 16);
         assert_eq!(fs.seek(handle, 16, false).unwrap(), 32);
         assert!(matches!(fs.seek(handle, 64, false), Err(FsError::NoData)));
-        let error = fs.fallocate(handle, 0, 1, libc::FALLOC_FL_COLLAPSE_RANGE).await.unwrap_err();
+        let error =
+            fs.fallocate(handle, 0, 1, libc::FALLOC_FL_COLLAPSE_RANGE, false).await.unwrap_err();
         assert_eq!(errno::of(&error), libc::EOPNOTSUPP);
     });
 }
@@ -419,7 +437,7 @@ fn a_long_file_is_stored_with_lists() {
         assert_eq!(fake.committed(inode).unwrap(), data);
         assert_eq!(load(&fs, "long").await, data);
         let handle = fs.open(inode, WRITE).await.unwrap().handle;
-        fs.write(handle, 19_999, b"!!", false).await.unwrap();
+        fs.write(handle, 19_999, b"!!", HERE).await.unwrap();
         fs.flush(handle).await.unwrap();
         assert_eq!(fake.committed(inode).unwrap()[19_998..], [data[19_998], b'!', b'!']);
     });
@@ -431,7 +449,8 @@ fn a_large_directory_is_listed_once_each_from_any_position() {
         let fake = Fake::new();
         let fs = fs(&fake);
         for n in 0..1500 {
-            fs.mknod(ROOT, format!("f{n:05}").as_str().into(), 0o644, ME).await.unwrap();
+            let name = format!("f{n:05}").as_str().into();
+            fs.make(ROOT, name, NewNode::File, PLAIN, ME).await.unwrap();
         }
         let handle = fs.opendir(ROOT);
         let mut names = Vec::new();
@@ -500,11 +519,12 @@ fn deploys_are_directories_that_do_not_change() {
         let read_only = |outcome: Result<Attr, FsError>| {
             assert!(matches!(outcome, Err(FsError::ReadOnly)), "{outcome:?}");
         };
-        read_only(fs.mkdir(deploy.inode, "x".into(), 0o755, ME).await);
+        read_only(fs.make(deploy.inode, "x".into(), NewNode::Directory, PLAIN, ME).await);
         read_only(fs.setattr(svg.inode, None, SetAttrs::default()).await);
         assert!(matches!(fs.open(svg.inode, WRITE).await, Err(FsError::ReadOnly)));
         assert!(matches!(fs.unlink(deep.inode, "a.svg".into()).await, Err(FsError::ReadOnly)));
-        assert!(matches!(fs.mkdir(ROOT, ".sites".into(), 0o755, ME).await, Err(FsError::Exists)));
+        let refused = fs.make(ROOT, ".sites".into(), NewNode::Directory, PLAIN, ME).await;
+        assert!(matches!(refused, Err(FsError::Exists)));
         for missing in ["img/x", "nothing"] {
             assert!(fs.lookup(deploy.inode, missing.into()).await.is_err());
         }

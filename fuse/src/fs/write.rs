@@ -1,4 +1,7 @@
 //! Writing files: into memory, and out of it chunk by chunk.
+//!
+//! What `O_APPEND` writes is told apart as long as a file has no other changes, so that it can be
+//! appended to whatever the file has become ([`append`](super::append)).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,14 +11,23 @@ use bytes::Bytes;
 
 use super::budget::Budget;
 use super::file::File;
-use super::segments::{Loaded, Segments, Step, Upload};
+use super::segments::{Loaded, Segments, Sent, Step, Upload};
 use super::{FILE_BYTES_MAX, FileSystem, FsError, Handle, OpenFile, Store, lock};
+
+/// How bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteHow {
+    /// At the end of the file, wherever that is.
+    pub append: bool,
+    /// By somebody who could not give the file the privileges it has.
+    pub outsider: bool,
+}
 
 /// How often a writer without room looks whether an upload must be started again.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl<S: Store> FileSystem<S> {
-    /// Writes all of `data`. With `append` at the end of the file, wherever `offset` is.
+    /// Writes all of `data`. When it appends, `offset` is where the kernel takes the end to be.
     ///
     /// # Errors
     /// `Stalled` when there is no room for unsent data and the cluster takes none for long.
@@ -24,13 +36,20 @@ impl<S: Store> FileSystem<S> {
         handle: u64,
         offset: u64,
         data: &[u8],
-        append: bool,
+        how: WriteHow,
     ) -> Result<(), FsError> {
+        let WriteHow { append, outsider } = how;
         let open = self.writable(handle)?;
+        // Whoever waits for this has claimed no room: waiting for room with it ends.
+        let _whole = match append {
+            true => Some(open.file.appending.lock().await),
+            false => None,
+        };
         // The place of an append is fixed by its first step.
         let mut start = (!append).then_some(offset);
         let mut done = 0;
         let mut loaded = None;
+        let mut moved = false;
         while done < data.len() {
             let step = {
                 let mut state = open.file.lock();
@@ -39,8 +58,23 @@ impl<S: Store> FileSystem<S> {
                     return Err(FsError::TooLarge);
                 }
                 let at = start + done as u64;
-                state.change().write(at, &data[done..], &loaded, &self.budget)
+                // Somebody may have written or truncated there by other means meanwhile.
+                if start != offset && !moved {
+                    // The kernel appends, and keeps the pages, where it takes the end to be.
+                    state.pages_moved();
+                    moved = true;
+                }
+                let segments = if append && at == state.size() {
+                    state.append(outsider)
+                } else {
+                    state.change(outsider)
+                };
+                segments.write(at, &data[done..], &loaded, &self.budget)
             };
+            if moved {
+                // Once more for every step: pages may have been read in between.
+                self.stale.add(open.file.inode);
+            }
             done += self.follow(&open.file, step, &mut loaded).await? as usize;
         }
         lock(&self.inodes).cache(open.file.inode, None);
@@ -56,6 +90,7 @@ impl<S: Store> FileSystem<S> {
         handle: u64,
         offset: u64,
         data: &[u8],
+        outsider: bool,
     ) -> Result<usize, FsError> {
         let open = self.writable(handle)?;
         if offset.saturating_add(data.len() as u64) > FILE_BYTES_MAX {
@@ -64,7 +99,9 @@ impl<S: Store> FileSystem<S> {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            let step = open.file.lock().change().write(at, &data[done..], &None, &self.budget);
+            let mut state = open.file.lock();
+            let step = state.change(outsider).write(at, &data[done..], &None, &self.budget);
+            drop(state);
             let Step::Did(count, filled) = step else {
                 break;
             };
@@ -85,19 +122,23 @@ impl<S: Store> FileSystem<S> {
         }
     }
 
-    /// Sets the length of a file that is open.
+    /// Sets the length of a file that is open. Counts how often that changed something.
     pub(super) async fn truncate(
         self: &Arc<Self>,
         file: &Arc<File>,
         size: u64,
+        outsider: bool,
+        changes: &mut u64,
     ) -> Result<(), FsError> {
         if size > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
         if size == 0 {
-            file.lock().clear();
+            *changes += 1;
+            file.lock().clear(outsider);
         } else {
-            self.step(file, 1, |segments, _, loaded, budget| {
+            self.step(file, 1, outsider, |segments, _, loaded, budget| {
+                *changes += 1;
                 match segments.truncate(size, loaded, budget) {
                     Step::Did(..) => Step::Did(1, None),
                     other => other,
@@ -109,7 +150,8 @@ impl<S: Store> FileSystem<S> {
         Ok(())
     }
 
-    /// Reserves, punches or zeroes a range, with the flags of fallocate(2).
+    /// Reserves, punches or zeroes a range, with the flags of fallocate(2), for `outsider` (who could
+    /// not give the file the privileges it has) or somebody else.
     ///
     /// # Errors
     /// `Unsupported` for other flags than these.
@@ -119,6 +161,7 @@ impl<S: Store> FileSystem<S> {
         offset: u64,
         len: u64,
         flags: i32,
+        outsider: bool,
     ) -> Result<(), FsError> {
         let open = self.writable(handle)?;
         let keep_size = flags & libc::FALLOC_FL_KEEP_SIZE != 0;
@@ -136,7 +179,7 @@ impl<S: Store> FileSystem<S> {
             return Err(FsError::TooLarge);
         }
         if zero != 0 {
-            self.step(&open.file, len, |segments, done, loaded, budget| {
+            self.step(&open.file, len, outsider, |segments, done, loaded, budget| {
                 segments.zero(offset + done, len - done, loaded, budget)
             })
             .await?;
@@ -144,7 +187,7 @@ impl<S: Store> FileSystem<S> {
         }
         // There is nothing to reserve: space is the cluster's, and chunks are never overwritten.
         if !keep_size && end > open.file.lock().size() {
-            self.truncate(&open.file, end).await?;
+            self.truncate(&open.file, end, outsider, &mut 0).await?;
         }
         Ok(())
     }
@@ -154,12 +197,13 @@ impl<S: Store> FileSystem<S> {
         self: &Arc<Self>,
         file: &Arc<File>,
         total: u64,
+        outsider: bool,
         mut step: impl FnMut(&mut Segments, u64, &Loaded, &Arc<Budget>) -> Step,
     ) -> Result<(), FsError> {
         let mut done = 0;
         let mut loaded = None;
         while done < total {
-            let step = step(file.lock().change(), done, &loaded, &self.budget);
+            let step = step(file.lock().change(outsider), done, &loaded, &self.budget);
             done += self.follow(file, step, &mut loaded).await?;
         }
         Ok(())
@@ -199,7 +243,7 @@ impl<S: Store> FileSystem<S> {
     }
 
     /// Sends a frozen buffer.
-    pub(super) async fn send(&self, file: &File, upload: &Arc<Upload>) -> Result<(), FsError> {
+    pub(super) async fn send(&self, file: &File, upload: &Arc<Upload>) -> Result<Sent, FsError> {
         match upload.send(&self.store).await {
             Ok(sent) => {
                 self.chunks.put(sent.id, upload.bytes().clone());
@@ -207,7 +251,7 @@ impl<S: Store> FileSystem<S> {
                     segments.sent(upload, &sent);
                 }
                 self.budget.upload_succeeded();
-                Ok(())
+                Ok(sent)
             }
             Err(error) => {
                 self.budget.upload_failed(error.to_string());
@@ -217,7 +261,7 @@ impl<S: Store> FileSystem<S> {
     }
 
     /// Waits until there may be room for so many bytes.
-    async fn wait_for_room(self: &Arc<Self>, bytes: u64) -> Result<(), FsError> {
+    pub(super) async fn wait_for_room(self: &Arc<Self>, bytes: u64) -> Result<(), FsError> {
         let mut since = Instant::now();
         let mut finished = self.budget.finished();
         loop {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use atoll_proto::namespace::{Attr, Caller, FileKind};
+use atoll_proto::namespace::{Attr, Caller, FileKind, NewNode, Special};
 use atoll_proto::{ByteName, InodeId};
 use fuser::{FileAttr, FileType, FopenFlags, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
 
@@ -28,11 +28,16 @@ pub(super) fn time(ns: i64) -> SystemTime {
     moment.unwrap_or(UNIX_EPOCH)
 }
 
+/// A time that a request sets. The library gives the fraction of times before the epoch the wrong
+/// sign: five seconds before and seven nanoseconds after that come as both before.
 pub(super) fn nanos(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
         Err(before) => {
-            i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, std::ops::Neg::neg)
+            let before = before.duration();
+            let seconds = i64::try_from(before.as_secs()).ok();
+            let whole = seconds.and_then(|seconds| seconds.checked_mul(-1_000_000_000));
+            whole.map_or(i64::MIN, |whole| whole.saturating_add(i64::from(before.subsec_nanos())))
         }
     }
 }
@@ -49,11 +54,41 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
         FileKind::File => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
         FileKind::Symlink => FileType::Symlink,
+        FileKind::Special(Special::Fifo) => FileType::NamedPipe,
+        FileKind::Special(Special::Socket) => FileType::Socket,
+        FileKind::Special(Special::CharDevice(_)) => FileType::CharDevice,
+        FileKind::Special(Special::BlockDevice(_)) => FileType::BlockDevice,
     }
 }
 
-pub(super) fn open_how(flags: i32) -> OpenHow {
+/// What mknod(2) is asked to make; `None` for what it cannot.
+pub(super) fn new_node(mode: u32, device: u32) -> Option<NewNode> {
+    Some(match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => NewNode::File,
+        libc::S_IFIFO => NewNode::Special(Special::Fifo),
+        libc::S_IFSOCK => NewNode::Special(Special::Socket),
+        libc::S_IFCHR => NewNode::Special(Special::CharDevice(device)),
+        libc::S_IFBLK => NewNode::Special(Special::BlockDevice(device)),
+        _ => return None,
+    })
+}
+
+fn device(kind: FileKind) -> u32 {
+    match kind {
+        FileKind::Special(Special::CharDevice(device) | Special::BlockDevice(device)) => device,
+        _ => 0,
+    }
+}
+
+/// Whether a request comes from somebody who may not keep a file's privileges while changing it.
+/// The kernel knows by CAP_FSETID, which nearly always is root's and only root's.
+pub(super) fn is_outsider(request: &Request) -> bool {
+    request.uid() != 0
+}
+
+pub(super) fn open_how(flags: i32, request: &Request) -> OpenHow {
     OpenHow {
+        outsider: is_outsider(request),
         write: OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags & libc::O_TRUNC != 0,
     }
@@ -92,11 +127,11 @@ impl Numbers {
             crtime: UNIX_EPOCH,
             kind: file_type(attr.kind),
             // Twelve bits.
-            perm: (attr.mode & 0o7777) as u16,
+            perm: attr.permissions() as u16,
             nlink: attr.nlink,
             uid: attr.uid,
             gid: attr.gid,
-            rdev: 0,
+            rdev: device(attr.kind),
             blksize: BLOCK_BYTES,
             flags: 0,
         }
@@ -125,10 +160,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_and_after_the_epoch_round_trip() {
-        for ns in [0, 1, -1, 1_500_000_000_123_456_789, -1_500_000_000_123_456_789] {
+    fn times_are_kept_to_the_nanosecond_also_before_the_epoch() {
+        for ns in [0, 1, 1_500_000_000_123_456_789, -1_000_000_000] {
             assert_eq!(nanos(time(ns)), ns);
         }
+        // As the library hands on -5 s and 7 ns.
+        let asked = UNIX_EPOCH - Duration::new(5, 7);
+        assert_eq!(nanos(asked), -4_999_999_993);
+        assert_eq!(time(-4_999_999_993), UNIX_EPOCH - Duration::from_nanos(4_999_999_993));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod convert;
 mod reply;
 mod requests;
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -20,10 +21,10 @@ use std::task::{Context, Waker};
 
 use atoll_net::task;
 use atoll_proto::InodeId;
-use atoll_proto::namespace::Attr;
+use atoll_proto::namespace::{Attr, NewNode};
 use fuser::{
     BackgroundSession, Config, Generation, INodeNo, MountOption, Notifier, ReplyEmpty, ReplyEntry,
-    Session, SessionACL,
+    Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -31,7 +32,7 @@ use tokio::sync::{Semaphore, oneshot};
 use convert::Numbers;
 use reply::answer;
 
-use crate::fs::{FileSystem, FsError, Store, TTL};
+use crate::fs::{FileSystem, FsError, NewMode, Stale, Store, TTL};
 
 /// Largest write (and read) in one request.
 const REQUEST_BYTES: u32 = 1 << 20;
@@ -93,17 +94,33 @@ pub(crate) fn mount<S: Store>(
     config.clone_fd = true;
     let (over, ended) = oneshot::channel();
     let notifier = Arc::new(OnceLock::new());
+    let (stale, numbers) = (fs.stale(), Numbers { root: fs.root() });
+    let dropper = Dropper(stale.clone());
+    let knows = notifier.clone();
+    std::thread::Builder::new()
+        .name("fuse_drop_pages".to_owned())
+        .spawn(move || drop_pages(&stale, &knows, numbers))?;
     let adapter = Adapter {
         fs,
         runtime,
         gate: Arc::new(Semaphore::new(WAITING_MAX)),
         notifier: notifier.clone(),
         over: Some(over),
+        dropper: Some(dropper),
     };
     let session = Session::new(adapter, dir, &config)?;
     drop(notifier.set(session.notifier()));
     let session = session.spawn()?;
     Ok(Mounted { _session: std::mem::ManuallyDrop::new(session), ended })
+}
+
+/// Ends the thread that drops pages.
+struct Dropper(Arc<Stale>);
+
+impl Drop for Dropper {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 struct Adapter<S> {
@@ -112,6 +129,7 @@ struct Adapter<S> {
     gate: Arc<Semaphore>,
     notifier: Arc<OnceLock<Notifier>>,
     over: Option<oneshot::Sender<()>>,
+    dropper: Option<Dropper>,
 }
 
 impl<S: Store> Adapter<S> {
@@ -149,6 +167,23 @@ impl<S: Store> Adapter<S> {
         });
     }
 
+    /// Makes something that is not opened.
+    fn make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        node: NewNode,
+        (mode, umask): (u32, u32),
+        (what, reply): (&'static str, ReplyEntry),
+    ) {
+        let (fs, parent, entry, caller) =
+            (self.fs.clone(), self.inode(parent), convert::name(entry), convert::caller(req));
+        let mode = NewMode { bits: mode, umask };
+        let request = async move { fs.make(parent, entry, node, mode, caller).await };
+        self.reply_entry(what, reply, request);
+    }
+
     fn reply_entry(
         &self,
         what: &'static str,
@@ -180,5 +215,17 @@ fn drop_attr(notifier: &OnceLock<Notifier>, ino: INodeNo) {
         && let Err(error) = notifier.inval_inode(ino, -1, 0)
     {
         tracing::debug!(%error, %ino, "could not invalidate attributes");
+    }
+}
+
+/// Makes the kernel drop pages that are in another place now, until the end of the mount. Nothing is
+/// held here: dropping a page waits for the reads and writes of it that are under way.
+fn drop_pages(stale: &Stale, notifier: &OnceLock<Notifier>, numbers: Numbers) {
+    while let Some(inode) = stale.next() {
+        if let Some(notifier) = notifier.get()
+            && let Err(error) = notifier.inval_inode(numbers.ino(inode), 0, 0)
+        {
+            tracing::debug!(%error, %inode, "could not drop pages");
+        }
     }
 }

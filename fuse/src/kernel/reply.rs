@@ -2,7 +2,7 @@
 
 use fuser::{
     Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use crate::errno;
@@ -34,7 +34,8 @@ fail!(
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
-    ReplyWrite
+    ReplyWrite,
+    ReplyXattr
 );
 
 /// Sends a reply or the errno of a failure, which is logged when it is not an everyday one.
@@ -48,11 +49,23 @@ pub(super) fn answer<R: Fail, T>(
         Ok(value) => ok(reply, value),
         Err(error) => {
             let errno = errno::of(&error);
-            if errno == libc::EIO || errno == libc::ESTALE {
+            let everyday = matches!(error, FsError::MadeMeanwhile);
+            if (errno == libc::EIO || errno == libc::ESTALE) && !everyday {
                 tracing::warn!(%error, what, "a request failed");
             }
             metrics::counter!("atoll_fuse_errors_total", "op" => what.to_owned()).increment(1);
             reply.fail(Errno::from_i32(errno));
         }
+    }
+}
+
+/// Sends a value, or its length to who asks with no room at all.
+pub(super) fn sized(reply: ReplyXattr, room: u32, value: &[u8]) {
+    // At most 64 KiB.
+    let len = value.len() as u32;
+    match room {
+        0 => reply.size(len),
+        _ if len > room => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
     }
 }

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use atoll_proto::namespace::{FileKind, RenameMode};
+use atoll_proto::namespace::{FileKind, NewNode, RenameMode, XattrMode};
+use bytes::Bytes;
 use fuser::{
     CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -13,10 +14,12 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{caller, dots, file_type, name, nanos_or_now, open_flags, open_how};
-use super::reply::answer;
+use super::convert::{
+    caller, dots, file_type, is_outsider, name, nanos_or_now, new_node, open_flags, open_how,
+};
+use super::reply::{answer, sized};
 use super::{Adapter, BACKGROUND_MAX, REQUEST_BYTES, STATFS_BYTES, drop_attr};
-use crate::fs::{FsError, SetAttrs, Store, TTL};
+use crate::fs::{FsError, NewMode, SetAttrs, Store, TTL, WriteHow};
 
 impl<S: Store> Filesystem for Adapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -26,8 +29,13 @@ impl<S: Store> Filesystem for Adapter<S> {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Access control lists, which need the mask to be applied here.
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
+            // Without this every write asks for the capabilities of the file first.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
-            // Each saves round trips; a kernel without one works all the same.
+            // Most save round trips; a kernel without one works all the same.
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel lacks a FUSE feature");
             }
@@ -43,6 +51,7 @@ impl<S: Store> Filesystem for Adapter<S> {
     }
 
     fn destroy(&mut self) {
+        self.dropper = None;
         if let Some(over) = self.over.take() {
             // Nobody listens when the mount has given up waiting.
             over.send(()).unwrap_or_default();
@@ -70,7 +79,7 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -93,6 +102,12 @@ impl<S: Store> Filesystem for Adapter<S> {
             size,
             atime_ns: atime.map(nanos_or_now),
             mtime_ns: mtime.map(nanos_or_now),
+            // What the kernel asks for in a flag that the library does not pass on. A request that
+            // sets nothing is a chown that changes no owner.
+            drop_privileges: uid.is_some()
+                || gid.is_some()
+                || (mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none()),
+            outsider: is_outsider(req),
         };
         let (fs, inode, numbers) = (self.fs.clone(), self.inode(ino), self.numbers());
         self.run(async move {
@@ -117,18 +132,17 @@ impl<S: Store> Filesystem for Adapter<S> {
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
-        _umask: u32,
-        _rdev: u32,
+        umask: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
-        // Devices, pipes and sockets have no place in a shared namespace.
-        if mode & libc::S_IFMT != libc::S_IFREG {
-            return answer("mknod", reply, Err::<(), _>(FsError::NotPermitted), |_, ()| {});
+        match new_node(mode, rdev) {
+            Some(node) => self.make(req, parent, entry, node, (mode, umask), ("mknod", reply)),
+            None => {
+                let error = FsError::Invalid("unknown kind of file");
+                answer("mknod", reply, Err::<(), _>(error), |_, ()| {});
+            }
         }
-        let (fs, parent, entry, caller) =
-            (self.fs.clone(), self.inode(parent), name(entry), caller(req));
-        let request = async move { fs.mknod(parent, entry, mode, caller).await };
-        self.reply_entry("mknod", reply, request);
     }
 
     fn mkdir(
@@ -137,13 +151,10 @@ impl<S: Store> Filesystem for Adapter<S> {
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let (fs, parent, entry, caller) =
-            (self.fs.clone(), self.inode(parent), name(entry), caller(req));
-        let request = async move { fs.mkdir(parent, entry, mode, caller).await };
-        self.reply_entry("mkdir", reply, request);
+        self.make(req, parent, entry, NewNode::Directory, (mode, umask), ("mkdir", reply));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
@@ -164,11 +175,8 @@ impl<S: Store> Filesystem for Adapter<S> {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let (fs, parent, entry, caller) =
-            (self.fs.clone(), self.inode(parent), name(link_name), caller(req));
-        let target = name(target.as_os_str());
-        let request = async move { fs.symlink(parent, entry, target, caller).await };
-        self.reply_entry("symlink", reply, request);
+        let node = NewNode::Symlink(name(target.as_os_str()));
+        self.make(req, parent, link_name, node, (0o777, 0), ("symlink", reply));
     }
 
     fn rename(
@@ -209,9 +217,9 @@ impl<S: Store> Filesystem for Adapter<S> {
         self.reply_entry("link", reply, async move { fs.link(inode, parent, entry).await });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, inode, notifier) = (self.fs.clone(), self.inode(ino), self.notifier.clone());
-        let how = open_how(flags.0);
+        let how = open_how(flags.0, req);
         self.run(async move {
             let outcome = fs.open(inode, how).await;
             answer("open", reply, outcome, |reply, opened| {
@@ -229,16 +237,16 @@ impl<S: Store> Filesystem for Adapter<S> {
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let (fs, parent, entry, caller) =
             (self.fs.clone(), self.inode(parent), name(entry), caller(req));
-        let numbers = self.numbers();
+        let (numbers, how) = (self.numbers(), open_how(flags, req));
         self.run(async move {
             let exclusive = flags & libc::O_EXCL != 0;
-            let how = open_how(flags);
+            let mode = NewMode { bits: mode, umask };
             let outcome = fs.create(parent, entry, mode, caller, exclusive, how).await;
             answer("create", reply, outcome, |reply, (attr, opened)| {
                 let (attr, flags) = (numbers.attr(&attr), open_flags(opened));
@@ -268,7 +276,7 @@ impl<S: Store> Filesystem for Adapter<S> {
     fn write(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -280,20 +288,33 @@ impl<S: Store> Filesystem for Adapter<S> {
         // Pages written back have their place; only a write(2) appends.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let append = flags.0 & libc::O_APPEND != 0 && !cached;
+        let outsider = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // The kernel would show them until it asks again.
+        let drops = outsider && self.fs.has_privileges(fh.0);
         // At most REQUEST_BYTES.
         let size = data.len() as u32;
         let mut done = 0;
         if !append {
             let _runtime = self.runtime.enter();
-            match self.fs.write_now(fh.0, offset, data) {
-                Ok(count) if count == data.len() => return reply.written(size),
+            match self.fs.write_now(fh.0, offset, data, outsider) {
+                Ok(count) if count == data.len() => {
+                    if drops {
+                        drop_attr(&self.notifier, ino);
+                    }
+                    return reply.written(size);
+                }
                 Ok(count) => done = count,
                 Err(error) => return answer("write", reply, Err::<(), _>(error), |_, ()| {}),
             }
         }
         let (fs, rest) = (self.fs.clone(), data[done..].to_vec());
+        let notifier = self.notifier.clone();
+        let how = WriteHow { append, outsider };
         self.run(async move {
-            let outcome = fs.write(fh.0, offset + done as u64, &rest, append).await;
+            let outcome = fs.write(fh.0, offset + done as u64, &rest, how).await;
+            if drops {
+                drop_attr(&notifier, ino);
+            }
             answer("write", reply, outcome, |reply, ()| reply.written(size));
         });
     }
@@ -430,38 +451,55 @@ impl<S: Store> Filesystem for Adapter<S> {
         });
     }
 
-    // ENOSYS: the kernel does not ask again.
-
     fn setxattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        req: &Request,
+        ino: INodeNo,
+        entry: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => {
+                let error = FsError::Invalid("create and replace exclude each other");
+                return answer("setxattr", reply, Err::<(), _>(error), |_, ()| {});
+            }
+        };
+        let (fs, inode, caller) = (self.fs.clone(), self.inode(ino), caller(req));
+        let (entry, value) = (name(entry), Bytes::copy_from_slice(value));
+        let request = async move { fs.setxattr(inode, entry, value, mode, caller).await };
+        self.reply_empty("setxattr", reply, request);
     }
 
-    fn getxattr(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _size: u32,
-        reply: ReplyXattr,
-    ) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, ino: INodeNo, entry: &OsStr, size: u32, reply: ReplyXattr) {
+        let (fs, inode, entry) = (self.fs.clone(), self.inode(ino), name(entry));
+        self.run(async move {
+            let outcome = fs.getxattr(inode, entry).await;
+            // Asked about every file, and hardly any has one: not worth counting.
+            if let Err(FsError::NoAttribute) = outcome {
+                return reply.error(Errno::ENODATA);
+            }
+            answer("getxattr", reply, outcome, |reply, value| sized(reply, size, &value));
+        });
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let (fs, inode, caller) = (self.fs.clone(), self.inode(ino), caller(req));
+        self.run(async move {
+            let outcome = fs.listxattr(inode, caller).await;
+            answer("listxattr", reply, outcome, |reply, names| sized(reply, size, &names));
+        });
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _req: &Request, ino: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let (fs, inode, entry) = (self.fs.clone(), self.inode(ino), name(entry));
+        let request = async move { fs.removexattr(inode, entry).await };
+        self.reply_empty("removexattr", reply, request);
     }
 
     fn copy_file_range(
@@ -483,7 +521,7 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -491,8 +529,8 @@ impl<S: Store> Filesystem for Adapter<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs.clone();
-        let request = async move { fs.fallocate(fh.0, offset, length, mode).await };
+        let (fs, outsider) = (self.fs.clone(), is_outsider(req));
+        let request = async move { fs.fallocate(fh.0, offset, length, mode, outsider).await };
         self.reply_empty("fallocate", reply, request);
     }
 

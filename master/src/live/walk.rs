@@ -120,6 +120,10 @@ impl<R: Read> Walk<'_, '_, R> {
                     return Ok(());
                 }
             },
+            FileKind::Special(_) => {
+                self.problem(&path, "a pipe, socket or device, which cannot be served");
+                return Ok(());
+            }
         };
         match target {
             Target::File { inode, .. } => self.file(path, inode),
@@ -241,7 +245,7 @@ fn resolve<R: Read>(
             FileKind::File if left.is_empty() => {
                 return Ok(Ok(Target::File { inode: found.inode, holder: at }));
             }
-            FileKind::File => return Ok(Err(NOWHERE)),
+            FileKind::File | FileKind::Special(_) => return Ok(Err(NOWHERE)),
             FileKind::Symlink => {
                 links += 1;
                 if links > LINKS_MAX {

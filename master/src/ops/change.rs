@@ -11,7 +11,7 @@ use atoll_proto::error::WireResult;
 use atoll_proto::master::{Change, Changed, MasterResponse};
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
-use atoll_proto::{ChunkId, Code, Content, SessionId, WireError};
+use atoll_proto::{ChunkId, Code, Content, Retry, SessionId, WireError, limits};
 use tokio::time::Instant;
 
 use super::namespace::content;
@@ -56,6 +56,8 @@ pub(crate) async fn change(
 ) -> WireResult<MasterResponse> {
     let Numbers { session, number, acked_below } = numbers;
     if let Some(stored) = check_session(master, principal, numbers).await? {
+        let abandons = matches!(change, Change::Abandon);
+        let stored = if abandons { numbered::abandoned(stored) } else { stored };
         let StoredReply { index, reply } = stored;
         return Ok(MasterResponse::Changed { index, reply: reply? });
     }
@@ -171,6 +173,7 @@ async fn prepare(
             Ok(Prepared::Log(LoggedChange::Node(op)))
         }
         Change::TokenRemove { id } => Ok(Prepared::Log(LoggedChange::TokenRemove { id })),
+        Change::Abandon => Ok(Prepared::Log(LoggedChange::Abandon)),
     }
 }
 
@@ -180,7 +183,16 @@ fn prepare_namespace(
     session: SessionId,
     mut op: NamespaceOp,
 ) -> WireResult<Prepared> {
+    if let NamespaceOp::SetXattr { value, .. } = &op
+        && value.len() > limits::XATTR_BYTES_MAX
+    {
+        // Not worth logging; the state machine refuses more of them together than there may be.
+        let message =
+            format!("an extended attribute has at most {} bytes", limits::XATTR_BYTES_MAX);
+        return Err(WireError { retry: Retry::Never, ..WireError::new(Code::Full, message) });
+    }
     let (NamespaceOp::Commit { content, receipts, .. }
+    | NamespaceOp::Write { content, receipts, .. }
     | NamespaceOp::PutFile { content, receipts, .. }) = &mut op
     else {
         return Ok(Prepared::Log(LoggedChange::Namespace { op, covered: Vec::new() }));
@@ -239,7 +251,11 @@ fn grows(change: &Change) -> bool {
     match change {
         Change::Namespace(op) => !matches!(
             op,
-            NamespaceOp::Unlink { .. } | NamespaceOp::Rmdir { .. } | NamespaceOp::SetAttr { .. }
+            NamespaceOp::Unlink { .. }
+                | NamespaceOp::Rmdir { .. }
+                | NamespaceOp::SetAttr { .. }
+                | NamespaceOp::DropPrivileges { .. }
+                | NamespaceOp::RemoveXattr { .. }
         ),
         Change::Site(op) => matches!(
             op,
@@ -249,7 +265,7 @@ fn grows(change: &Change) -> bool {
                 | SiteOp::PublishFor { .. }
         ),
         Change::Admit { .. } | Change::TokenCreate { .. } => true,
-        Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) => false,
+        Change::TokenRemove { .. } | Change::Node(_) | Change::Upkeep(_) | Change::Abandon => false,
     }
 }
 

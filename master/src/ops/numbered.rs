@@ -62,7 +62,8 @@ pub(crate) fn apply(
 ) -> Apply<Outcome> {
     let mut session = sessions::get(tx, id)?.ok_or_else(unknown_session)?;
     if let Some(stored) = repeated(tx, id, &session, number, acked_below)? {
-        return outcome(stored);
+        let abandons = matches!(change, LoggedChange::Abandon);
+        return outcome(if abandons { abandoned(stored) } else { stored });
     }
     if acked_below > session.acked_below {
         sessions::forget_replies(tx, id, session.acked_below, acked_below)?;
@@ -91,6 +92,17 @@ pub(crate) fn apply(
     outcome(stored)
 }
 
+/// The answer to whoever gives a request up that was answered like this.
+pub(crate) fn abandoned(stored: StoredReply) -> StoredReply {
+    let StoredReply { index, reply } = stored;
+    let reply = match reply {
+        // Neither changed anything.
+        Ok(Changed::Missing { .. }) | Err(_) => Ok(Changed::Abandoned),
+        changed => changed,
+    };
+    StoredReply { index, reply }
+}
+
 fn outcome(stored: StoredReply) -> Apply<Outcome> {
     let StoredReply { index, reply } = stored;
     Ok(Outcome::Changed { index, reply: reply? })
@@ -111,6 +123,7 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, change: LoggedChange) -> Apply<
         LoggedChange::Upkeep(op) => upkeep::apply(tx, &op),
         LoggedChange::Node(op) => node::apply(tx, now, op),
         LoggedChange::Seal(seal) => site::seal(tx, now, seal).map(Changed::Site),
+        LoggedChange::Abandon => Ok(Changed::Abandoned),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::operation::Apply;
 use crate::server::Master;
 use crate::store::counters::{self, Counter};
 use crate::store::inodes::Body;
-use crate::store::{Read, StoreError, dentries, inodes, meta};
+use crate::store::{Read, StoreError, dentries, inodes, meta, xattrs};
 
 /// Bytes of entries in one reply, about; heads of messages are bounded.
 const ENTRIES_BYTES_MAX: usize = 1 << 20;
@@ -67,6 +67,10 @@ fn answer(read: &impl Read, query: NamespaceQuery) -> Apply<NamespaceReply> {
                     let message = format!("inode {id} is a symbolic link: read its target");
                     Err(WireError::invalid(message).into())
                 }
+                Body::Special(_) => {
+                    let message = format!("inode {id} is a pipe, socket or device");
+                    Err(WireError::invalid(message).into())
+                }
             }
         }
         NamespaceQuery::ReadLink { inode: id } => match inode(read, id)?.body {
@@ -78,6 +82,16 @@ fn answer(read: &impl Read, query: NamespaceQuery) -> Apply<NamespaceReply> {
         },
         NamespaceQuery::ReadDir { inode, after, limit } => {
             read_dir(read, inode, after.as_ref(), limit)
+        }
+        NamespaceQuery::Xattr { inode: id, name } => {
+            inode(read, id)?;
+            let value = xattrs::get(read, id, name.as_bytes())?;
+            Ok(NamespaceReply::Xattr(value.map(Into::into)))
+        }
+        NamespaceQuery::Xattrs { inode: id } => {
+            inode(read, id)?;
+            let names = xattrs::list(read, id)?.into_iter().map(|(name, _)| name);
+            Ok(NamespaceReply::Xattrs(names.collect()))
         }
         NamespaceQuery::StatFs => Err(WireError::internal("answered elsewhere").into()),
     }

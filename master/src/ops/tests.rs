@@ -21,7 +21,7 @@ use crate::operation::{
 use crate::raft::entry::{Entry, EntryData, LogId};
 use crate::store::counters::{self, Counter};
 use crate::store::testing::TestStore;
-use crate::store::{aliases, deploys, groups, meta, objects, publish_log, sessions};
+use crate::store::{aliases, deploys, groups, inodes, meta, objects, publish_log, sessions};
 
 pub(crate) const CALLER: Caller = Caller { uid: 1, gid: 2 };
 const SECOND: u64 = 1_000_000_000;
@@ -299,6 +299,48 @@ fn a_repeat_gets_the_first_answer_and_changes_nothing() {
     let error = machine.apply(&[make(3 + sessions::WINDOW, 3, "c")]).remove(0).unwrap_err();
     assert_eq!(error.code, Code::Limit);
     machine.apply(&[make(2 + sessions::WINDOW, 3, "c")]).remove(0).unwrap();
+}
+
+#[test]
+fn a_request_that_was_not_answered_is_done_already_or_never_will_be() {
+    let mut machine = Machine::new();
+    let file = machine.create(InodeId::ROOT, "f");
+    let numbered = |number, change| Operation::Numbered {
+        session: SessionId(1),
+        number,
+        acked_below: 50,
+        change,
+    };
+    let write = |machine: &Machine| {
+        let found = inodes::get(&machine.store.rocks, file).unwrap().unwrap();
+        let a = data("a");
+        let op = commit(file, &[a], Some(found.version));
+        LoggedChange::Namespace { op, covered: vec![a] }
+    };
+    let reply = |reply: OpReply| match reply.unwrap() {
+        Outcome::Changed { reply, .. } => reply,
+        other => panic!("{other:?}"),
+    };
+    // Made before it is asked about, even within one entry: the answer comes again, and again.
+    let change = write(&machine);
+    let replies = machine.apply(&[
+        numbered(50, change.clone()),
+        numbered(50, LoggedChange::Abandon),
+        numbered(50, LoggedChange::Abandon),
+    ]);
+    assert!(matches!(&replies[0], Ok(Outcome::Changed { reply: Changed::Namespace(_), .. })));
+    assert_eq!((&replies[1], &replies[2]), (&replies[0], &replies[0]));
+    // Refused: it changed nothing.
+    let stale = machine.apply(&[numbered(51, change), numbered(51, LoggedChange::Abandon)]);
+    assert_eq!(stale[0].as_ref().unwrap_err().code, Code::Conflict);
+    assert_eq!(reply(stale[1].clone()), Changed::Abandoned);
+    // Asked about first: whatever of it still arrives is not made.
+    let late = write(&machine);
+    let version = inodes::get(&machine.store.rocks, file).unwrap().unwrap().version;
+    for change in [LoggedChange::Abandon, late, LoggedChange::Abandon] {
+        assert_eq!(reply(machine.apply(&[numbered(52, change)]).remove(0)), Changed::Abandoned);
+    }
+    assert_eq!(inodes::get(&machine.store.rocks, file).unwrap().unwrap().version, version);
 }
 
 #[test]

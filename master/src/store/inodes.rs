@@ -1,6 +1,6 @@
 //! Family `Inode`: attributes and what the inode holds.
 
-use atoll_proto::namespace::{Attr, FileKind};
+use atoll_proto::namespace::{Attr, FileKind, HAS_XATTRS, Special};
 use atoll_proto::{ByteName, Content, InodeId};
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::{Family, Read, StoreError, Transaction};
 /// An inode as it is stored; its number is in the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inode {
-    /// Permission bits.
+    /// Permission bits, and [`HAS_XATTRS`].
     pub(crate) mode: u32,
     /// Owner.
     pub(crate) uid: u32,
@@ -42,6 +42,8 @@ pub(crate) enum Body {
     },
     /// A symbolic link.
     Symlink(ByteName),
+    /// A pipe, socket or device.
+    Special(Special),
 }
 
 impl Inode {
@@ -50,6 +52,7 @@ impl Inode {
             Body::File(_) => FileKind::File,
             Body::Directory { .. } => FileKind::Directory,
             Body::Symlink(_) => FileKind::Symlink,
+            Body::Special(special) => FileKind::Special(special),
         }
     }
 
@@ -57,10 +60,14 @@ impl Inode {
         matches!(self.body, Body::Directory { .. })
     }
 
+    pub(crate) fn has_xattrs(&self) -> bool {
+        self.mode & HAS_XATTRS != 0
+    }
+
     pub(crate) fn size(&self) -> u64 {
         match &self.body {
             Body::File(content) => content.size(),
-            Body::Directory { .. } => 0,
+            Body::Directory { .. } | Body::Special(_) => 0,
             Body::Symlink(target) => target.as_bytes().len() as u64,
         }
     }
@@ -124,6 +131,7 @@ mod tests {
             ]))),
             any::<u64>().prop_map(|parent| Body::Directory { parent: InodeId(parent) }),
             any::<Vec<u8>>().prop_map(|target| Body::Symlink(ByteName(target))),
+            any::<u32>().prop_map(|device| Body::Special(Special::CharDevice(device))),
         ]
     }
 

@@ -31,6 +31,7 @@ pub(crate) mod tokens;
 mod transaction;
 pub(crate) mod unreferenced;
 pub(crate) mod upgrade;
+pub(crate) mod xattrs;
 
 use serde::de::DeserializeOwned;
 
@@ -38,7 +39,7 @@ pub(crate) use transaction::Transaction;
 
 /// The format of keys and values, kept in the state and in the identity file. A build refuses a
 /// format it does not know and turns an older one into this one ([`upgrade`]).
-pub(crate) const FORMAT_VERSION: u32 = 4;
+pub(crate) const FORMAT_VERSION: u32 = 5;
 /// The oldest format this build can turn into its own.
 pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
 
@@ -138,6 +139,10 @@ pub(crate) enum Family {
     /// What erasures named. Key: site name, 0, hash of what is named (32 bytes). Value:
     /// `ErasureRecord`. Immutable; deleted when all of it was lifted.
     Erasures = 29,
+    /// Extended attributes. Key: inode (u64), name bytes. Value: the attribute's bytes. Changed by
+    /// their owner, and with the permission bits for those that hold access rules; deleted with
+    /// the inode. An inode that has any says so in its mode.
+    Xattr = 30,
 }
 
 impl Family {
@@ -348,7 +353,8 @@ mod tests {
             Family::ErasedByIndex as u8,
             Family::Below as u8,
             Family::Erasures as u8,
+            Family::Xattr as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=29).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=30).collect::<Vec<u8>>());
     }
 }

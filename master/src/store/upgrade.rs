@@ -4,7 +4,8 @@
 //! from the table. It is worked out in small batches, and the new format is written down last: after
 //! a crash on the way everything is done again. Two masters that do this at different log indexes
 //! differ in the times alone, on which no change of the state depends. Format 2 had no settings of
-//! sites ([`sites`]). Format 3 knew nothing of erased chunks: there were none.
+//! sites ([`sites`]). Format 3 knew nothing of erased chunks: there were none. Format 4 had no extended
+//! attributes, pipes, sockets and devices: a state without them is one of format 5 as it is.
 
 mod sites;
 
@@ -172,7 +173,7 @@ impl Open {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use atoll_proto::{ClusterId, receipt::ReceiptKey};
+    use atoll_proto::{ByteName, ClusterId, Content, InodeId, receipt::ReceiptKey};
     use serde::Serialize;
 
     use super::super::testing::TestStore;
@@ -258,6 +259,87 @@ mod tests {
         assert!(aliases::all(&store.rocks, None).unwrap().is_empty());
         assert_eq!(erased::count(&store.rocks).unwrap(), 0);
         assert_eq!(erased::began(&store.rocks).unwrap(), 0);
+    }
+
+    /// An inode as formats 1 to 4 have it.
+    #[derive(Serialize)]
+    struct OldInode {
+        mode: u32,
+        ids: [u32; 2],
+        nlink: u32,
+        times_ns: [i64; 3],
+        version: u64,
+        body: OldBody,
+    }
+
+    #[derive(Serialize)]
+    enum OldBody {
+        File(Content),
+        Directory { parent: InodeId },
+        Symlink(ByteName),
+    }
+
+    #[derive(Serialize)]
+    enum OldKind {
+        File,
+        Directory,
+        Symlink,
+    }
+
+    #[test]
+    fn a_state_of_format_4_is_one_of_format_5_as_it_is() {
+        use super::super::{
+            dentries::{self, Dentry},
+            erased,
+            inodes::{self, Body},
+        };
+        use atoll_proto::Seq;
+        use atoll_proto::content::Extent;
+        use atoll_proto::erase::Erasure;
+        use atoll_proto::namespace::FileKind;
+        let store = TestStore::new();
+        let mut tx = Transaction::new(&store.rocks);
+        meta::set_cluster(&mut tx, &record(4));
+        let now = Now { index: 7, at_ns: 5_000_000 };
+        let erased_id = ChunkId::of(b"erased");
+        objects::add_ref(&mut tx, now, &erased_id, 6, ObjectKind::Data).unwrap();
+        objects::erase(&mut tx, now, Seq(now.index), &erased_id, Erasure::Erased).unwrap();
+        let content = Content::from_extents(vec![Extent { len: 6, id: Some(erased_id) }]);
+        let entries = [
+            ("d", OldKind::Directory, OldBody::Directory { parent: InodeId::ROOT }),
+            ("f", OldKind::File, OldBody::File(content.clone())),
+            ("l", OldKind::Symlink, OldBody::Symlink("f".into())),
+        ];
+        for (n, (name, kind, body)) in (8_u64..).zip(entries) {
+            let (mode, ids, times_ns) = (0o4755, [1, 2], [3, 4, 5]);
+            let inode = OldInode { mode, ids, nlink: 1, times_ns, version: n, body };
+            tx.put_value(Family::Inode.key(&[&n.to_be_bytes()]), &inode);
+            let dentry = (InodeId(n), kind);
+            let place = [&InodeId::ROOT.0.to_be_bytes()[..], name.as_bytes()];
+            tx.put_value(Family::Dentry.key(&place), &dentry);
+        }
+        tx.commit().unwrap();
+        let mut before = store.dump();
+        upgrade(&store.rocks).unwrap();
+        assert_eq!(meta::cluster(&store.rocks).unwrap(), Some(record(FORMAT_VERSION)));
+        let mut after = store.dump();
+        for dump in [&mut before, &mut after] {
+            dump.retain(|(key, _)| key[0] != Family::Meta as u8);
+        }
+        assert_eq!(before, after);
+        assert!(erased::is_refused(&store.rocks, &erased_id).unwrap());
+        let kinds = [FileKind::Directory, FileKind::File, FileKind::Symlink];
+        for ((n, kind), name) in (8_u64..).zip(kinds).zip(["d", "f", "l"]) {
+            let found = inodes::get(&store.rocks, InodeId(n)).unwrap().unwrap();
+            assert_eq!((found.kind(), found.mode, found.version), (kind, 0o4755, n));
+            assert!(!found.has_xattrs());
+            let dentry = dentries::get(&store.rocks, InodeId::ROOT, name.as_bytes()).unwrap();
+            assert_eq!(dentry, Some(Dentry { inode: InodeId(n), kind }));
+        }
+        assert_eq!(
+            inodes::get(&store.rocks, InodeId(9)).unwrap().unwrap().body,
+            Body::File(content)
+        );
     }
 
     #[test]

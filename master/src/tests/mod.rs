@@ -301,7 +301,11 @@ async fn three_masters_survive_the_loss_of_their_leader() {
 
     // The repeat of a change that was made under the old leader gets its first answer.
     let again = user.change_number(1, mkdir("before")).await.unwrap();
-    assert!(matches!(again, Changed::Namespace(NamespaceReply::Attr { created: true, .. })));
+    assert!(matches!(&again, Changed::Namespace(NamespaceReply::Attr { created: true, .. })));
+    // So does who asks what became of it; what was not made never is.
+    assert_eq!(user.change_number(1, Change::Abandon).await, Ok(again));
+    assert_eq!(user.change_number(900, Change::Abandon).await, Ok(Changed::Abandoned));
+    assert_eq!(user.change_number(900, mkdir("late")).await, Ok(Changed::Abandoned));
     user.mkdir("after").await.unwrap();
     assert_ne!(leader(&user).await, first);
 

@@ -1,10 +1,12 @@
 //! A backup brings the metadata back, and nothing that it does not know of is lost by it.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use atoll_testbed::http::Version;
 use atoll_testbed::{DevCluster, Node, Tree, seed, wait};
+use rustix::fs::XattrFlags;
 use serde_json::Value;
 
 use super::{ensure_served_everywhere, number, word};
@@ -32,8 +34,18 @@ async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know(
     old.write(&source)?;
     cluster.deploy(&source, "blog")?;
     cluster.atoll(&["upload", word(&source.join("index.html")), "/kept.html"])?.ok()?;
+    let mount = cluster.work().join("mount");
+    std::fs::create_dir(&mount)?;
+    cluster.atoll(&["mount", word(&mount)])?.ok()?;
+    let (kept, pipe) = (mount.join("kept.html"), mount.join("pipe"));
+    rustix::fs::setxattr(&kept, "user.note", b"as it was", XattrFlags::empty())?;
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o640));
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0)?;
     let file = cluster.work().join("backup");
     let made = cluster.json(&["backup", word(&file)])?;
+    rustix::fs::setxattr(&kept, "user.note", b"and later", XattrFlags::empty())?;
+    std::fs::remove_file(&pipe)?;
+    cluster.atoll(&["umount", word(&mount)])?.ok()?;
     ensure!(number(&made, "bytes") == std::fs::metadata(&file)?.len(), "{made}");
 
     // More happens, and will be lost.
@@ -73,6 +85,12 @@ async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know(
     ensure_served_everywhere(&cluster, "blog", &old, &[Version::H2, Version::H3]).await?;
     cluster.atoll(&["cat", "/kept.html"])?.ok()?;
     cluster.atoll(&["cat", "/lost.html"])?.expect_code(1)?;
+    // Also what only a mount can make.
+    cluster.atoll(&["mount", word(&mount)])?.ok()?;
+    let mut note = [0; 9];
+    ensure!(rustix::fs::getxattr(&kept, "user.note", &mut note[..])? == 9 && &note == b"as it was");
+    ensure!(std::fs::symlink_metadata(&pipe)?.file_type().is_fifo(), "the pipe is back");
+    cluster.atoll(&["umount", word(&mount)])?.ok()?;
     // Servers tell the new leader what they have one after the other.
     wait::until("every copy is still there", LIMIT, || {
         let after = copies(&status(&cluster)?);

@@ -136,7 +136,7 @@ impl<'a> Walk<'a> {
                     }
                     FileKind::File if entry.attr.size > 0 => files.push((path, entry.attr.inode)),
                     FileKind::File => self.totals.files += 1,
-                    FileKind::Symlink => {}
+                    FileKind::Symlink | FileKind::Special(_) => {}
                 }
             }
             self.files(files).await?;

@@ -597,7 +597,7 @@ impl Search<'_> {
                             self.found.note(Holder::File(path.to_string()), asked, false);
                         }
                     }
-                    FileKind::File | FileKind::Symlink => {}
+                    FileKind::File | FileKind::Symlink | FileKind::Special(_) => {}
                 }
             }
         }

@@ -109,7 +109,7 @@ impl Bed {
                 let Some((handle, inode)) = self.slots[slot] else {
                     return;
                 };
-                self.fs.write(handle, offset, &data, false).await.unwrap();
+                self.fs.write(handle, offset, &data, HERE).await.unwrap();
                 let model = self.model(inode);
                 let end = offset as usize + data.len();
                 model.resize(model.len().max(end), 0);
@@ -119,7 +119,7 @@ impl Bed {
                 let Some((handle, inode)) = self.slots[slot] else {
                     return;
                 };
-                self.fs.write(handle, 0, &data, true).await.unwrap();
+                self.fs.write(handle, 0, &data, APPEND).await.unwrap();
                 self.model(inode).extend_from_slice(&data);
             }
             Act::Read { slot, offset, len } => {
@@ -190,7 +190,7 @@ impl Bed {
 
     async fn open(&mut self, slot: usize, name: u8, truncate: bool) {
         self.close(slot).await;
-        let how = OpenHow { write: true, truncate };
+        let how = OpenHow { write: true, truncate, outsider: false };
         // As the kernel does it: look first.
         let handle = match self.fs.lookup(ROOT, text(name)).await {
             Ok(attr) => {
@@ -204,7 +204,7 @@ impl Bed {
             Err(_) => {
                 assert!(!self.names.contains_key(&name));
                 let (attr, opened) =
-                    self.fs.create(ROOT, text(name), 0o644, ME, true, how).await.unwrap();
+                    self.fs.create(ROOT, text(name), PLAIN, ME, true, how).await.unwrap();
                 self.names.insert(name, attr.inode);
                 self.files.insert(attr.inode, Vec::new());
                 (opened.handle, attr.inode)

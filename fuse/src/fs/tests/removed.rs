@@ -15,7 +15,7 @@ async fn linked_elsewhere(one: &Fs, two: &Fs) -> (InodeId, u64) {
 async fn reaches_the_other_name(fake: &Fake, mounts: [&Fs; 2], inode: InodeId, handle: u64) {
     let [one, two] = mounts;
     assert_eq!(one.getattr(inode).await.unwrap().nlink, 1);
-    one.write(handle, 0, b"NEWDATA", false).await.unwrap();
+    one.write(handle, 0, b"NEWDATA", HERE).await.unwrap();
     one.flush(handle).await.unwrap();
     one.release(handle);
     assert_eq!(fake.committed(inode).unwrap(), b"NEWDATA");
@@ -36,7 +36,7 @@ fn an_unlink_leaves_names_given_elsewhere() {
         // The last name is the last.
         let handle = one.open(inode, WRITE).await.unwrap().handle;
         one.unlink(ROOT, "g".into()).await.unwrap();
-        one.write(handle, 0, b"for nobody", false).await.unwrap();
+        one.write(handle, 0, b"for nobody", HERE).await.unwrap();
         one.flush(handle).await.unwrap();
         one.release(handle);
         assert!(one.getattr(inode).await.is_err());
@@ -63,7 +63,7 @@ fn changes_kept_after_close_reach_names_given_elsewhere() {
         let (one, two) = (fs(&fake), fs(&fake));
         let (inode, handle) = linked_elsewhere(&one, &two).await;
         fake.refuse_puts.store(true, Ordering::Relaxed);
-        one.write(handle, 0, b"new", false).await.unwrap();
+        one.write(handle, 0, b"new", HERE).await.unwrap();
         one.flush(handle).await.unwrap_err();
         one.release(handle);
         one.unlink(ROOT, "f".into()).await.unwrap();
@@ -80,12 +80,12 @@ fn a_late_flush_that_fails_leaves_the_error_to_who_opened_the_file_again() {
         let (one, two) = (fs(&fake), fs(&fake));
         let inode = save(&one, "a", b"content").await;
         let first = one.open(inode, WRITE).await.unwrap().handle;
-        one.write(first, 0, b"x", false).await.unwrap();
+        one.write(first, 0, b"x", HERE).await.unwrap();
         // The late flush hangs until the file is open again.
         let held = fake.put_gate.acquire_many(1000).await.unwrap();
         one.release(first);
         let second = one.open(inode, WRITE).await.unwrap().handle;
-        one.write(second, 1, b"y", false).await.unwrap();
+        one.write(second, 1, b"y", HERE).await.unwrap();
         two.lookup(ROOT, "a".into()).await.unwrap();
         two.unlink(ROOT, "a".into()).await.unwrap();
         drop(held);
@@ -100,6 +100,36 @@ fn a_late_flush_that_fails_leaves_the_error_to_who_opened_the_file_again() {
     });
 }
 
+/// Between the answer to an open and its use another handle may write, commit and close the file.
+#[test]
+fn an_open_that_a_close_overtakes_finds_what_was_closed() {
+    run(async {
+        let fake = Fake::new();
+        let fs = fs(&fake);
+        let inode = save(&fs, "a", b"0123456789").await;
+        let first = fs.open(inode, WRITE).await.unwrap().handle;
+        let held = fake.extents_gate.acquire_many(1000).await.unwrap();
+        let before = fake.extents_asked.load(Ordering::Relaxed);
+        let open = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.open(inode, WRITE).await.unwrap().handle }
+        });
+        while fake.extents_asked.load(Ordering::Relaxed) == before {
+            tokio::task::yield_now().await;
+        }
+        fs.write(first, 0, b"written", HERE).await.unwrap();
+        fs.flush(first).await.unwrap();
+        fs.release(first);
+        drop(held);
+        let second = open.await.unwrap();
+        assert_eq!(fs.read(second, 0, 99).await.unwrap(), "written789");
+        fs.write(second, 9, b"!", HERE).await.unwrap();
+        fs.flush(second).await.unwrap();
+        fs.release(second);
+        assert_eq!(fake.committed(inode).unwrap(), b"written78!");
+    });
+}
+
 #[test]
 fn a_flush_during_a_removal_does_not_fail() {
     run(async {
@@ -111,7 +141,7 @@ fn a_flush_during_a_removal_does_not_fail() {
                 let inode = save(&fs, "a", b"content").await;
                 save(&fs, "new", b"new").await;
                 let handle = fs.open(inode, WRITE).await.unwrap().handle;
-                fs.write(handle, 0, b"x", false).await.unwrap();
+                fs.write(handle, 0, b"x", HERE).await.unwrap();
                 let flush = async {
                     pause(early).await;
                     fs.flush(handle).await

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use atoll_proto::master::ObjectKind;
-use atoll_proto::namespace::{Caller, NamespaceReply};
+use atoll_proto::namespace::{Caller, NamespaceReply, without_privileges};
 use atoll_proto::{ByteName, ChunkId, Code, Content, InodeId, WireError};
 
 use super::make::new_entry;
 use super::paths::{descend, names};
-use super::{MODE_BITS, attr_reply, inode};
+use super::{MODE_BITS, acl, attr_reply, inode, xattr};
 use crate::operation::{Apply, Covered, Failure, Now};
 use crate::ops::erased::{check_below, refusal};
 use crate::store::inodes::{self, Body};
@@ -24,17 +24,24 @@ const REFUSED: &str = "the content of this file may not be stored";
 /// Permission bits of parents made on the way.
 const PARENT_MODE: u32 = 0o755;
 
+/// How a content is given.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct How {
+    pub(super) mtime_ns: Option<i64>,
+    pub(super) if_version: Option<u64>,
+    pub(super) drop_privileges: bool,
+}
+
 pub(super) fn commit(
     tx: &mut Transaction<'_>,
     now: Now,
     id: InodeId,
     content: Content,
-    mtime_ns: Option<i64>,
-    if_version: Option<u64>,
+    how: How,
     covered: &[Covered],
 ) -> Apply<NamespaceReply> {
     let mut found = inode(tx, id)?;
-    if let Some(version) = if_version
+    if let Some(version) = how.if_version
         && version != found.version
     {
         let message = format!(
@@ -53,6 +60,10 @@ pub(super) fn commit(
             let message = format!("inode {id} is a symbolic link and holds no bytes");
             return Err(WireError::invalid(message).into());
         }
+        Body::Special(_) => {
+            let message = format!("inode {id} is a pipe, socket or device and holds no bytes");
+            return Err(WireError::invalid(message).into());
+        }
     };
     check(tx, &content, covered)?;
     for Covered { id, .. } in covered {
@@ -63,8 +74,12 @@ pub(super) fn commit(
     }
     replace_references(tx, now, &old, &content)?;
     found.body = Body::File(content);
+    xattr::drop_capability(tx, id, &mut found)?;
+    if how.drop_privileges {
+        found.mode = without_privileges(found.mode);
+    }
     found.modified(now);
-    found.mtime_ns = mtime_ns.unwrap_or(found.mtime_ns);
+    found.mtime_ns = how.mtime_ns.unwrap_or(found.mtime_ns);
     inodes::put(tx, id, &found);
     Ok(attr_reply(found.attr(id), false))
 }
@@ -98,7 +113,8 @@ pub(super) fn put_file(
             }
         }
     };
-    commit(tx, now, id, content, mtime_ns, None, covered).map_err(|failure| match failure {
+    let how = How { mtime_ns, ..How::default() };
+    commit(tx, now, id, content, how, covered).map_err(|failure| match failure {
         Failure::Refused(error) => {
             let message = format!("{path:?}: {}", error.message);
             Failure::Refused(WireError { message, ..error })
@@ -106,8 +122,9 @@ pub(super) fn put_file(
         other => other,
     })?;
     let mut found = inode(tx, id)?;
-    if !created && found.mode != mode & MODE_BITS {
-        found.mode = mode & MODE_BITS;
+    if !created && found.mode & MODE_BITS != mode & MODE_BITS {
+        found.set_permissions(mode);
+        acl::follow_mode(tx, id, &found)?;
         inodes::put(tx, id, &found);
     }
     Ok(attr_reply(found.attr(id), created))

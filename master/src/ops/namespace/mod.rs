@@ -1,6 +1,11 @@
 //! Changes of the namespace, by the rules of POSIX. Applied by the state machine; the leader's
 //! side is [`crate::ops::change`]. Permissions are the mount's business, not checked here.
+//!
+//! What an operation of the log does never changes, or replicas of two versions would differ: new
+//! rules come as new operations. `Create`, `Mkdir` and `Symlink` are from before `Make`, and
+//! `SetAttr` without `DropPrivileges` knows no files with privileges.
 
+mod acl;
 pub(crate) mod content;
 mod make;
 #[cfg(test)]
@@ -10,20 +15,27 @@ mod remove;
 mod rename;
 #[cfg(test)]
 mod reserved_tests;
+#[cfg(test)]
+mod rules_tests;
 mod set_attr;
+mod xattr;
 
-use atoll_proto::namespace::{Attr, NamespaceOp, NamespaceReply};
+use atoll_proto::namespace::{Attr, NamespaceOp, NamespaceReply, PERMISSIONS};
 use atoll_proto::{Code, Content, InodeId, WireError, name};
 
 use crate::operation::{Apply, Covered, Now};
 use crate::store::dentries::{self, Dentry};
 use crate::store::inodes::{self, Body, Inode};
-use crate::store::{Read, Transaction};
+use crate::store::{Read, Transaction, xattrs};
 
 pub(crate) use paths::resolve;
 
 /// Permission bits: the lower 12 of st_mode.
-const MODE_BITS: u32 = 0o7777;
+const MODE_BITS: u32 = PERMISSIONS;
+/// The set-group-ID bit.
+const SET_GROUP_ID: u32 = 0o2000;
+/// The group may execute.
+const GROUP_EXECUTES: u32 = 0o010;
 /// Most names of one inode (as ext4 has it).
 const NLINK_MAX: u32 = 65_000;
 
@@ -52,7 +64,19 @@ pub(crate) fn apply(
         }
         NamespaceOp::SetAttr { inode, set } => set_attr::set_attr(tx, now, inode, set),
         NamespaceOp::Commit { inode, content, mtime_ns, if_version, receipts: _ } => {
-            content::commit(tx, now, inode, content, mtime_ns, if_version, covered)
+            let how = content::How { mtime_ns, if_version, drop_privileges: false };
+            content::commit(tx, now, inode, content, how, covered)
+        }
+        NamespaceOp::Write {
+            inode,
+            content,
+            mtime_ns,
+            if_version,
+            drop_privileges,
+            receipts: _,
+        } => {
+            let how = content::How { mtime_ns, if_version, drop_privileges };
+            content::commit(tx, now, inode, content, how, covered)
         }
         NamespaceOp::PutFile { path, mode, caller, content, mtime_ns, receipts: _ } => {
             content::put_file(tx, now, &path, mode, caller, content, mtime_ns, covered)
@@ -60,6 +84,17 @@ pub(crate) fn apply(
         NamespaceOp::MakeDirs { path, mode, caller } => {
             paths::make_dirs(tx, now, &path, mode, caller)
         }
+        NamespaceOp::Make { parent, name, node, mode, umask, caller, exclusive } => {
+            let how = make::How { mode, umask, caller, exclusive };
+            make::make(tx, now, (parent, &name), node, how)
+        }
+        NamespaceOp::DropPrivileges { inode, set } => {
+            set_attr::drop_privileges(tx, now, inode, set)
+        }
+        NamespaceOp::SetXattr { inode, name, value, mode, drop_group_id } => {
+            xattr::set(tx, now, inode, &name, &value, mode, drop_group_id)
+        }
+        NamespaceOp::RemoveXattr { inode, name } => xattr::remove(tx, now, inode, &name),
     }
 }
 
@@ -128,6 +163,11 @@ fn exists(name: &[u8], parent: InodeId) -> WireError {
 }
 
 impl Inode {
+    /// Sets the permission bits and nothing else in the mode.
+    fn set_permissions(&mut self, mode: u32) {
+        self.mode = (self.mode & !MODE_BITS) | (mode & MODE_BITS);
+    }
+
     /// Something but the content changed.
     fn changed(&mut self, now: Now) {
         self.ctime_ns = now.file_ns();
@@ -163,6 +203,14 @@ fn drop_name(tx: &mut Transaction<'_>, now: Now, id: InodeId) -> Apply<()> {
     }
     if let Body::File(content) = &found.body {
         content::replace_references(tx, now, content, &Content::Empty)?;
+    }
+    remove_inode(tx, id, &found)
+}
+
+/// Takes an inode away, with its extended attributes.
+fn remove_inode(tx: &mut Transaction<'_>, id: InodeId, found: &Inode) -> Apply<()> {
+    if found.has_xattrs() {
+        xattrs::remove_all(tx, id)?;
     }
     inodes::remove(tx, id)?;
     Ok(())

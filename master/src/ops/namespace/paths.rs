@@ -118,7 +118,7 @@ impl Walk {
                     let parts = target.as_bytes().split(|byte| *byte == b'/');
                     left.extend(parts.map(<[u8]>::to_vec).collect::<Vec<_>>().into_iter().rev());
                 }
-                FileKind::File => {
+                FileKind::File | FileKind::Special(_) => {
                     let name = String::from_utf8_lossy(&name).into_owned();
                     let message = format!("{name:?} on the way is not a directory");
                     return Err(WireError::new(Code::NotADirectory, message).into());

@@ -3,9 +3,9 @@
 use atoll_proto::namespace::{FileKind, NamespaceReply};
 use atoll_proto::{ByteName, Code, InodeId, WireError};
 
-use super::{check_name, directory, drop_name, entry, touch_directory};
+use super::{check_name, directory, drop_name, entry, remove_inode, touch_directory};
 use crate::operation::{Apply, Now};
-use crate::store::{Transaction, dentries, inodes};
+use crate::store::{Transaction, dentries};
 
 pub(super) fn unlink(
     tx: &mut Transaction<'_>,
@@ -41,7 +41,7 @@ pub(super) fn rmdir(
     }
     check_empty(tx, found.inode)?;
     dentries::remove(tx, parent, name.as_bytes());
-    inodes::remove(tx, found.inode)?;
+    remove_inode(tx, found.inode, &directory(tx, found.inode)?)?;
     holder.nlink = holder.nlink.saturating_sub(1);
     touch_directory(tx, now, parent, holder);
     Ok(NamespaceReply::Done)

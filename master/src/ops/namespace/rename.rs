@@ -4,7 +4,9 @@ use atoll_proto::namespace::{FileKind, NamespaceReply, RenameMode};
 use atoll_proto::{ByteName, Code, InodeId, WireError};
 
 use super::remove::check_empty;
-use super::{check_name, check_not_reserved, directory, drop_name, entry, exists, inode};
+use super::{
+    check_name, check_not_reserved, directory, drop_name, entry, exists, inode, remove_inode,
+};
 use crate::operation::{Apply, Now};
 use crate::store::dentries::{self, Dentry};
 use crate::store::inodes::{self, Body};
@@ -84,7 +86,7 @@ fn make_room(
         return Err(WireError::new(Code::IsADirectory, message).into());
     }
     check_empty(tx, target.inode)?;
-    inodes::remove(tx, target.inode)?;
+    remove_inode(tx, target.inode, &directory(tx, target.inode)?)?;
     let mut holder = directory(tx, to.0)?;
     holder.nlink = holder.nlink.saturating_sub(1);
     inodes::put(tx, to.0, &holder);

@@ -226,6 +226,21 @@ fn nothing_that_adds_a_reference_brings_it_back() {
         receipts: vec![],
     };
     erased(machine.namespace_with(put, &[shared]).unwrap_err());
+    // Write, also of what only appends.
+    let version = inodes::get(&machine.store.rocks, new).unwrap().unwrap().version;
+    let mut write = |chunk: Covered, if_version| {
+        let op = NamespaceOp::Write {
+            inode: new,
+            content: content(&[chunk]),
+            mtime_ns: None,
+            if_version,
+            drop_privileges: true,
+            receipts: vec![],
+        };
+        erased(machine.namespace_with(op, &[chunk]).unwrap_err());
+    };
+    write(a, None);
+    write(shared, Some(version));
     // Admit: a leaf, and a list.
     let child = (a.id, a.len, ObjectKind::Data);
     erased(machine.admit(ChunkId::of(b"leaf"), ObjectKind::Page, &[child], &[a]).unwrap_err());

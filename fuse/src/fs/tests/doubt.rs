@@ -1,0 +1,141 @@
+//! Commits whose answers do not come.
+
+use super::super::fake::Lost;
+use super::*;
+
+fn lose(fake: &Fake, lost: &[Lost]) {
+    fake.faults.lose.lock().unwrap().extend(lost);
+}
+
+/// A file that ends in "one", appended by a commit that was not answered.
+async fn in_doubt(fake: &Arc<Fake>, fs: &Fs, lost: Lost) -> (InodeId, u64) {
+    let inode = save(fs, "log", b"begin ").await;
+    let handle = fs.open(inode, WRITE).await.unwrap().handle;
+    fs.write(handle, 0, b"one ", APPEND).await.unwrap();
+    lose(fake, &[lost]);
+    let error = fs.flush(handle).await.unwrap_err();
+    assert_eq!(errno::of(&error), libc::EIO, "{error}");
+    (inode, handle)
+}
+
+#[test]
+fn what_was_appended_without_an_answer_is_there_once() {
+    for lost in [Lost::Request, Lost::Reply] {
+        run(async {
+            let fake = Fake::new();
+            let fs = fs(&fake);
+            let (inode, handle) = in_doubt(&fake, &fs, lost).await;
+            fs.write(handle, 0, b"two ", APPEND).await.unwrap();
+            assert_eq!(fs.read(handle, 0, 99).await.unwrap(), "begin one two ");
+            fs.flush(handle).await.unwrap();
+            fs.flush(handle).await.unwrap();
+            fs.release(handle);
+            assert_eq!(fake.committed(inode).unwrap(), b"begin one two ", "{lost:?}");
+        });
+    }
+}
+
+#[test]
+fn it_is_there_once_also_when_others_append_behind_it() {
+    for lost in [Lost::Request, Lost::Reply] {
+        run(async {
+            let fake = Fake::new();
+            let (one, two) = (fs(&fake), fs(&fake));
+            // It takes a while until anybody knows.
+            fake.faults.silent.store(true, Ordering::Relaxed);
+            let (inode, handle) = in_doubt(&fake, &one, lost).await;
+            let theirs = two.open(inode, WRITE).await.unwrap().handle;
+            two.write(theirs, 0, b"theirs ", APPEND).await.unwrap();
+            two.flush(theirs).await.unwrap();
+            two.release(theirs);
+            one.write(handle, 0, b"two ", APPEND).await.unwrap();
+            one.flush(handle).await.unwrap_err();
+            // Then the next answer is lost as well.
+            fake.faults.silent.store(false, Ordering::Relaxed);
+            lose(&fake, &[lost]);
+            while one.flush(handle).await.is_err() {}
+            one.release(handle);
+            let expected: &[u8] = match lost {
+                Lost::Request => b"begin theirs one two ",
+                Lost::Reply => b"begin one theirs two ",
+            };
+            assert_eq!(fake.committed(inode).unwrap(), expected);
+        });
+    }
+}
+
+#[test]
+fn what_was_written_without_an_answer_does_not_take_the_place_of_what_came_after() {
+    for lost in [Lost::Request, Lost::Reply] {
+        run(async {
+            let fake = Fake::new();
+            let (one, two) = (fs(&fake), fs(&fake));
+            let inode = save(&one, "log", b"old").await;
+            fake.faults.silent.store(true, Ordering::Relaxed);
+            let handle = one.open(inode, EMPTY).await.unwrap().handle;
+            one.write(handle, 0, b"one ", HERE).await.unwrap();
+            lose(&fake, &[lost]);
+            one.flush(handle).await.unwrap_err();
+            let theirs = two.open(inode, WRITE).await.unwrap().handle;
+            two.write(theirs, 0, b"two ", APPEND).await.unwrap();
+            two.flush(theirs).await.unwrap();
+            two.release(theirs);
+            fake.faults.silent.store(false, Ordering::Relaxed);
+            one.flush(handle).await.unwrap();
+            one.release(handle);
+            let expected: &[u8] = match lost {
+                // Whoever closes last wins.
+                Lost::Request => b"one ",
+                Lost::Reply => b"one two ",
+            };
+            assert_eq!(fake.committed(inode).unwrap(), expected);
+            assert_eq!(load(&one, "log").await, expected);
+        });
+    }
+}
+
+#[test]
+fn a_length_of_which_nobody_knows_whether_it_was_set_takes_nothing_that_is_written_then() {
+    for lost in [Lost::Request, Lost::Reply] {
+        run(async {
+            let fake = Fake::new();
+            let fs = fs(&fake);
+            let inode = save(&fs, "f", b"0123456789").await;
+            let handle = fs.open(inode, WRITE).await.unwrap().handle;
+            for size in [4, 0] {
+                fake.faults.silent.store(true, Ordering::Relaxed);
+                lose(&fake, &[lost]);
+                let set = SetAttrs { size: Some(size), ..SetAttrs::default() };
+                fs.setattr(inode, None, set).await.unwrap_err();
+                fs.write(handle, 0, b"written", HERE).await.unwrap();
+                fake.faults.silent.store(false, Ordering::Relaxed);
+                fs.flush(handle).await.unwrap();
+                let found = fake.committed(inode).unwrap();
+                assert_eq!(found[..7], b"written"[..], "{lost:?} {size}");
+            }
+            fs.release(handle);
+        });
+    }
+}
+
+#[test]
+fn doubt_ends_by_itself_and_does_not_outlive_its_session() {
+    run(async {
+        let fake = Fake::new();
+        let fs = fs(&fake);
+        let (inode, handle) = in_doubt(&fake, &fs, Lost::Reply).await;
+        // Nobody flushes it: the number of the request must not be in use for ever.
+        let file = fs.open_file(inode).unwrap();
+        while file.lock().doubt().is_some() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!file.lock().is_changed());
+        fs.write(handle, 0, b"two ", APPEND).await.unwrap();
+        lose(&fake, &[Lost::Reply]);
+        fake.faults.forgetful.store(true, Ordering::Relaxed);
+        fs.flush(handle).await.unwrap_err();
+        fs.flush(handle).await.unwrap();
+        fs.release(handle);
+        assert_eq!(fake.committed(inode).unwrap(), b"begin one two ");
+    });
+}
