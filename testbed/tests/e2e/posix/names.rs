@@ -77,7 +77,11 @@ fn loops(dir: &Path) -> Result<()> {
     symlink("a", dir.join("b"))?;
     fails(libc::ELOOP, "open", File::open(dir.join("a")))?;
     fails(libc::ELOOP, "stat below", fs::metadata(dir.join("a/x")))?;
-    fails(libc::ELOOP, "chmod", fs::set_permissions(dir.join("b"), fs::Permissions::from_mode(0)))?;
+    fails(
+        libc::ELOOP,
+        "chmod",
+        fs::set_permissions(dir.join("b"), fs::Permissions::from_mode(0o0)),
+    )?;
     ensure!(fs::symlink_metadata(dir.join("a"))?.is_symlink());
     Ok(())
 }
