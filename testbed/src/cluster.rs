@@ -20,7 +20,7 @@ use crate::http::{Connection, Trust, Version};
 use crate::metrics::Scrape;
 use crate::process::{self, Outcome, Process, Running};
 use crate::ready::{EdgeReady, Node, NodeRole, Ready};
-use crate::shim::{NodeShim, Shims};
+use crate::shim::Shims;
 use crate::{seed, wait};
 
 /// The variable that names the binary under test.
@@ -270,14 +270,6 @@ impl DevCluster {
     /// The machines of its nodes, if their clocks and disks can be made odd.
     pub fn shims(&self) -> Option<&Shims> {
         self.shims.as_ref()
-    }
-
-    /// The machine of a node.
-    ///
-    /// # Errors
-    /// When the cluster was built without [`DevBuilder::shimmed`].
-    pub fn shim(&self, node: Node) -> Result<&NodeShim> {
-        self.shims().context("the clocks of this cluster are the kernel's")?.of(node)
     }
 
     /// What `atoll dev` and its children wrote to the terminal.

@@ -209,6 +209,16 @@ fn kernel_ns(clock: ClockId) -> i64 {
     i64::try_from(Duration::from(now).as_nanos()).unwrap_or(i64::MAX)
 }
 
+impl DevCluster {
+    /// The machine of a node.
+    ///
+    /// # Errors
+    /// When the cluster was built without [`crate::DevBuilder::shimmed`].
+    pub fn shim(&self, node: Node) -> Result<&NodeShim> {
+        self.shims().context("the clocks of this cluster are the kernel's")?.of(node)
+    }
+}
+
 /// A node's machine goes to sleep.
 ///
 /// # Errors
