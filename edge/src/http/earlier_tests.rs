@@ -169,9 +169,14 @@ async fn a_deploy_has_a_host_of_its_own_where_nothing_changes() {
     let (site, was, _) = republished().await;
     let host = |digits: usize| format!("{}--blog.localhost", &was[1].to_string()[..digits]);
     for digits in [8, 12, 57] {
-        let answer = site.get("/app-2.js", &[("host", &host(digits))]).await;
         // Only what was published through an alias is known.
+        let host = host(digits);
+        let answer = site.get("/", &[("host", &host)]).await;
         assert_eq!((answer.status, answer.text().contains("Nothing is published")), (404, true));
+        // A page that is open there gets no page for a script.
+        let answer = site.get("/app-2.js", &[("host", &host)]).await;
+        assert_eq!((answer.status, answer.text().contains('<')), (404, false));
+        assert!(answer.header("content-type").starts_with("text/plain"));
     }
     site.set_alias("preview", was[1], &[]).await;
     for digits in [8, 9, 12, 57] {

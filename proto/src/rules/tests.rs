@@ -460,7 +460,7 @@ fn a_catch_all_of_pages_comes_before_everything() {
 
 #[test]
 fn no_wildcard_answers_a_script_that_is_missing_with_a_page() {
-    let files = ["index.html", "app.html", "app/there.js", "old.css"];
+    let files = ["index.html", "app.html", "maintenance.html", "old.css"];
     let netlify = ["/* /index.html", "/:p /index.html", "/app/:id /app.html", "/:f/* /app.html"];
     let pages = ["/* /maintenance", "/app/* /app", "/app/:id /app", "/:p /app"];
     let lines =
