@@ -20,6 +20,7 @@ pub(crate) mod groups;
 pub(crate) mod inodes;
 pub(crate) mod leaving;
 pub(crate) mod live;
+pub(crate) mod masters;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -138,6 +139,9 @@ pub(crate) enum Family {
     /// What erasures named. Key: site name, 0, hash of what is named (32 bytes). Value:
     /// `ErasureRecord`. Immutable; deleted when all of it was lifted.
     Erasures = 29,
+    /// Every master there ever was. Key: master id (u64). Value: [`masters::MasterRecord`]: its
+    /// incarnation, and whether it was retired. Kept for ever, so that no id is used twice.
+    Master = 31,
 }
 
 impl Family {
@@ -350,5 +354,6 @@ mod tests {
             Family::Erasures as u8,
         ];
         assert_eq!(numbers.to_vec(), (1..=29).collect::<Vec<u8>>());
+        assert_eq!(Family::Master as u8, 31);
     }
 }

@@ -25,6 +25,7 @@ mod invalidate;
 mod lease;
 mod links;
 mod live;
+mod masters;
 mod membership;
 mod mount;
 mod never_stale;
