@@ -14,6 +14,7 @@ mod dns;
 mod durable;
 mod earlier;
 mod erase;
+mod failover;
 mod farewell;
 mod files;
 mod frozen;
