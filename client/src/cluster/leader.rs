@@ -100,6 +100,8 @@ impl Cluster {
                 () = tokio::time::sleep(SILENCE), if more => None,
             };
             let Some((at, answer)) = answered else {
+                // In turn: who said that others lead is not asked again before those are.
+                last = last.wrapping_add(1);
                 while silent.contains(&(last % count)) {
                     last = last.wrapping_add(1);
                 }
@@ -270,6 +272,27 @@ mod tests {
         told.notify_one();
         cluster.master(&request, Duration::from_secs(60)).await.unwrap();
         assert_eq!(leads.asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_other_is_asked_in_turn_while_one_is_silent() {
+        let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
+        let (never, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (_dead, first, _stop) = serve(&ca, "master-1", true, &never);
+        let (follows, second, _stop_too) = serve(&ca, "master-2", false, &Arc::default());
+        let (leads, third, _stop_as_well) = serve(&ca, "master-3", true, &told);
+        let endpoint = Endpoint::client(&ca.issue(Role::Client, "test").unwrap()).unwrap();
+        let cluster = Cluster::new(endpoint, vec![first, second, third], None, None);
+        let asking = atoll_net::task::spawn("ask", async move {
+            let request = MasterRequest::Known { ids: Vec::new() };
+            cluster.master(&request, Duration::from_secs(60)).await
+        });
+        while leads.asked.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(follows.asked.load(Ordering::SeqCst) < 3, "it said at once that others lead");
+        told.notify_one();
+        assert!(asking.await.unwrap().is_ok());
     }
 
     #[test]
