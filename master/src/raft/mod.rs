@@ -13,6 +13,8 @@ pub(crate) mod seed;
 mod snapshot;
 pub(crate) mod state;
 #[cfg(test)]
+mod suite_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
