@@ -268,6 +268,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_had_to_be_dropped_is_fetched_again() {
+        let upstream = Arc::new(FakeUpstream::default());
+        let index = index(&upstream);
+        let mut warmer = Warmer::new(index.clone(), 64 << 20);
+        let deploy = store(&upstream, &site(3_000, None));
+        publish(&index, deploy, 1).await;
+        assert!(warmer.round().await);
+        let fetches = upstream.fetches();
+        assert!(warmer.round().await);
+        assert_eq!(upstream.fetches(), fetches, "everything is at hand");
+        index.chunks.clear().await;
+        assert!(warmer.round().await);
+        assert_eq!(upstream.fetches(), fetches * 2);
+    }
+
+    #[tokio::test]
     async fn all_pages_are_fetched_once_and_a_redeploy_fetches_the_new_ones() {
         let upstream = Arc::new(FakeUpstream::default());
         let index = index(&upstream);

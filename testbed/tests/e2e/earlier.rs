@@ -148,6 +148,12 @@ async fn the_owner_decides(shop: &Shop, edge: SocketAddr, first: &Value) -> Resu
     }
     shop.cluster.atoll(&["deploys", "rm", SITE, text(first, "deploy")])?.ok()?;
     ensure!(status().await? == 404);
+    // What is gone is nothing that an alias points at.
+    let (gone, source) = (text(first, "deploy"), shop.cluster.work().join("v1"));
+    for gone in [gone, &gone[..12]] {
+        let line = ["deploy", word(&source), "--site", SITE, "--if-current", gone];
+        shop.cluster.atoll(&line)?.expect_code(4)?;
+    }
     Ok(())
 }
 

@@ -220,10 +220,13 @@ pub(super) async fn meant(
         // The latest is the first.
         for deploy in deploys.iter().rev() {
             let own = files.of(deploy.id);
-            let pages = Pages { own: own.clone(), older: older.clone() };
-            for entry in tagged(cluster, &files, deploy.id, pages, &tags).await? {
-                meant.tagged.insert((entry.path.clone(), entry.content.id()));
-                contents.add(&entry);
+            let rules = of_deploy(cluster, deploy.id).await?;
+            if !rules.set().headers.is_empty() {
+                let pages = Pages { own: own.clone(), older: older.clone() };
+                for entry in tagged(&files, rules, deploy.id, pages, &tags).await? {
+                    meant.tagged.insert((entry.path.clone(), entry.content.id()));
+                    contents.add(&entry);
+                }
             }
             older.extend(own);
         }
@@ -320,16 +323,12 @@ struct Pages {
 /// The files that have one of the tags by the rules of a deploy: its own, and those of older deploys
 /// that it may answer with where it has none.
 async fn tagged(
-    cluster: &Cluster,
     files: &Arc<Files>,
+    rules: Rules,
     deploy: DeployId,
     pages: Pages,
     tags: &HashSet<String>,
 ) -> Result<Vec<Entry>, Failure> {
-    let rules = of_deploy(cluster, deploy).await?;
-    if rules.set().headers.is_empty() {
-        return Ok(Vec::new());
-    }
     let (files, tags) = (Arc::clone(files), tags.clone());
     let work = move || {
         let wanted = |tag: &str| tags.contains(&folded(tag));
