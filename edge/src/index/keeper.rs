@@ -6,7 +6,7 @@
 //! not all write at the same moment. What is on disk when a crash comes is some table of before, and a
 //! restarted edge serves nothing until it has caught up (see [`super::snapshot`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,11 +19,15 @@ use super::table::Table;
 /// How long a table waits for later ones: anything up to this.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// How a table is stored in a directory; blocking.
+type Store = fn(&Path, &Table) -> std::io::Result<()>;
+
 #[derive(Debug)]
 pub(super) struct Keeper {
     dir: PathBuf,
     /// The longest that a table waits for later ones, while nobody waits for it.
     wait: Duration,
+    store: Store,
     state: Mutex<State>,
     /// Told when nothing is left to write.
     idle: Notify,
@@ -43,12 +47,12 @@ struct State {
 
 impl Keeper {
     pub(super) fn new(dir: PathBuf) -> Arc<Keeper> {
-        Keeper::waiting(dir, WAIT)
+        Keeper::waiting(dir, WAIT, snapshot::store)
     }
 
-    fn waiting(dir: PathBuf, wait: Duration) -> Arc<Keeper> {
+    fn waiting(dir: PathBuf, wait: Duration, store: Store) -> Arc<Keeper> {
         let (state, idle, hurry) = (Mutex::default(), Notify::new(), Notify::new());
-        Arc::new(Keeper { dir, wait, state, idle, hurry })
+        Arc::new(Keeper { dir, wait, store, state, idle, hurry })
     }
 
     /// Stores a table soon, unless a later one comes before that. Inside a Tokio runtime.
@@ -82,7 +86,7 @@ impl Keeper {
             self.wait_for_more(pace.pause(rand::random())).await;
             let Some(table) = self.take() else { return };
             let (keeper, seq) = (self.clone(), table.seq());
-            let store = move || snapshot::store(&keeper.dir, &table);
+            let store = move || (keeper.store)(&keeper.dir, &table);
             let stored = match atoll_net::task::spawn_blocking("index-store", store).await {
                 Ok(stored) => stored.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
@@ -176,7 +180,8 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_waits_for_is_stored_too() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::waiting(dir.path().to_owned(), Duration::from_millis(50));
+        let keeper =
+            Keeper::waiting(dir.path().to_owned(), Duration::from_millis(50), snapshot::store);
         for seq in 1..=20 {
             keeper.keep(table(seq));
         }
@@ -193,7 +198,8 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_the_disk_does_not_wait_for_more() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::waiting(dir.path().to_owned(), Duration::from_secs(1_000_000));
+        let keeper =
+            Keeper::waiting(dir.path().to_owned(), Duration::from_secs(1_000_000), snapshot::store);
         for seq in 1..=20 {
             keeper.keep(table(seq));
             // The writer waits already, every other time.
@@ -205,6 +211,21 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), keeper.settled()).await.unwrap();
             assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(seq));
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_does_not_end_the_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Store = |dir, table| {
+            assert!(table.seq() != Seq(1), "as a bug would");
+            snapshot::store(dir, table)
+        };
+        let keeper = Keeper::waiting(dir.path().to_owned(), WAIT, store);
+        for seq in [1, 3] {
+            keeper.keep(table(seq));
+            keeper.settled().await;
+        }
+        assert_eq!(snapshot::load(dir.path(), CLUSTER).unwrap().seq(), Seq(3));
     }
 
     #[tokio::test]
