@@ -40,6 +40,10 @@ impl<S: Store> FileSystem<S> {
                     Some((now, end)) if now == from && from + done < end => {
                         state.next_of_changes(from + done, PIECE_BYTES)
                     }
+                    Some((_, end)) if from > end => {
+                        let reason = "what it appended is shorter than nothing".to_owned();
+                        return Err(FsError::Stalled { reason });
+                    }
                     Some((now, _)) if now == from => {
                         state.appended_again(&attr, opened, segments);
                         drop(state);

@@ -262,27 +262,35 @@ impl<S: Store> FileSystem<S> {
         size: u64,
         outsider: bool,
     ) -> Result<(), FsError> {
-        let (before, mut changes) = if size == 0 {
-            // Nothing of it has to reach the cluster before: there may be no room for that.
-            self.end_doubt(file).await?;
-            let before = file.lock().clear_for_now(outsider);
-            lock(&self.inodes).cache(file.inode, None);
-            (Some(before), 1)
-        } else {
-            // What was written before is committed first, so that there is something to go back to.
-            self.flush_file(file).await?;
-            (file.lock().before(), 0)
-        };
-        let cut = match size {
-            0 => Ok(()),
-            _ => self.truncate(file, size, outsider, &mut changes).await,
-        };
+        if size == 0 {
+            return self.empty(file, outsider).await;
+        }
+        // What was written before is committed first, so that there is something to go back to.
+        self.flush_file(file).await?;
+        let (before, mut changes) = (file.lock().before(), 0);
+        let cut = self.truncate(file, size, outsider, &mut changes).await;
         let outcome = match cut {
             Ok(()) => self.flush_file(file).await,
             Err(error) => Err(error),
         };
         if let (Err(_), Some(before)) = (&outcome, before) {
             file.lock().take_back(before, changes);
+            // Whoever read it meanwhile got a page that ends too early.
+            self.stale.add(file.inode);
+        }
+        outcome
+    }
+
+    /// Takes all of a file in the cluster away. Nothing of it has to reach the cluster before: there may
+    /// be no room for that. No other commit may come in between: going back would undo it.
+    async fn empty(self: &Arc<Self>, file: &Arc<File>, outsider: bool) -> Result<(), FsError> {
+        let _alone = file.committing.lock().await;
+        self.resolve_doubt(file).await?;
+        let before = file.lock().clear_for_now(outsider);
+        lock(&self.inodes).cache(file.inode, None);
+        let outcome = self.flush_alone(file).await;
+        if outcome.is_err() {
+            file.lock().take_back(before, 1);
             // Whoever read it meanwhile got a page that ends too early.
             self.stale.add(file.inode);
         }

@@ -26,8 +26,8 @@ const ATTEMPTS: u32 = 4;
 /// How long after a failure it is asked again what became of a commit, at first; the question itself
 /// waits for the masters.
 const RESOLVE_AFTER: Duration = Duration::from_millis(500);
-/// The same later on.
-const RESOLVE_AFTER_MAX: Duration = Duration::from_secs(30);
+/// The same later on. Until it is known, the numbers of the mount's later changes pile up behind it.
+const RESOLVE_AFTER_MAX: Duration = Duration::from_secs(2);
 
 impl<S: Store> FileSystem<S> {
     /// Commits the changes of an open file: what close(2) and fsync(2) wait for.
@@ -98,6 +98,14 @@ impl<S: Store> FileSystem<S> {
             return Ok(());
         }
         let _alone = file.committing.lock().await;
+        self.flush_alone(file).await
+    }
+
+    /// The same, called with `committing`.
+    ///
+    /// # Errors
+    /// Why the cluster does not have the changes.
+    pub(super) async fn flush_alone(self: &Arc<Self>, file: &Arc<File>) -> Result<(), FsError> {
         self.resolve_doubt(file).await?;
         let until = Instant::now() + self.options.stall;
         loop {
@@ -180,7 +188,7 @@ impl<S: Store> FileSystem<S> {
     ///
     /// # Errors
     /// It is still not known: nothing else may be committed.
-    async fn resolve_doubt(&self, file: &File) -> Result<(), FsError> {
+    pub(super) async fn resolve_doubt(&self, file: &File) -> Result<(), FsError> {
         let Some(doubt) = file.lock().doubt() else { return Ok(()) };
         let Doubt { undecided, plan, opened, ids } = &*doubt;
         match self.store.settle(undecided).await? {

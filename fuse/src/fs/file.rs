@@ -64,6 +64,8 @@ struct Local {
     segments: Segments,
     /// The number of the latest change.
     change: u64,
+    /// The number of the change with which these began: a plan from before says nothing about them.
+    began: u64,
     mtime_ns: i64,
     /// When the latest change was made, whatever time the file was given.
     ctime_ns: i64,
@@ -310,10 +312,11 @@ impl State {
     fn local(&mut self, outsider: bool) -> &mut Local {
         self.pins.clear();
         self.changes += 1;
-        let (snapshot, chunk_bytes) = (&self.snapshot, self.chunk_bytes);
+        let (snapshot, chunk_bytes, began) = (&self.snapshot, self.chunk_bytes, self.changes);
         let local = self.local.get_or_insert_with(|| Local {
             segments: Segments::new(snapshot, chunk_bytes),
             change: 0,
+            began,
             mtime_ns: 0,
             ctime_ns: 0,
             appended_from: Some(snapshot.size()),
@@ -379,6 +382,7 @@ impl State {
         self.local = Some(Local {
             segments: Segments::new(&Snapshot::default(), self.chunk_bytes),
             change,
+            began: change,
             mtime_ns: now,
             ctime_ns: now,
             appended_from: None,
@@ -408,7 +412,10 @@ impl State {
     pub(crate) fn take_back(&mut self, before: Before, changes: u64) {
         let last = before.changes + changes;
         if self.local.as_ref().is_some_and(|local| local.change == last) {
-            self.local = before.local;
+            self.changes += 1;
+            let number = self.changes;
+            // What was done to it may be committed all the same: that is not what these grew from.
+            self.local = before.local.map(|local| Local { change: number, began: number, ..local });
             self.stale_pages = true;
         }
     }
@@ -525,6 +532,10 @@ impl State {
     ) {
         self.set_attr(attr);
         let Some(local) = &mut self.local else { return };
+        if local.began > plan.change {
+            // Taken back since, and changed again: what is appended goes behind what there is now.
+            return;
+        }
         self.content = Some(opened.content);
         self.content_version = attr.version;
         self.snapshot = opened.snapshot;

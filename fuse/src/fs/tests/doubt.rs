@@ -119,6 +119,39 @@ fn a_length_of_which_nobody_knows_whether_it_was_set_takes_nothing_that_is_writt
 }
 
 #[test]
+fn what_is_appended_after_a_length_was_in_doubt_is_there_once() {
+    for (lost, size) in
+        [(Lost::Request, 0), (Lost::Reply, 0), (Lost::Request, 20), (Lost::Reply, 20)]
+    {
+        run(async {
+            let fake = Fake::new();
+            let (one, two) = (fs(&fake), fs(&fake));
+            let inode = save(&one, "log", b"0123456789").await;
+            let handle = one.open(inode, WRITE).await.unwrap().handle;
+            fake.faults.silent.store(true, Ordering::Relaxed);
+            lose(&fake, &[lost]);
+            let set = SetAttrs { size: Some(size), ..SetAttrs::default() };
+            one.setattr(inode, None, set).await.unwrap_err();
+            let theirs = two.open(inode, WRITE).await.unwrap().handle;
+            two.write(theirs, 0, b"theirs ", APPEND).await.unwrap();
+            two.flush(theirs).await.unwrap();
+            two.release(theirs);
+            one.write(handle, 0, b"own", APPEND).await.unwrap();
+            fake.faults.silent.store(false, Ordering::Relaxed);
+            one.flush(handle).await.unwrap();
+            one.release(handle);
+            let mut expected = b"0123456789".to_vec();
+            if lost == Lost::Reply {
+                expected.resize(usize::try_from(size).unwrap(), 0);
+            }
+            expected.extend(b"theirs own");
+            let found = fake.committed(inode).unwrap();
+            assert_eq!(found, expected, "{lost:?} {size}: {}", String::from_utf8_lossy(&found));
+        });
+    }
+}
+
+#[test]
 fn doubt_ends_by_itself_and_does_not_outlive_its_session() {
     run(async {
         let fake = Fake::new();
