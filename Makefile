@@ -23,7 +23,7 @@ deps: ## install what the build and the tests need (apt; sudo only if you are no
 	@scripts/deps.sh
 
 build: deps ## build the release binary `atoll` (the first time with RocksDB: 10 to 20 minutes on 2 cores)
-	cargo build --release --locked --workspace --bins
+	cargo build --release --locked --workspace --bins --example atoll_shim
 	@echo "built $(BIN)/atoll"
 
 demo: build ## start a local cluster and serve a site: SITE=dir yours, ONCE=1 stop after checking, DATA=dir keep it there

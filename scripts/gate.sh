@@ -62,10 +62,10 @@ step_typos() { typos --config typos.toml; }
 
 step_build() { cargo build --release --locked --workspace --all-targets; }
 
-# Unit, layering ("tidy") and end-to-end tests. The latter run the binary `atoll`, which building the
-# tests does not build: without this they would pass or fail by an old one.
+# Unit, layering ("tidy") and end-to-end tests. The latter run the binary `atoll` and load a library
+# into it, which building the tests need not build: without this they would pass or fail by old ones.
 step_test() {
-    cargo build --release --locked --workspace --bins
+    cargo build --release --locked --workspace --bins --example atoll_shim
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --release --locked --workspace 2>&1 | tee "$log/test"
     else

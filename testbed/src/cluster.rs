@@ -20,6 +20,7 @@ use crate::http::{Connection, Trust, Version};
 use crate::metrics::Scrape;
 use crate::process::{self, Outcome, Process, Running};
 use crate::ready::{EdgeReady, Node, NodeRole, Ready};
+use crate::shim::Shims;
 use crate::{seed, wait};
 
 /// The variable that names the binary under test.
@@ -65,6 +66,7 @@ pub struct DevBuilder {
     repeat: Option<String>,
     environment: Vec<(String, String)>,
     lossy: Option<(DiskKind, u64)>,
+    shimmed: bool,
 }
 
 impl DevBuilder {
@@ -108,6 +110,12 @@ impl DevBuilder {
     /// With the data of every node on a disk of its own, of so many bytes, whose power can be cut.
     pub fn lossy_disks(mut self, kind: DiskKind, bytes: u64) -> Self {
         self.lossy = Some((kind, bytes));
+        self
+    }
+
+    /// With nodes whose clocks and disks can be made odd: see [`crate::shim`].
+    pub fn shimmed(mut self) -> Self {
+        self.shimmed = true;
         self
     }
 
@@ -175,6 +183,7 @@ impl DevBuilder {
                 disks.push((node, LossyDisk::make(kind, &image, &data, bytes)?));
             }
         }
+        let shims = self.shimmed.then(|| Shims::create(&path.join("shim"), self.nodes()));
         let cluster = DevCluster {
             atoll,
             root: path,
@@ -182,6 +191,7 @@ impl DevBuilder {
             dev: Mutex::new(None),
             options: self,
             disks,
+            shims: shims.transpose()?,
             began: Instant::now(),
         };
         cluster.start_dev()?;
@@ -194,6 +204,9 @@ impl DevBuilder {
                 "{node} keeps its data in {data:?}, not on the disk made for it at {}",
                 disk.path().display()
             );
+        }
+        if let Some(shims) = &cluster.shims {
+            shims.ensure_loaded(&cluster)?;
         }
         Ok(cluster)
     }
@@ -208,6 +221,7 @@ pub struct DevCluster {
     dev: Mutex<Option<Child>>,
     options: DevBuilder,
     disks: Vec<(Node, LossyDisk)>,
+    shims: Option<Shims>,
     began: Instant,
 }
 
@@ -222,6 +236,7 @@ impl DevCluster {
             repeat: None,
             environment: Vec::new(),
             lossy: None,
+            shimmed: false,
         }
     }
 
@@ -250,6 +265,11 @@ impl DevCluster {
     /// The disks of its nodes, if they have disks of their own.
     pub fn disks(&self) -> &[(Node, LossyDisk)] {
         &self.disks
+    }
+
+    /// The machines of its nodes, if their clocks and disks can be made odd.
+    pub fn shims(&self) -> Option<&Shims> {
+        self.shims.as_ref()
     }
 
     /// What `atoll dev` and its children wrote to the terminal.
@@ -332,6 +352,7 @@ impl DevCluster {
             command.arg("--mount").arg(self.mount());
         }
         command.envs(self.options.environment.iter().cloned());
+        command.envs(self.shims.iter().flat_map(Shims::environment));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("{}", self.atoll.display()))?;
         *self.dev.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);

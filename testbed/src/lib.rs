@@ -24,6 +24,7 @@ pub mod publishes;
 pub mod ready;
 pub mod scenario;
 pub mod seed;
+pub mod shim;
 pub mod tree;
 pub mod visitors;
 pub mod volume;

@@ -1,7 +1,8 @@
 //! Faults as data: a scenario lists them, a failure prints them, a run repeats them.
 //!
 //! One file per kind: [`link`] cuts links between nodes, [`files`] damages what a node has on its
-//! disk, [`room`] fills a disk, [`power`] cuts the power. The life of a process is the cluster's.
+//! disk, [`room`] fills a disk, [`power`] cuts the power, [`crate::shim`] makes clocks and syncs
+//! odd. The life of a process is the cluster's.
 
 mod chunks;
 pub mod files;
@@ -10,12 +11,14 @@ pub mod power;
 pub mod room;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::DevCluster;
 use crate::ready::Node;
+use crate::shim;
 pub use files::{Harm, Offset, Spare, Target};
 pub use link::packets_cut;
 
@@ -97,6 +100,39 @@ pub enum Fault {
         /// What stays free, about.
         leave_bytes: u64,
     },
+    /// The node's machine sleeps: its process is stopped and `CLOCK_MONOTONIC` stands, while
+    /// `CLOCK_BOOTTIME` goes on. This and what follows only for [`crate::DevBuilder::shimmed`].
+    Suspend(Node),
+    /// It wakes.
+    Resume(Node),
+    /// The node's clocks, but for the wall clock, run at another rate from now on.
+    ClockRate {
+        /// Whose.
+        node: Node,
+        /// So many millionths faster; negative: slower.
+        ppm: i64,
+    },
+    /// The node's wall clock is set.
+    WallClock {
+        /// Whose.
+        node: Node,
+        /// So many seconds ahead of the right time; negative: behind it.
+        ahead_secs: i64,
+    },
+    /// The node's `CLOCK_BOOTTIME` goes forward at once, as if its machine had slept.
+    SkipBootTime {
+        /// Whose.
+        node: Node,
+        /// So many seconds.
+        secs: u64,
+    },
+    /// Each sync of the node takes longer from now on.
+    SlowSyncs {
+        /// Whose.
+        node: Node,
+        /// So many milliseconds.
+        ms: u64,
+    },
 }
 
 impl Fault {
@@ -138,6 +174,28 @@ impl Fault {
             Self::FillDisk { node, leave_bytes } => {
                 room::fill(&data_of(cluster, *node)?, *leave_bytes)
             }
+            Self::Suspend(node) => shim::suspend(cluster, *node),
+            Self::Resume(node) => shim::resume(cluster, *node),
+            Self::ClockRate { node, ppm } => {
+                cluster.tell(format_args!("the clocks of {node} run {ppm} ppm too fast"));
+                cluster.shim(*node)?.run_at(*ppm);
+                Ok(())
+            }
+            Self::WallClock { node, ahead_secs } => {
+                cluster.tell(format_args!("the wall clock of {node} is {ahead_secs} s ahead"));
+                cluster.shim(*node)?.set_wall(*ahead_secs);
+                Ok(())
+            }
+            Self::SkipBootTime { node, secs } => {
+                cluster.tell(format_args!("{node} skips {secs} s"));
+                cluster.shim(*node)?.skip_boot_time(Duration::from_secs(*secs));
+                Ok(())
+            }
+            Self::SlowSyncs { node, ms } => {
+                cluster.tell(format_args!("each sync of {node} takes {ms} ms longer"));
+                cluster.shim(*node)?.slow_syncs(Duration::from_millis(*ms));
+                Ok(())
+            }
         }
     }
 
@@ -149,7 +207,18 @@ impl Fault {
         match self {
             Self::Kill(node) | Self::Stop(node) => Self::Start(*node).apply(cluster),
             Self::Freeze(node) => Self::Continue(*node).apply(cluster),
-            Self::Start(_) | Self::Restart(_) | Self::KillLoop { .. } | Self::Continue(_) => Ok(()),
+            Self::Suspend(node) => Self::Resume(*node).apply(cluster),
+            Self::ClockRate { node, .. } => Self::ClockRate { node: *node, ppm: 0 }.apply(cluster),
+            Self::WallClock { node, .. } => {
+                Self::WallClock { node: *node, ahead_secs: 0 }.apply(cluster)
+            }
+            Self::SlowSyncs { node, .. } => Self::SlowSyncs { node: *node, ms: 0 }.apply(cluster),
+            Self::Start(_)
+            | Self::Restart(_)
+            | Self::KillLoop { .. }
+            | Self::Continue(_)
+            | Self::Resume(_) => Ok(()),
+            Self::SkipBootTime { .. } => bail!("{self:?}: time does not go back"),
             Self::PowerCut(nodes) => power::back(cluster, nodes),
             Self::CutLink(one, other) => link::mend(cluster, &[(*one, *other), (*other, *one)]),
             Self::CutOneWay { from, to } => link::mend(cluster, &[(*from, *to)]),

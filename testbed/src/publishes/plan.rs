@@ -10,19 +10,28 @@ use crate::seed;
 
 /// Longer than a lease, in milliseconds.
 const PAST_THE_LEASE_MS: std::ops::Range<u64> = 10_500..13_000;
+/// Makes the seed of what is odd about machines from that of the rest.
+const ODD: u64 = 0x6f64_6421;
 
 impl Plan {
     /// Its rounds: the same for the same plan.
     pub fn rounds(&self) -> Vec<Round> {
-        let mut rng = seed::rng(self.seed);
-        (0..self.rounds).map(|_| self.round(&mut rng)).collect()
+        let (mut rng, mut odd) = (seed::rng(self.seed), seed::rng(self.seed ^ ODD));
+        let round = |_| {
+            let mut round = self.round(&mut rng);
+            if !self.calm {
+                self.odd(&mut odd, &mut round);
+            }
+            round
+        };
+        (0..self.rounds).map(round).collect()
     }
 
     fn round(&self, rng: &mut StdRng) -> Round {
         let strikes = if self.calm { Vec::new() } else { self.strikes(rng) };
         let count = if self.calm { 6 } else { rng.random_range(2..5) };
         let acts = (0..count).map(|_| (rng.random_range(0..700), act(rng))).collect();
-        Round { strikes, acts }
+        Round { strikes, odd: Vec::new(), acts }
     }
 
     fn strikes(&self, rng: &mut StdRng) -> Vec<Strike> {
@@ -86,7 +95,9 @@ mod tests {
 
     use super::*;
     use crate::NodeRole;
+    use crate::faults::Fault;
     use crate::publishes::Policy;
+    use crate::publishes::odd::PPM_MAX;
 
     fn plan(seed: u64, calm: bool) -> Plan {
         Plan { seed, rounds: 200, masters: 3, edges: 4, shields: 2, policy: Policy::Strict, calm }
@@ -96,7 +107,8 @@ mod tests {
     fn the_same_seed_makes_the_same_rounds() {
         assert_eq!(plan(1, false).rounds(), plan(1, false).rounds());
         assert_ne!(plan(1, false).rounds(), plan(2, false).rounds());
-        assert!(plan(1, true).rounds().iter().all(|round| round.strikes.is_empty()));
+        let calm = |round: &Round| round.strikes.is_empty() && round.odd.is_empty();
+        assert!(plan(1, true).rounds().iter().all(calm));
     }
 
     #[test]
@@ -109,14 +121,44 @@ mod tests {
             assert!((1..4).contains(&edges), "{round:?}");
             assert!((2..5).contains(&round.acts.len()));
         }
-        let frozen = |strike: &&Strike| strike.hurt == Hurt::Freeze && strike.hold_ms > 10_000;
         let strikes = || rounds.iter().flat_map(|round| &round.strikes);
-        assert!(strikes().filter(frozen).count() > 20);
+        for hurt in [Hurt::Freeze, Hurt::Suspend] {
+            let long = |strike: &&Strike| strike.hurt == hurt && strike.hold_ms > 10_000;
+            assert!(strikes().filter(long).count() > 10, "{hurt:?}");
+        }
+        let sleeps =
+            |strike: &&Strike| strike.hurt == Hurt::Suspend && strike.node.role == NodeRole::Master;
+        assert!(strikes().any(|strike| sleeps(&strike)));
         for hurt in [Hurt::Freeze, Hurt::Kill, Hurt::Cut, Hurt::CutBack] {
             let meets =
                 |strike: &&Strike| strike.hurt == hurt && strike.node.role == NodeRole::Shield;
             assert!(strikes().any(|strike| meets(&strike)), "no shield meets {hurt:?}");
         }
+    }
+
+    #[test]
+    fn machines_are_odd_within_what_leases_assume() {
+        let rounds = plan(4, false).rounds();
+        let odd = || rounds.iter().flat_map(|round| &round.odd).map(|(_, fault)| fault);
+        let rates: BTreeSet<i64> = odd()
+            .filter_map(|fault| match fault {
+                Fault::ClockRate { ppm, .. } => Some(*ppm),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((rates.first(), rates.last()), (Some(&-PPM_MAX), Some(&PPM_MAX)));
+        for fault in odd() {
+            if let Fault::SkipBootTime { node, .. } = fault {
+                assert_ne!(node.role, NodeRole::Master, "it would run too fast");
+            }
+        }
+        for role in [NodeRole::Master, NodeRole::Edge, NodeRole::Chunkserver] {
+            let slow =
+                |fault: &Fault| matches!(fault, Fault::SlowSyncs { node, .. } if node.role == role);
+            assert!(odd().any(slow), "no {role:?} has a slow disk");
+        }
+        let back = |fault: &Fault| matches!(fault, Fault::WallClock { ahead_secs, .. } if *ahead_secs < -3600);
+        assert!(odd().any(back) && odd().any(|fault| matches!(fault, Fault::SkipBootTime { .. })));
     }
 
     #[test]

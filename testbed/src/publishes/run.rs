@@ -23,6 +23,7 @@ use crate::http::Trust;
 use crate::process::Outcome;
 use crate::proxy::{Direction, MasterLinks, Way};
 use crate::ready::Node;
+use crate::shim::Shims;
 use crate::visitors::Crowd;
 use crate::{seed, wait};
 
@@ -52,6 +53,8 @@ pub struct Report {
     pub failed: usize,
     /// Entries of the publish log.
     pub log: usize,
+    /// Syncs that a slow disk made longer.
+    pub slow_syncs: u64,
     /// How long each round took.
     pub times: Vec<Duration>,
 }
@@ -102,6 +105,9 @@ impl Run {
             .shields(plan.shields)
             .seed(plan.seed)
             .repeat(&plan.to_string());
+        if !plan.calm {
+            builder = builder.shimmed();
+        }
         if let Some(binary) = binary {
             builder = builder.binary(binary);
         }
@@ -178,6 +184,7 @@ impl Run {
             self.report.rounds += 1;
             self.report.times.push(began.elapsed());
         }
+        self.report.slow_syncs = self.cluster.shims().map_or(0, Shims::syncs);
         let Self { runtime, cluster, crowd, client, links, report, publishes, .. } = *self;
         runtime.block_on(crowd.finish());
         drop((client, links));
@@ -195,6 +202,13 @@ impl Run {
             for strike in &round.strikes {
                 let links = Arc::clone(&links);
                 striking.push(scope.spawn(move || apply(cluster, &links, strike)));
+            }
+            for (after_ms, fault) in &round.odd {
+                let after = Duration::from_millis(*after_ms);
+                striking.push(scope.spawn(move || {
+                    sleep(after);
+                    fault.apply(cluster)
+                }));
             }
             let mut published = Vec::new();
             let mut rng = seed::rng(self.plan.seed ^ self.report.rounds as u64);
@@ -217,6 +231,11 @@ impl Run {
         self.links = Arc::into_inner(links).context("every fault has ended")?;
         let (published, struck) = outcome;
         struck.into_iter().collect::<Result<Vec<()>>>()?;
+        for (_, fault) in &round.odd {
+            if let Fault::SlowSyncs { .. } = fault {
+                fault.undo(&self.cluster)?;
+            }
+        }
         for done in published {
             self.note(done?)?;
         }
@@ -251,6 +270,9 @@ impl Run {
     /// All is well again: a publish is acknowledged, and every edge answers with it.
     fn settle(&mut self) -> Result<()> {
         self.cluster.wait_healthy()?;
+        if let Some(shims) = self.cluster.shims() {
+            shims.ensure_loaded(&self.cluster)?;
+        }
         let before = self.report.acknowledged;
         let until = Instant::now() + SETTLE;
         while self.report.acknowledged == before {
@@ -396,6 +418,7 @@ fn apply(cluster: &DevCluster, links: &BTreeMap<Node, MasterLinks>, strike: &Str
     let hold = || sleep(Duration::from_millis(hold_ms));
     let fault = match hurt {
         Hurt::Freeze => Some(Fault::Freeze(node)),
+        Hurt::Suspend => Some(Fault::Suspend(node)),
         Hurt::Kill => Some(Fault::Kill(node)),
         _ => None,
     };
@@ -417,7 +440,7 @@ fn apply(cluster: &DevCluster, links: &BTreeMap<Node, MasterLinks>, strike: &Str
             reorder: 0.2,
             ..Way::default()
         }),
-        Hurt::Cut | Hurt::Freeze | Hurt::Kill => links.set_both(Way::cut()),
+        Hurt::Cut | Hurt::Freeze | Hurt::Suspend | Hurt::Kill => links.set_both(Way::cut()),
     }
     hold();
     links.set_both(Way::default());

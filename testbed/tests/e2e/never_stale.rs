@@ -1,10 +1,25 @@
-//! A publish you can prove, whatever the edges suffer: an edge that was frozen past its lease, and
-//! one that was killed and comes back from its disk, answer nothing that was replaced meanwhile.
-//! Without faults no request fails while publishes go on.
+//! A publish you can prove, whatever the edges and the machines suffer: an edge that was frozen past
+//! its lease, one that was killed and comes back from its disk, and ones whose clocks jump and run
+//! at other rates, answer nothing that was replaced meanwhile, under any policy. Without faults no
+//! request fails while publishes go on. And where a clock is worse than leases assume, what then
+//! goes wrong is found.
 
-use anyhow::{Result, ensure};
-use atoll_testbed::publishes::{Act, Hurt, Plan, Policy, Round, Strike, carry_out, run};
-use atoll_testbed::{Node, seed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use atoll_testbed::checks::{Acknowledged, Publishes, Stale, never_stale_after_ack};
+use atoll_testbed::cluster::host;
+use atoll_testbed::proxy::{MasterLinks, Way};
+use atoll_testbed::publishes::{Act, Hurt, Plan, Policy, Report, Round, Strike, carry_out, run};
+use atoll_testbed::visitors::Crowd;
+use atoll_testbed::{DevCluster, Fault, Node, seed, wait};
+use serde_json::json;
+
+use super::{log_of, number, text, word};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Two clocks may differ by 1 %.
+const FAST_PPM: i64 = 4900;
 
 fn plan(seed: u64, calm: bool) -> Plan {
     Plan {
@@ -18,18 +33,63 @@ fn plan(seed: u64, calm: bool) -> Plan {
     }
 }
 
+/// The master fast, the edges slow, and everybody's wall clock wrong, on slow disks.
+fn odd() -> Vec<(u64, Fault)> {
+    let (master, edges) = (Node::master(1), [Node::edge(1), Node::edge(2)]);
+    let mut odd = vec![
+        (0, Fault::ClockRate { node: master, ppm: FAST_PPM }),
+        (700, Fault::WallClock { node: master, ahead_secs: -7200 }),
+        (0, Fault::SlowSyncs { node: master, ms: 50 }),
+        (0, Fault::SlowSyncs { node: Node::chunkserver(1), ms: 300 }),
+    ];
+    for node in edges {
+        odd.push((0, Fault::ClockRate { node, ppm: -FAST_PPM }));
+        odd.push((500, Fault::WallClock { node, ahead_secs: 7200 }));
+        odd.push((0, Fault::SlowSyncs { node, ms: 200 }));
+    }
+    odd
+}
+
+fn judged(report: &Report) -> Result<()> {
+    ensure!(report.answers > 100 && report.slow_syncs > 0, "{report:?}");
+    Ok(())
+}
+
 #[test]
 fn a_frozen_and_a_killed_edge_never_answer_with_what_was_replaced() -> Result<()> {
     let strike = |node, hurt, after_ms, hold_ms| Strike { node, hurt, after_ms, hold_ms };
     let strikes = vec![
         // Past the lease of ten seconds.
-        strike(Node::edge(1), Hurt::Freeze, 0, 12_000),
+        strike(Node::edge(1), Hurt::Suspend, 0, 12_000),
         strike(Node::edge(2), Hurt::Kill, 300, 500),
     ];
     let acts = vec![(200, Act::Deploy), (0, Act::Promote(1)), (0, Act::Invalidate)];
-    let report = carry_out(&plan(14, false), &[Round { strikes, acts }], None)?;
-    ensure!(report.answers > 100, "{report:?}");
-    Ok(())
+    let round = Round { strikes, odd: odd(), acts };
+    judged(&carry_out(&plan(14, false), &[round], None)?)
+}
+
+/// One edge sleeps; one cannot be heard by the master and is past its lease by its own clock.
+fn past_the_lease(seed: u64, policy: Policy) -> Result<()> {
+    let strike = |node, hurt, after_ms, hold_ms| Strike { node, hurt, after_ms, hold_ms };
+    let strikes = vec![
+        strike(Node::edge(1), Hurt::Suspend, 0, 1500),
+        strike(Node::edge(2), Hurt::CutThere, 100, 3000),
+    ];
+    let mut odd = odd();
+    odd.push((300, Fault::SkipBootTime { node: Node::edge(2), secs: 12 }));
+    let round = Round { strikes, odd, acts: vec![(200, Act::Deploy), (0, Act::Promote(1))] };
+    let plan = Plan { edges: 2, shields: 0, policy, ..plan(seed, false) };
+    judged(&carry_out(&plan, &[round], None)?)
+}
+
+#[test]
+fn a_site_that_is_served_on_for_a_while_is_never_stale_either() -> Result<()> {
+    past_the_lease(17, Policy::Bounded)
+}
+
+#[test]
+fn a_site_that_is_always_served_is_never_stale_after_a_publish_was_confirmed() -> Result<()> {
+    past_the_lease(18, Policy::Available)
 }
 
 #[test]
@@ -38,4 +98,59 @@ fn without_a_fault_no_request_fails_while_publishes_go_on() -> Result<()> {
     ensure!(report.failed == 0 && report.unconfirmed == 0, "{report:?}");
     ensure!(report.answers > 100 && report.acknowledged > 3, "{report:?}");
     Ok(())
+}
+
+/// The checker and the faults can find something: otherwise the others here would prove nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_far_slower_than_leases_assume_is_found_out() -> Result<()> {
+    let seed = seed::or(16);
+    let cluster = DevCluster::builder().edges(2).shields(0).shimmed().seed(seed).start()?;
+    let slow = Node::edge(2);
+    let links = MasterLinks::open(&cluster, seed).await?;
+    links.lead(&cluster, slow)?;
+    cluster.wait_healthy()?;
+    let deploy = |content: &str| {
+        let folder = cluster.work().join("site");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("version.txt"), content)?;
+        let words = ["deploy", word(&folder), "--site", "news", "--create", "--wait", "all"];
+        cluster.json(&words)
+    };
+    let one = deploy("one")?;
+    let edges = cluster.edges();
+    let trust = cluster.trust()?;
+    let crowd = Crowd::start(&edges, &host("news"), "/version.txt", &trust, Instant::now());
+    for (edge, _) in &edges {
+        let saw = || crowd.saw(edge, text(&one, "deploy"), Duration::ZERO);
+        wait::holds("the first deploy is seen", PATIENCE, saw)?;
+    }
+
+    // Ten seconds of its lease take it a thousand, and nobody knows.
+    links.set_both(Way::cut());
+    let rate = Fault::ClockRate { node: slow, ppm: -990_000 };
+    rate.apply(&cluster)?;
+    let begun = crowd.now();
+    let two = deploy("two")?;
+    let at = crowd.now();
+    ensure!(two["edges_down"] == json!(["edge-2"]) && number(&two, "edges_acked") == 1, "{two}");
+    let stale = || crowd.saw("edge-2", text(&one, "deploy"), at);
+    wait::holds("it answers with what was replaced", PATIENCE, stale)?;
+    let acknowledged = vec![Acknowledged { seq: number(&two, "seq"), begun, at }];
+    let publishes = Publishes { log: log_of(&cluster, "news").await?, acknowledged };
+    let requests = crowd.take();
+    let Err(found) = never_stale_after_ack(&publishes, &requests) else {
+        bail!("an edge was stale, and the checker did not see it")
+    };
+    for stale in &found {
+        let Stale::Older { request, .. } = stale else { bail!("{stale}") };
+        ensure!(request.visitor.starts_with("edge-2 "), "{stale}");
+    }
+
+    rate.undo(&cluster)?;
+    links.set_both(Way::default());
+    let since = crowd.now();
+    let saw = || crowd.saw("edge-2", text(&two, "deploy"), since);
+    wait::holds("it has caught up", PATIENCE, saw).context("with a clock that is right")?;
+    crowd.finish().await;
+    cluster.finish()
 }

@@ -66,14 +66,15 @@ fn run_now(atoll: &Path, args: &PublishesArgs) -> Result<()> {
 }
 
 fn tell(plan: &Plan, report: Report) {
-    let Report { rounds, acknowledged, unconfirmed, answers, failed, log, mut times } = report;
+    let Report { rounds, acknowledged, unconfirmed, answers, failed, log, slow_syncs, mut times } =
+        report;
     times.sort();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     let longest = times.last().copied().unwrap_or(Duration::ZERO);
     println!(
         "seed {}, {}: {rounds} rounds right; {acknowledged} publishes acknowledged, {unconfirmed} \
          not, {log} entries in the log; {answers} answers, none stale; {failed} requests refused \
-         or unanswered; a round took {median:.1?} in the middle, {longest:.1?} at most",
+         or unanswered; {slow_syncs} syncs made slow; a round took {median:.1?} in the middle, {longest:.1?} at most",
         plan.seed,
         plan.policy.as_str()
     );
