@@ -1,5 +1,6 @@
 //! One batch on its way: to its head and, when that answers nothing at all, to other heads beside
-//! it. Whoever has a chunk durable first ends the wait for it; the receipts of any will do.
+//! it. Whoever has a chunk durable first ends the wait for it; the receipts of any will do. When
+//! those others all refuse, nobody waits for the silent head either: what is left is tried anew.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -14,6 +15,7 @@ use atoll_proto::{Code, NodeId, SessionId, limits};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::{Item, Shared, retry_later};
 use crate::locate::{Replica, write_order};
@@ -38,6 +40,9 @@ struct Sending<'a> {
     session: SessionId,
     view: &'a ClusterView,
     patience: Duration,
+    /// Whether a head that is still silent when all others have refused is given up. Later attempts
+    /// wait for it: it may be the only one left, and starting up.
+    impatient: bool,
 }
 
 /// Sends a batch and ends every item of it: durable, failed, or to be tried again later.
@@ -49,22 +54,41 @@ pub(super) async fn send(
     view: &ClusterView,
 ) {
     let tries = batch.iter().map(|item| item.attempts).max().unwrap_or(0);
-    let patience = if tries < 2 { FIRST_PATIENCE } else { limits::CHUNK_DEADLINE };
-    let sending = Sending { cluster: &shared.cluster, session, view, patience };
+    let (patience, impatient) =
+        if tries < 2 { (FIRST_PATIENCE, true) } else { (limits::CHUNK_DEADLINE, false) };
+    let sending = Sending { cluster: &shared.cluster, session, view, patience, impatient };
+    let (mut left, reason) = send_once(shared, head, batch, &sending).await;
+    if left.is_empty() {
+        return;
+    }
+    left.iter_mut().for_each(|item| item.attempts += 1);
+    retry_later(shared.clone(), left, reason);
+}
+
+/// Ends what it can of a batch; returns what is to be tried again, and why.
+async fn send_once(
+    shared: &Arc<Shared>,
+    head: Replica,
+    batch: Vec<Item>,
+    sending: &Sending<'_>,
+) -> (Vec<Item>, String) {
     let mut items: Vec<Option<Item>> = batch.into_iter().map(Some).collect();
     let mut under_way = FuturesUnordered::new();
+    let began = Instant::now();
     under_way.push(sending.put(head, (0..items.len()).collect(), &items));
     let mut silence = pin!(shared.cluster.silence(head.node, HEDGE_AFTER));
-    let mut hedged = false;
+    // Once others were asked: how many of them have not answered.
+    let mut asked: Option<usize> = None;
     let mut reason = String::new();
     while items.iter().any(Option::is_some) {
         let sent = tokio::select! {
             sent = under_way.next() => sent,
-            () = &mut silence, if !hedged => {
-                hedged = true;
+            () = &mut silence, if asked.is_none() => {
                 shared.cluster.suspect(head.node);
-                shared.reroute(view, head);
-                for (to, part) in others(&sending, head.node, &items) {
+                shared.reroute(sending.view, head);
+                let others = others(sending, head.node, &items);
+                asked = Some(others.len());
+                for (to, part) in others {
                     metrics::counter!("atoll_client_hedged_puts_total")
                         .increment(part.len() as u64);
                     under_way.push(sending.put(to, part, &items));
@@ -73,6 +97,9 @@ pub(super) async fn send(
             }
         };
         let Some(Sent { to, part, answer }) = sent else { break };
+        if to.node != head.node {
+            asked = asked.map(|open| open.saturating_sub(1));
+        }
         let error = match answer {
             Ok(ChunkResponse::Stored { receipts, .. }) => {
                 let receipts = Arc::new(receipts);
@@ -100,13 +127,12 @@ pub(super) async fn send(
             Kind::View => {}
         }
         reason = format!("node {}: {error}", to.node);
+        let refused_by_all = asked == Some(0) && to.node != head.node;
+        if sending.impatient && refused_by_all && shared.cluster.is_silent(head.node, began) {
+            break;
+        }
     }
-    let mut left: Vec<Item> = items.into_iter().flatten().collect();
-    if left.is_empty() {
-        return;
-    }
-    left.iter_mut().for_each(|item| item.attempts += 1);
-    retry_later(shared.clone(), left, reason);
+    (items.into_iter().flatten().collect(), reason)
 }
 
 /// Other heads for what is not durable yet.
@@ -174,5 +200,119 @@ fn kind(error: &CallError) -> Kind {
             _ => Kind::Fatal,
         },
         _ => Kind::Head,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use atoll_net::{
+        Answer, ClusterCa, Context, Endpoint, ServeLimits, Service, ShutdownTrigger, shutdown,
+    };
+    use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
+    use atoll_proto::{ChunkId, ClusterId, Epoch, WireError, WireResult};
+    use tokio::sync::{Semaphore, oneshot};
+
+    use super::*;
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    /// Far longer than the test may take.
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    /// Answers nothing, or that too few have it.
+    enum Server {
+        Silent,
+        Refusing,
+    }
+
+    impl Service for Server {
+        type Request = ChunkRequest;
+        type Response = ChunkResponse;
+
+        fn operation(_: &ChunkRequest) -> &'static str {
+            "test"
+        }
+
+        async fn call(
+            &self,
+            _: Context,
+            _: ChunkRequest,
+            _: Bytes,
+        ) -> WireResult<Answer<ChunkResponse>> {
+            match self {
+                Server::Silent => std::future::pending().await,
+                Server::Refusing => Err(WireError::new(Code::TooFewReplicas, "one is away")),
+            }
+        }
+    }
+
+    fn serve(ca: &ClusterCa, name: &str, server: Server) -> (SocketAddr, ShutdownTrigger) {
+        let identity = ca.issue(Role::Chunkserver, name).unwrap();
+        let endpoint = Endpoint::bind(ANY, &identity).unwrap();
+        let (trigger, shutdown) = shutdown::pair();
+        let addr = endpoint.local_addr();
+        drop(atoll_net::task::spawn("server", async move {
+            endpoint.serve(Arc::new(server), ServeLimits::default(), shutdown).await;
+        }));
+        (addr, trigger)
+    }
+
+    fn view(servers: [SocketAddr; 2]) -> ClusterView {
+        let mut table = PgTable::empty();
+        table.epoch = Epoch(1);
+        table.members.iter_mut().for_each(|group| group.extend([NodeId(1), NodeId(2)]));
+        let node = |(id, addr)| NodeView {
+            info: NodeInfo {
+                id: NodeId(id),
+                name: format!("chunkserver-{id}"),
+                kind: NodeKind::Chunkserver,
+                addr,
+                zone: "z".to_owned(),
+                region: "r".to_owned(),
+                weight: 1,
+                edge: None,
+            },
+            state: NodeState::Up,
+            ready: true,
+            duty: Duty::Active,
+        };
+        ClusterView {
+            cluster: ClusterId([1; 16]),
+            index: 1,
+            chunk_bytes: 1 << 20,
+            nodes: (1..).zip(servers).map(node).collect(),
+            table,
+            zone: None,
+            url_template: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_others_refuse_does_not_wait_for_the_silent_head() {
+        let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
+        let (silent, _keep) = serve(&ca, "silent", Server::Silent);
+        let (refusing, _keep_too) = serve(&ca, "refusing", Server::Refusing);
+        let endpoint = Endpoint::client(&ca.issue(Role::Client, "test").unwrap()).unwrap();
+        let cluster = Cluster::new(endpoint, Vec::new(), None, None);
+        let view = view([silent, refusing]);
+        let shared = cluster.writer().shared;
+        let bytes = Bytes::from_static(b"a chunk");
+        let id = ChunkId::of(&bytes);
+        let room = Arc::new(Semaphore::new(1)).acquire_many_owned(1).await.unwrap();
+        let item = Item { id, bytes, attempts: 0, done: oneshot::channel().0, _room: room };
+        let head = Replica { node: NodeId(1), addr: silent };
+        let sending = Sending {
+            cluster: &cluster,
+            session: SessionId(1),
+            view: &view,
+            patience: NEVER,
+            impatient: true,
+        };
+        let sent = send_once(&shared, head, vec![item], &sending);
+        let (left, reason) = tokio::time::timeout(NEVER / 60, sent).await.unwrap();
+        assert_eq!(left.len(), 1);
+        assert!(reason.starts_with("node 2:"), "{reason}");
     }
 }
