@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::{Mutex, PoisonError};
 
 use rand::Rng;
 
@@ -12,6 +13,37 @@ const LOWEST: u16 = 20_000;
 /// Where the kernel says from which range it takes ports for outgoing connections.
 const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const TRIES: usize = 1000;
+/// Ports of a block; whoever has the first one bound (for UDP) may give the others to its processes.
+const BLOCK: u16 = 64;
+
+/// The blocks of this process, which has them until it ends. Between the choice of a port and the
+/// start of the process that gets it the port is free, and nobody else must choose it meanwhile.
+static OWN: Mutex<Own> = Mutex::new(Own { guards: Vec::new(), next: 0, end: 0 });
+
+#[derive(Debug)]
+struct Own {
+    guards: Vec<UdpSocket>,
+    /// The next port of the latest block.
+    next: u16,
+    end: u16,
+}
+
+impl Own {
+    /// A port of a block that is this process's own; nothing when every block has an owner.
+    fn port(&mut self, highest: u16) -> Option<u16> {
+        if self.next == self.end {
+            let blocks = (highest - LOWEST) / BLOCK;
+            let (guard, first) = (0..TRIES).find_map(|_| {
+                let first = LOWEST + rand::rng().random_range(0..blocks) * BLOCK;
+                Some((UdpSocket::bind((Ipv4Addr::LOCALHOST, first)).ok()?, first))
+            })?;
+            self.guards.push(guard);
+            (self.next, self.end) = (first + 1, first + BLOCK);
+        }
+        self.next += 1;
+        Some(self.next - 1)
+    }
+}
 
 /// Ports on the loopback address that nobody uses. They stay taken until this is dropped, so that
 /// none is given twice.
@@ -64,7 +96,8 @@ impl PortSource for FreePorts {
         }
         let highest = ephemeral().filter(|from| *from > LOWEST + 1000).unwrap_or(u16::MAX);
         for _ in 0..TRIES {
-            let port = rand::rng().random_range(LOWEST..highest);
+            let own = OWN.lock().unwrap_or_else(PoisonError::into_inner).port(highest);
+            let port = own.unwrap_or_else(|| rand::rng().random_range(LOWEST..highest));
             if !self.given.contains(&port) && self.take(transport, port).is_ok() {
                 return Ok(port);
             }
@@ -97,6 +130,20 @@ mod tests {
         assert!(!ports.keep(Transport::Tcp, one), "it is taken");
         drop(ports);
         assert!(FreePorts::new(None).keep(Transport::Both, one));
+    }
+
+    #[test]
+    fn two_processes_take_ports_of_different_blocks() {
+        let none = || Own { guards: Vec::new(), next: 0, end: 0 };
+        let (mut one, mut two) = (none(), none());
+        let highest = LOWEST + 100 * BLOCK;
+        let blocks = |own: &mut Own| -> BTreeSet<u16> {
+            (0..BLOCK * 3).map(|_| (own.port(highest).unwrap() - LOWEST) / BLOCK).collect()
+        };
+        let (first, second) = (blocks(&mut one), blocks(&mut two));
+        assert!(first.is_disjoint(&second), "{first:?} {second:?}");
+        let ports = FreePorts::new(None).fresh(Transport::Both).unwrap();
+        assert_ne!((ports - LOWEST) % BLOCK, 0, "that one says whose the block is");
     }
 
     #[test]
