@@ -395,13 +395,18 @@ impl Cluster {
         }
     }
 
+    /// Nodes and placement as last heard, however old; asks nobody.
+    pub fn last_view(&self) -> Option<Arc<ClusterView>> {
+        self.inner.view.load().as_ref().map(|cached| cached.1.clone())
+    }
+
     /// Nodes and placement, asked for now.
     ///
     /// # Errors
     /// As [`Cluster::master`].
     pub async fn refresh_view(&self) -> Result<Arc<ClusterView>, ClientError> {
         let _held = self.inner.view_lock.lock().await;
-        let cached = self.inner.view.load().as_ref().map(|cached| cached.1.clone());
+        let cached = self.last_view();
         let request =
             MasterRequest::Cluster { known_index: cached.as_ref().map(|view| view.index) };
         let view = match self.master(&request, limits::METADATA_DEADLINE).await? {

@@ -112,6 +112,8 @@ pub struct DeployReport {
     pub waiting: Vec<String>,
     /// Those that are down and were not waited for; they catch up before they serve.
     pub down: Vec<String>,
+    /// Why the master could not be asked who confirmed.
+    pub unasked: Option<String>,
     /// Where the time went.
     pub elapsed_ms: ElapsedMs,
 }
@@ -291,6 +293,7 @@ async fn deploy_files(
     report.edges_acked = waited.acked.len();
     report.edges = waited.acked.len() + waited.waiting.len();
     (report.waiting, report.down) = (waited.waiting, waited.down);
+    report.unasked = waited.unasked;
     let total = start.elapsed();
     report.elapsed_ms = ElapsedMs {
         scan: millis(scanned),

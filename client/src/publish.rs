@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use atoll_proto::Seq;
+use atoll_proto::cluster::NodeKind;
 use atoll_proto::limits;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use tokio::time::Instant;
@@ -34,6 +35,9 @@ pub struct Waited {
     /// Edges that have not, and cannot: their leases have ended. One that comes back catches up
     /// before it gets another.
     pub down: Vec<String>,
+    /// Why the master could not be asked in the end: who is waiting is then those edges that were
+    /// known before.
+    pub unasked: Option<String>,
 }
 
 /// Waits until no edge answers with what was before a publish log entry, or until the timeout. With
@@ -66,9 +70,9 @@ pub async fn wait_applied(
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
-            Err(ClientError::Unreachable { reason, .. }) => return Ok(unheard(reason)),
+            Err(ClientError::Unreachable { reason, .. }) => return Ok(unheard(cluster, reason)),
             Err(ClientError::Deadline { after, .. }) => {
-                return Ok(unheard(format!("no answer within {after:?}")));
+                return Ok(unheard(cluster, format!("no answer within {after:?}")));
             }
             answer => answer?,
         };
@@ -76,12 +80,12 @@ pub async fn wait_applied(
             MasterResponse::Confirmed { acked, waiting, down, left_ms } => {
                 let now = Instant::now();
                 if waiting.is_empty() {
-                    return Ok(Waited { acked, waiting, down });
+                    return Ok(Waited { acked, waiting, down, unasked: None });
                 }
                 if now >= until {
                     // Leases end by themselves: only who may serve on for ever is given up.
                     let Some(left_ms) = left_ms.filter(|_| wait == Wait::All) else {
-                        return Ok(Waited { acked, waiting, down });
+                        return Ok(Waited { acked, waiting, down, unasked: None });
                     };
                     until = now + Duration::from_millis(left_ms) + SLACK;
                 }
@@ -92,9 +96,14 @@ pub async fn wait_applied(
 }
 
 /// Nobody is known to have confirmed, because the master could not be asked.
-fn unheard(reason: String) -> Waited {
-    Waited {
-        waiting: vec![format!("every edge (the master cannot be asked: {reason})")],
-        ..Waited::default()
+fn unheard(cluster: &Cluster, reason: String) -> Waited {
+    let view = cluster.last_view();
+    let nodes = view.iter().flat_map(|view| &view.nodes);
+    let edges = nodes.filter(|node| node.info.kind == NodeKind::Edge);
+    let mut waiting: Vec<String> = edges.map(|node| node.info.name.clone()).collect();
+    if waiting.is_empty() {
+        // A view without edges may be older than they are.
+        waiting.push("every edge".to_owned());
     }
+    Waited { waiting, unasked: Some(reason), ..Waited::default() }
 }

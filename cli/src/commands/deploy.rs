@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::published::{
-    DeployName, DeployText, check_alias, deploy_url, down_said, edges_said, unconfirmed, url,
+    DeployName, DeployText, check_alias, deploy_url, edges_said, unconfirmed, url, waited_said,
 };
 use crate::args::{AliasArgs, ExpiresArgs, RuleArgs, WaitArgs};
 use crate::connect::Context;
@@ -232,7 +232,7 @@ pub(crate) async fn publish(
         DeployError::Client(error) => Failure::Client(error),
         other => Failure::Deploy(other),
     })?;
-    if let Some(said) = down_said(&report.down) {
+    for said in waited_said(&report.down, report.unasked.as_deref()) {
         context.out.note(format_args!("atoll: {said}"));
     }
     Ok(report)

@@ -202,7 +202,7 @@ pub(crate) async fn conclude(
     let view = cluster.view().await?;
     let production = AliasName::production();
     let url = url(&view, site, alias.unwrap_or(&production));
-    if let Some(said) = down_said(&waited.down) {
+    for said in waited_said(&waited.down, waited.unasked.as_deref()) {
         context.out.note(format_args!("atoll: {said}"));
     }
     if context.out.json() {
@@ -248,8 +248,16 @@ pub(crate) fn edges_said(acked: usize, wait: &WaitArgs) -> String {
     }
 }
 
+/// What there is to say about a wait beside its outcome.
+pub(crate) fn waited_said(down: &[String], unasked: Option<&str>) -> Vec<String> {
+    let unasked = unasked.map(|reason| {
+        format!("the masters cannot be asked which edges have it ({reason}), so none is counted")
+    });
+    down_said(down).into_iter().chain(unasked).collect()
+}
+
 /// Which edges were not waited for because they are down; nothing when all are up.
-pub(crate) fn down_said(down: &[String]) -> Option<String> {
+fn down_said(down: &[String]) -> Option<String> {
     match down {
         [] => None,
         [one] => {
@@ -270,7 +278,7 @@ pub(crate) async fn wait_for(
     wait: &WaitArgs,
 ) -> Result<(), Failure> {
     let waited = wait_applied(cluster, published.seq, wait.wait(), wait.timeout()).await?;
-    if let Some(said) = down_said(&waited.down) {
+    for said in waited_said(&waited.down, waited.unasked.as_deref()) {
         context.out.note(format_args!("atoll: {said}"));
     }
     unconfirmed(waited.waiting, wait)

@@ -202,3 +202,34 @@ async fn an_edge_that_is_off_for_good_is_forgotten_and_no_other() -> Result<()> 
     until(&cluster, addr, "always", "it answers nothing", refused).await?;
     cluster.finish()
 }
+
+#[test]
+fn edges_are_named_also_when_the_masters_cannot_be_asked() -> Result<()> {
+    let cluster = DevCluster::builder().edges(2).shields(0).seed(seed::or(45)).start()?;
+    let one = version(&cluster, "one")?;
+    let first = cluster.deploy(&one, "firm")?;
+    let (edge, master) = (Node::edge(1), Node::master(1));
+    // Its lease of ten seconds is waited for, and longer than that the masters are not there.
+    cluster.freeze(edge)?;
+    let two = version(&cluster, "two")?;
+    let words =
+        ["deploy", word(&two), "--site", "firm", "--wait", "all", "--timeout", "5", "--json"];
+    let deploying = cluster.start_atoll(&words)?;
+    wait::until("the second deploy is committed", PATIENCE, || {
+        let listed = cluster.json(&["deploys", "firm"])?;
+        let live = |deploy: &&Value| deploy["aliases"] == json!(["production"]);
+        let deploys = listed["deploys"].as_array().context("deploys")?;
+        let now = deploys.iter().find(live).context("a live deploy")?;
+        Ok((now["deploy"] != first["deploy"]).then_some(()))
+    })?;
+    cluster.freeze(master)?;
+    let told = deploying.finish(PATIENCE)?.expect_code(6)?;
+    ensure!(told.last()?["edges_unreached"] == json!(["edge-1", "edge-2"]), "{told}");
+    for said in ["edge-1, edge-2", "masters cannot be asked"] {
+        ensure!(told.stderr.contains(said), "{said}: {told}");
+    }
+    cluster.thaw(master)?;
+    cluster.thaw(edge)?;
+    cluster.wait_healthy()?;
+    cluster.finish()
+}
