@@ -26,7 +26,7 @@ pub fn of(error: &FsError) -> i32 {
         FsError::NoAttribute => libc::ENODATA,
         FsError::TooManyLinks => libc::EMLINK,
         // The kernel looks the name up again, and opens what is there by its permission bits.
-        FsError::MadeMeanwhile | FsError::Stale => libc::ESTALE,
+        FsError::MadeMeanwhile | FsError::Stale | FsError::Overtaken => libc::ESTALE,
         FsError::Stalled { .. } | FsError::Unexpected(_) => libc::EIO,
     }
 }

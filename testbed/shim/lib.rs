@@ -12,7 +12,11 @@
 //! kernel's clock: who finds that it woke early by its own waits again. Waits that are under way
 //! when a clock changes end when they would have. Threads' CPU clocks, times of files.
 
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![cfg(all(
+    target_os = "linux",
+    target_env = "gnu",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
 #![allow(unsafe_code, reason = "functions of the C library are replaced")]
 
 #[allow(dead_code, reason = "the half that writes is the testbed's")]
@@ -266,8 +270,8 @@ pub unsafe extern "C" fn time(now: *mut time_t) -> time_t {
 // ---- waits until a time
 
 /// Only waits of the standard library and of C++ are changed: it has no other way to wait until a
-/// time. Six arguments are handed on, however many there are: they are in registers, and what is
-/// not meant is not looked at.
+/// time. Six arguments are handed on, however many there are: on these machines they are in
+/// registers or in the caller's frame, and what is not meant is not looked at.
 ///
 /// # Safety
 /// See [`clock_gettime`].

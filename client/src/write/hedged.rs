@@ -74,20 +74,27 @@ async fn send_once(
 ) -> (Vec<Item>, String) {
     let mut items: Vec<Option<Item>> = batch.into_iter().map(Some).collect();
     let mut under_way = FuturesUnordered::new();
-    let began = Instant::now();
     under_way.push(sending.put(head, (0..items.len()).collect(), &items));
     let mut silence = pin!(shared.cluster.silence(head.node, HEDGE_AFTER));
-    // Once others were asked: how many of them have not answered.
-    let mut asked: Option<usize> = None;
+    let mut hedged = false;
+    // Once others were asked: since when, and how many of them have not answered.
+    let mut asked: Option<(Instant, usize)> = None;
     let mut reason = String::new();
     while items.iter().any(Option::is_some) {
+        if let Some((since, 0)) = asked
+            && sending.impatient
+            && shared.cluster.is_silent(head.node, since)
+        {
+            break;
+        }
         let sent = tokio::select! {
             sent = under_way.next() => sent,
-            () = &mut silence, if asked.is_none() => {
+            () = &mut silence, if !hedged => {
+                hedged = true;
                 shared.cluster.suspect(head.node);
                 shared.reroute(sending.view, head);
                 let others = others(sending, head.node, &items);
-                asked = Some(others.len());
+                asked = (!others.is_empty()).then(|| (Instant::now(), others.len()));
                 for (to, part) in others {
                     metrics::counter!("atoll_client_hedged_puts_total")
                         .increment(part.len() as u64);
@@ -97,8 +104,10 @@ async fn send_once(
             }
         };
         let Some(Sent { to, part, answer }) = sent else { break };
-        if to.node != head.node {
-            asked = asked.map(|open| open.saturating_sub(1));
+        if to.node != head.node
+            && let Some((_, open)) = &mut asked
+        {
+            *open = open.saturating_sub(1);
         }
         let error = match answer {
             Ok(ChunkResponse::Stored { receipts, .. }) => {
@@ -127,10 +136,6 @@ async fn send_once(
             Kind::View => {}
         }
         reason = format!("node {}: {error}", to.node);
-        let refused_by_all = asked == Some(0) && to.node != head.node;
-        if sending.impatient && refused_by_all && shared.cluster.is_silent(head.node, began) {
-            break;
-        }
     }
     (items.into_iter().flatten().collect(), reason)
 }
@@ -213,7 +218,7 @@ mod tests {
     };
     use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, NodeState, NodeView, PgTable};
     use atoll_proto::{ChunkId, ClusterId, Epoch, WireError, WireResult};
-    use tokio::sync::{Semaphore, oneshot};
+    use tokio::sync::{Notify, Semaphore, oneshot};
 
     use super::*;
 
@@ -221,10 +226,13 @@ mod tests {
     /// Far longer than the test may take.
     const NEVER: Duration = Duration::from_secs(3600);
 
-    /// Answers nothing, or that too few have it.
     enum Server {
+        /// Answers nothing.
         Silent,
-        Refusing,
+        /// Says that too few have it, and lets another go on.
+        Refusing(Arc<Notify>),
+        /// Stores it, but not before.
+        Storing(Arc<Notify>),
     }
 
     impl Service for Server {
@@ -243,7 +251,17 @@ mod tests {
         ) -> WireResult<Answer<ChunkResponse>> {
             match self {
                 Server::Silent => std::future::pending().await,
-                Server::Refusing => Err(WireError::new(Code::TooFewReplicas, "one is away")),
+                Server::Refusing(refused) => {
+                    refused.notify_one();
+                    Err(WireError::new(Code::TooFewReplicas, "one is away"))
+                }
+                Server::Storing(refused) => {
+                    refused.notified().await;
+                    // That the refusal comes first shows more; either order must do.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let (receipts, failed) = (Vec::new(), Vec::new());
+                    Ok(Answer::head(ChunkResponse::Stored { receipts, failed }))
+                }
             }
         }
     }
@@ -259,10 +277,12 @@ mod tests {
         (addr, trigger)
     }
 
-    fn view(servers: [SocketAddr; 2]) -> ClusterView {
+    /// Node 1 is in every group, node 3 in that of one chunk, node 2 in all others.
+    fn view(servers: [SocketAddr; 3], third: ChunkId) -> ClusterView {
         let mut table = PgTable::empty();
         table.epoch = Epoch(1);
         table.members.iter_mut().for_each(|group| group.extend([NodeId(1), NodeId(2)]));
+        table.members[third.pg().0 as usize] = vec![NodeId(1), NodeId(3)];
         let node = |(id, addr)| NodeView {
             info: NodeInfo {
                 id: NodeId(id),
@@ -289,19 +309,28 @@ mod tests {
         }
     }
 
+    fn item(bytes: &'static [u8], room: &Arc<Semaphore>) -> Item {
+        let bytes = Bytes::from_static(bytes);
+        let id = ChunkId::of(&bytes);
+        let room = room.clone().try_acquire_many_owned(1).unwrap();
+        Item { id, bytes, attempts: 0, done: oneshot::channel().0, _room: room }
+    }
+
     #[tokio::test]
     async fn what_the_others_refuse_does_not_wait_for_the_silent_head() {
         let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
+        let refused = Arc::new(Notify::new());
         let (silent, _keep) = serve(&ca, "silent", Server::Silent);
-        let (refusing, _keep_too) = serve(&ca, "refusing", Server::Refusing);
+        let (refusing, _keep) = serve(&ca, "refusing", Server::Refusing(refused.clone()));
+        let (storing, _keep) = serve(&ca, "storing", Server::Storing(refused));
         let endpoint = Endpoint::client(&ca.issue(Role::Client, "test").unwrap()).unwrap();
         let cluster = Cluster::new(endpoint, Vec::new(), None, None);
-        let view = view([silent, refusing]);
         let shared = cluster.writer().shared;
-        let bytes = Bytes::from_static(b"a chunk");
-        let id = ChunkId::of(&bytes);
-        let room = Arc::new(Semaphore::new(1)).acquire_many_owned(1).await.unwrap();
-        let item = Item { id, bytes, attempts: 0, done: oneshot::channel().0, _room: room };
+        shared.lock().open = 2;
+        let room = Arc::new(Semaphore::new(9));
+        let (one, two) = (item(b"a chunk", &room), item(b"another chunk", &room));
+        assert_ne!(one.id.pg(), two.id.pg());
+        let (left_over, view) = (one.id, view([silent, refusing, storing], two.id));
         let head = Replica { node: NodeId(1), addr: silent };
         let sending = Sending {
             cluster: &cluster,
@@ -310,9 +339,9 @@ mod tests {
             patience: NEVER,
             impatient: true,
         };
-        let sent = send_once(&shared, head, vec![item], &sending);
+        let sent = send_once(&shared, head, vec![one, two], &sending);
         let (left, reason) = tokio::time::timeout(NEVER / 60, sent).await.unwrap();
-        assert_eq!(left.len(), 1);
+        assert_eq!(left.iter().map(|item| item.id).collect::<Vec<_>>(), [left_over]);
         assert!(reason.starts_with("node 2:"), "{reason}");
     }
 }

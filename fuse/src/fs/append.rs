@@ -40,7 +40,7 @@ impl<S: Store> FileSystem<S> {
                     Some((now, end)) if now == from && from + done < end => {
                         state.next_of_changes(from + done, PIECE_BYTES)
                     }
-                    Some((_, end)) if from > end => {
+                    Some((now, end)) if now == from && from > end => {
                         let reason = "what it appended is shorter than nothing".to_owned();
                         return Err(FsError::Stalled { reason });
                     }

@@ -106,6 +106,14 @@ impl<S: Store> FileSystem<S> {
     /// # Errors
     /// Why the cluster does not have the changes.
     pub(super) async fn flush_alone(self: &Arc<Self>, file: &Arc<File>) -> Result<(), FsError> {
+        let outcome = self.flush_changes(file).await;
+        if outcome.is_err() {
+            file.lock().note_failure();
+        }
+        outcome
+    }
+
+    async fn flush_changes(self: &Arc<Self>, file: &Arc<File>) -> Result<(), FsError> {
         self.resolve_doubt(file).await?;
         let until = Instant::now() + self.options.stall;
         loop {
@@ -115,13 +123,17 @@ impl<S: Store> FileSystem<S> {
             };
             drop(whole);
             match self.commit_plan(file, plan, parts).await {
-                Err(error) if plan.appends_to.is_some() && is_conflict(&error) => {
+                Err(error) if plan.if_version.is_some() && is_conflict(&error) => {
                     if Instant::now() > until {
-                        // Not a conflict: what is appended is kept, and tried again.
-                        let reason = "others append to the file all the time".to_owned();
+                        // Not a conflict: what is to be written is kept, and tried again.
+                        let reason = "others change the file all the time".to_owned();
                         return Err(FsError::Stalled { reason });
                     }
-                    if let Err(error) = self.append_again(file).await {
+                    let next = match plan.appends {
+                        true => self.append_again(file).await,
+                        false => self.still_last(file).await,
+                    };
+                    if let Err(error) = next {
                         return self.excuse(file, error);
                     }
                 }
@@ -154,6 +166,21 @@ impl<S: Store> FileSystem<S> {
                 Err(error)
             }
         }
+    }
+
+    /// The file has another version than these changes began with, and they come late: whoever made
+    /// them closed the file and was told that they failed.
+    ///
+    /// # Errors
+    /// Somebody has written the file since, and was told that it is in the cluster: that stays.
+    async fn still_last(&self, file: &File) -> Result<(), FsError> {
+        let (attr, now) = self.ask(file.inode, false).await?;
+        if file.lock().is_based_on(&attr, &now) {
+            return Ok(());
+        }
+        lock(&self.inodes).cache(file.inode, None);
+        self.stale.add(file.inode);
+        Err(FsError::Overtaken)
     }
 
     /// A plan is in the cluster.
@@ -322,7 +349,7 @@ impl<S: Store> FileSystem<S> {
             inode: file.inode,
             content: content.clone(),
             mtime_ns: Some(plan.mtime_ns),
-            if_version: plan.appends_to,
+            if_version: plan.if_version,
             drop_privileges: plan.drop_privileges,
             receipts: if listed { Vec::new() } else { receipts.to_vec() },
         };

@@ -53,6 +53,11 @@ pub enum FsError {
     /// The file was removed by somebody else while it had changes here.
     #[error("the file was removed elsewhere; its changes have nowhere to go")]
     Stale,
+    /// The changes failed when the file was closed, and somebody else has written it since.
+    #[error(
+        "the file was written elsewhere after its close failed here; what was written here is not in it"
+    )]
+    Overtaken,
     /// The cluster takes no data: there is no memory left to hold more, or no end to conflicts.
     #[error("the cluster takes no data: {reason}")]
     Stalled {

@@ -74,6 +74,8 @@ struct Local {
     appended_from: Option<u64>,
     /// The latest change that did not append.
     other: u64,
+    /// A flush of these failed: whoever made them may have been told so.
+    failed: bool,
     /// The latest change by somebody who could not give the file the privileges it has.
     outside: Option<u64>,
 }
@@ -109,8 +111,10 @@ pub(crate) struct Before {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) mtime_ns: i64,
-    /// The version of the inode that it appends to, if it does.
-    pub(crate) appends_to: Option<u64>,
+    /// The version that the inode must have still.
+    pub(crate) if_version: Option<u64>,
+    /// All it does is append.
+    pub(crate) appends: bool,
     /// Take the file's privileges.
     pub(crate) drop_privileges: bool,
     change: u64,
@@ -317,6 +321,7 @@ impl State {
             segments: Segments::new(snapshot, chunk_bytes),
             change: 0,
             began,
+            failed: false,
             mtime_ns: 0,
             ctime_ns: 0,
             appended_from: Some(snapshot.size()),
@@ -383,6 +388,7 @@ impl State {
             segments: Segments::new(&Snapshot::default(), self.chunk_bytes),
             change,
             began: change,
+            failed: false,
             mtime_ns: now,
             ctime_ns: now,
             appended_from: None,
@@ -482,10 +488,20 @@ impl State {
         }
         let local = self.local.as_mut()?;
         let (change, mtime_ns, size) = (local.change, local.mtime_ns, local.segments.size());
-        let appends_to = local.appended_from.map(|_| self.content_version);
+        let appends = local.appended_from.is_some();
+        // The last close wins, but not a close that failed before others succeeded.
+        let late = local.failed && self.handles.is_empty();
+        let if_version = (appends || late).then_some(self.content_version);
         let drop_privileges = local.outside.is_some();
-        let plan = Plan { mtime_ns, appends_to, drop_privileges, change, size };
+        let plan = Plan { mtime_ns, if_version, appends, drop_privileges, change, size };
         Some((plan, local.segments.plan()))
+    }
+
+    /// The changes could not be committed this time.
+    pub(crate) fn note_failure(&mut self) {
+        if let Some(local) = &mut self.local {
+            local.failed = true;
+        }
     }
 
     /// A commit may have been made, or not.
@@ -532,6 +548,7 @@ impl State {
     ) {
         self.set_attr(attr);
         let Some(local) = &mut self.local else { return };
+        local.outside = local.outside.filter(|change| *change > plan.change);
         if local.began > plan.change {
             // Taken back since, and changed again: what is appended goes behind what there is now.
             return;
@@ -543,7 +560,7 @@ impl State {
             self.local = None;
         } else {
             local.appended_from = (local.other <= plan.change).then_some(plan.size);
-            local.outside = local.outside.filter(|change| *change > plan.change);
+            local.failed = false;
             local.segments.committed(ids);
         }
     }

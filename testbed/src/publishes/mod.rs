@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use odd::PPM_MAX;
 pub use run::{Report, carry_out, run};
 
 use crate::faults::Fault;

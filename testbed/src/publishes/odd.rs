@@ -20,7 +20,7 @@ use crate::ready::Node;
 const CHUNKSERVERS: u64 = 3;
 /// Faster or slower than the right time, so that two clocks never differ by more than is allowed:
 /// `(1 + r) / (1 - r)` is a little more than `1 + 2 r`.
-pub(super) const PPM_MAX: i64 = limits::CLOCK_DRIFT_PPM as i64 / 2 - 100;
+pub const PPM_MAX: i64 = limits::CLOCK_DRIFT_PPM as i64 / 2 - 100;
 const _: () = {
     let (million, allowed) = (1_000_000, limits::CLOCK_DRIFT_PPM as i64);
     assert!((million + PPM_MAX) * million <= (million - PPM_MAX) * (million + allowed));

@@ -96,8 +96,8 @@ mod tests {
     use super::*;
     use crate::NodeRole;
     use crate::faults::Fault;
+    use crate::publishes::PPM_MAX;
     use crate::publishes::Policy;
-    use crate::publishes::odd::PPM_MAX;
 
     fn plan(seed: u64, calm: bool) -> Plan {
         Plan { seed, rounds: 200, masters: 3, edges: 4, shields: 2, policy: Policy::Strict, calm }

@@ -1,7 +1,7 @@
 //! What a machine's clocks show and how slow its disk is, in a file that two processes map: the
 //! testbed writes, a node with `testbed/shim` loaded into it reads. Both compile this file.
 //!
-//! One writer at a time; readers take no lock and allocate nothing, so they may be signal handlers.
+//! One writer at a time; readers take no lock and allocate nothing.
 //! A reader looks at the kernel's clock between two looks at the sequence number, and the writer
 //! between making it odd and even: so every reading belongs to what was in force when it was
 //! taken, and no clock goes back when its rate changes.

@@ -89,7 +89,7 @@ impl Shims {
         self.machines.values().map(NodeShim::syncs).sum()
     }
 
-    /// Checks that the library is in every node that runs: a loader that cannot load it says so
+    /// Checks that every node runs with the library: a loader that cannot load it says so
     /// and goes on, and then nothing would be tested.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Shims {
         for (node, machine) in &self.machines {
             let (runs, reads) = (cluster.pid(*node), machine.control.reader());
             ensure!(
-                runs.is_none_or(|pid| pid == reads),
+                runs == Some(reads),
                 "{node} (process {runs:?}) is without the library that changes its clocks (the \
                  last with it was {reads}): is it linked to glibc, and dynamically?"
             );

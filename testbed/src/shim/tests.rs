@@ -105,7 +105,8 @@ fn no_clock_goes_back_and_no_wait_is_lost_while_rates_change() {
     running.finish(PATIENCE).unwrap().ok().unwrap();
 }
 
-/// Threads that look at the clocks, and one whose waits must be neither too short nor endless.
+/// Threads that look at the clocks, and one whose waits must end: they may be short, as a wait that is
+/// under way when a clock changes ends when it would have.
 #[test]
 #[ignore = "the process of the test above"]
 fn watches() {

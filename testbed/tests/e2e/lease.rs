@@ -206,10 +206,11 @@ async fn an_edge_that_is_off_for_good_is_forgotten_and_no_other() -> Result<()> 
 #[test]
 fn edges_are_named_also_when_the_masters_cannot_be_asked() -> Result<()> {
     let cluster = DevCluster::builder().edges(2).shields(0).seed(seed::or(45)).start()?;
+    // The edge that is frozen may serve on for longer than the test needs.
+    cluster.atoll(&["site", "create", "firm", "--policy", "bounded=100"])?.ok()?;
     let one = version(&cluster, "one")?;
     let first = cluster.deploy(&one, "firm")?;
     let (edge, master) = (Node::edge(1), Node::master(1));
-    // Its lease of ten seconds is waited for, and longer than that the masters are not there.
     cluster.freeze(edge)?;
     let two = version(&cluster, "two")?;
     let words =

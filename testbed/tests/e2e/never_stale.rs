@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use atoll_testbed::checks::{Acknowledged, Publishes, Stale, never_stale_after_ack};
 use atoll_testbed::cluster::host;
 use atoll_testbed::proxy::{MasterLinks, Way};
-use atoll_testbed::publishes::{Act, Hurt, Plan, Policy, Report, Round, Strike, carry_out, run};
+use atoll_testbed::publishes::{
+    Act, Hurt, PPM_MAX, Plan, Policy, Report, Round, Strike, carry_out, run,
+};
 use atoll_testbed::visitors::Crowd;
 use atoll_testbed::{DevCluster, Fault, Node, seed, wait};
 use serde_json::json;
@@ -18,8 +20,6 @@ use serde_json::json;
 use super::{log_of, number, text, word};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Two clocks may differ by 1 %.
-const FAST_PPM: i64 = 4900;
 
 fn plan(seed: u64, calm: bool) -> Plan {
     Plan {
@@ -34,24 +34,27 @@ fn plan(seed: u64, calm: bool) -> Plan {
 }
 
 /// The master fast, the edges slow, and everybody's wall clock wrong, on slow disks.
-fn odd() -> Vec<(u64, Fault)> {
-    let (master, edges) = (Node::master(1), [Node::edge(1), Node::edge(2)]);
+fn odd(edges: u64) -> Vec<(u64, Fault)> {
+    let (master, edges) = (Node::master(1), (1..=edges).map(Node::edge));
     let mut odd = vec![
-        (0, Fault::ClockRate { node: master, ppm: FAST_PPM }),
+        (0, Fault::ClockRate { node: master, ppm: PPM_MAX }),
         (700, Fault::WallClock { node: master, ahead_secs: -7200 }),
         (0, Fault::SlowSyncs { node: master, ms: 50 }),
         (0, Fault::SlowSyncs { node: Node::chunkserver(1), ms: 300 }),
     ];
     for node in edges {
-        odd.push((0, Fault::ClockRate { node, ppm: -FAST_PPM }));
+        odd.push((0, Fault::ClockRate { node, ppm: -PPM_MAX }));
         odd.push((500, Fault::WallClock { node, ahead_secs: 7200 }));
         odd.push((0, Fault::SlowSyncs { node, ms: 200 }));
     }
     odd
 }
 
-fn judged(report: &Report) -> Result<()> {
+/// Every publish was confirmed: the first deploy, those of the round, and one at its end.
+fn judged(report: &Report, round: &Round) -> Result<()> {
     ensure!(report.answers > 100 && report.slow_syncs > 0, "{report:?}");
+    ensure!(report.unconfirmed == 0, "{report:?}");
+    ensure!(report.acknowledged >= round.acts.len() + 2, "{report:?}");
     Ok(())
 }
 
@@ -62,10 +65,12 @@ fn a_frozen_and_a_killed_edge_never_answer_with_what_was_replaced() -> Result<()
         // Past the lease of ten seconds.
         strike(Node::edge(1), Hurt::Suspend, 0, 12_000),
         strike(Node::edge(2), Hurt::Kill, 300, 500),
+        // Awake, with the slowest clock that is allowed, while the master has the fastest.
+        strike(Node::edge(3), Hurt::Cut, 0, 12_000),
     ];
     let acts = vec![(200, Act::Deploy), (0, Act::Promote(1)), (0, Act::Invalidate)];
-    let round = Round { strikes, odd: odd(), acts };
-    judged(&carry_out(&plan(14, false), &[round], None)?)
+    let rounds = [Round { strikes, odd: odd(3), acts }];
+    judged(&carry_out(&plan(14, false), &rounds, None)?, &rounds[0])
 }
 
 /// One edge sleeps; one cannot be heard by the master and is past its lease by its own clock.
@@ -75,11 +80,11 @@ fn past_the_lease(seed: u64, policy: Policy) -> Result<()> {
         strike(Node::edge(1), Hurt::Suspend, 0, 1500),
         strike(Node::edge(2), Hurt::CutThere, 100, 3000),
     ];
-    let mut odd = odd();
+    let mut odd = odd(2);
     odd.push((300, Fault::SkipBootTime { node: Node::edge(2), secs: 12 }));
-    let round = Round { strikes, odd, acts: vec![(200, Act::Deploy), (0, Act::Promote(1))] };
+    let rounds = [Round { strikes, odd, acts: vec![(200, Act::Deploy), (0, Act::Promote(1))] }];
     let plan = Plan { edges: 2, shields: 0, policy, ..plan(seed, false) };
-    judged(&carry_out(&plan, &[round], None)?)
+    judged(&carry_out(&plan, &rounds, None)?, &rounds[0])
 }
 
 #[test]

@@ -119,15 +119,61 @@ fn a_length_of_which_nobody_knows_whether_it_was_set_takes_nothing_that_is_writt
 }
 
 #[test]
+fn what_failed_at_close_comes_late_but_not_after_what_others_wrote() {
+    for theirs in [None, Some("two")] {
+        run(async {
+            let fake = Fake::new();
+            let (one, two) = (fs(&fake), fs(&fake));
+            let inode = save(&one, "f", b"old").await;
+            let handle = one.open(inode, EMPTY).await.unwrap().handle;
+            one.write(handle, 0, b"one", HERE).await.unwrap();
+            fake.faults.silent.store(true, Ordering::Relaxed);
+            lose(&fake, &[Lost::Request]);
+            one.flush(handle).await.unwrap_err();
+            one.release(handle);
+            match theirs {
+                Some(text) => {
+                    let handle = two.open(inode, EMPTY).await.unwrap().handle;
+                    two.write(handle, 0, text.as_bytes(), HERE).await.unwrap();
+                    two.flush(handle).await.unwrap();
+                    two.release(handle);
+                }
+                // That is another version of the inode as well, but of what it holds.
+                None => {
+                    let set = SetAttrs { mode: Some(0o600), ..SetAttrs::default() };
+                    two.setattr(inode, None, set).await.unwrap();
+                }
+            }
+            fake.faults.silent.store(false, Ordering::Relaxed);
+            one.retry_closed().await;
+            let expected = theirs.unwrap_or("one").as_bytes();
+            assert_eq!(fake.committed(inode).unwrap(), expected);
+            assert_eq!(load(&one, "f").await, expected);
+            assert_eq!(one.flush_all().await, 0, "nothing is left to commit");
+        });
+    }
+}
+
+#[test]
 fn what_is_appended_after_a_length_was_in_doubt_is_there_once() {
-    for (lost, size) in
-        [(Lost::Request, 0), (Lost::Reply, 0), (Lost::Request, 20), (Lost::Reply, 20)]
-    {
+    // What is appended before, if anything; to set another length than 0 would commit that.
+    let unsaved = b"unsaved ".as_slice();
+    for (lost, size, before) in [
+        (Lost::Request, 0, b"".as_slice()),
+        (Lost::Reply, 0, b""),
+        (Lost::Request, 20, b""),
+        (Lost::Reply, 20, b""),
+        (Lost::Request, 0, unsaved),
+        (Lost::Reply, 0, unsaved),
+    ] {
         run(async {
             let fake = Fake::new();
             let (one, two) = (fs(&fake), fs(&fake));
             let inode = save(&one, "log", b"0123456789").await;
             let handle = one.open(inode, WRITE).await.unwrap().handle;
+            if !before.is_empty() {
+                one.write(handle, 0, before, APPEND).await.unwrap();
+            }
             fake.faults.silent.store(true, Ordering::Relaxed);
             lose(&fake, &[lost]);
             let set = SetAttrs { size: Some(size), ..SetAttrs::default() };
@@ -144,9 +190,10 @@ fn what_is_appended_after_a_length_was_in_doubt_is_there_once() {
             if lost == Lost::Reply {
                 expected.resize(usize::try_from(size).unwrap(), 0);
             }
-            expected.extend(b"theirs own");
+            expected.extend([b"theirs ", before, b"own"].concat());
             let found = fake.committed(inode).unwrap();
-            assert_eq!(found, expected, "{lost:?} {size}: {}", String::from_utf8_lossy(&found));
+            let shown = String::from_utf8_lossy(&found);
+            assert_eq!(found, expected, "{lost:?} {size} {before:?}: {shown}");
         });
     }
 }
