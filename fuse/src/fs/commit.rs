@@ -198,7 +198,7 @@ impl<S: Store> FileSystem<S> {
         let settled = state.content().filter(|_| !state.has_stale_pages());
         drop(state);
         let mut inodes = lock(&self.inodes);
-        inodes.tell(attr);
+        inodes.committed(attr);
         inodes.cache(file.inode, settled);
     }
 

@@ -29,6 +29,8 @@ struct Known {
     /// The latest version that was heard of: a listing, or an answer that was overtaken, tells of
     /// earlier ones.
     newest: u64,
+    /// The version that this mount's latest commit of a content made.
+    committed: u64,
     /// Since when it is known that there are no extended attributes.
     without_xattrs: Option<Instant>,
     /// The content the kernel's page cache holds pages of, when it is only one.
@@ -106,9 +108,17 @@ impl Inodes {
         self.known.get_mut(&attr.inode).is_some_and(|known| known.hear(attr))
     }
 
-    /// The latest version of an inode's attributes that was heard of, 0 for none.
-    pub(crate) fn newest(&self, inode: InodeId) -> u64 {
-        self.known.get(&inode).map_or(0, |known| known.newest)
+    /// This mount has committed a content.
+    pub(crate) fn committed(&mut self, attr: &Attr) {
+        self.tell(attr);
+        if let Some(known) = self.known.get_mut(&attr.inode) {
+            known.committed = attr.version;
+        }
+    }
+
+    /// The version that this mount's latest commit of a content made, 0 for none.
+    pub(crate) fn last_commit(&self, inode: InodeId) -> u64 {
+        self.known.get(&inode).map_or(0, |known| known.committed)
     }
 
     /// Whether it is known that an inode has no extended attributes, as of a moment ago.

@@ -35,6 +35,9 @@ pub struct OpenedFile {
     pub attr_changed: bool,
 }
 
+/// How often an open asks when commits of this mount overtake the answers.
+const QUESTIONS_MAX: u32 = 16;
+
 impl<S: Store> FileSystem<S> {
     /// Opens a file.
     ///
@@ -65,15 +68,21 @@ impl<S: Store> FileSystem<S> {
         if let Some(file) = self.share(inode, number, how) {
             return Ok(file);
         }
+        let mut questions = 0;
         let (attr, opened, mut files) = loop {
-            let known = lock(&self.inodes).newest(inode);
+            if questions == QUESTIONS_MAX {
+                let reason = "the file is written and closed here all the time".to_owned();
+                return Err(FsError::Stalled { reason });
+            }
+            questions += 1;
+            let known = lock(&self.inodes).last_commit(inode);
             let (attr, opened) = self.ask(inode, how.truncate).await?;
             let files = lock(&self.files);
             // Another handle may have committed and closed the file while this waited for the answer: a
             // content from before must not be taken for the newest. What was known before the question
             // and is not true any more is another story: the masters' state was restored.
-            let newest = lock(&self.inodes).newest(inode);
-            if files.contains_key(&inode) || newest <= attr.version || newest == known {
+            let last = lock(&self.inodes).last_commit(inode);
+            if files.contains_key(&inode) || last <= attr.version || last == known {
                 break (attr, opened, files);
             }
         };

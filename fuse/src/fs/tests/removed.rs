@@ -131,6 +131,31 @@ fn an_open_that_a_close_overtakes_finds_what_was_closed() {
 }
 
 #[test]
+fn an_open_that_other_attributes_overtake_does_not_ask_again() {
+    run(async {
+        let fake = Fake::new();
+        let fs = fs(&fake);
+        let inode = save(&fs, "a", b"0123456789").await;
+        let held = fake.extents_gate.acquire_many(1000).await.unwrap();
+        let before = fake.extents_asked.load(Ordering::Relaxed);
+        let open = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.open(inode, WRITE).await.unwrap().handle }
+        });
+        while fake.extents_asked.load(Ordering::Relaxed) == before {
+            tokio::task::yield_now().await;
+        }
+        let set = SetAttrs { mode: Some(0o600), ..SetAttrs::default() };
+        fs.setattr(inode, None, set).await.unwrap();
+        drop(held);
+        let handle = open.await.unwrap();
+        assert_eq!(fake.extents_asked.load(Ordering::Relaxed), before + 1);
+        assert_eq!(fs.read(handle, 0, 99).await.unwrap(), "0123456789");
+        fs.release(handle);
+    });
+}
+
+#[test]
 fn a_flush_during_a_removal_does_not_fail() {
     run(async {
         let fake = Fake::new();
