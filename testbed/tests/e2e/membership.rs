@@ -155,6 +155,58 @@ async fn a_chunkserver_is_drained_under_load_and_removed() -> Result<()> {
     cluster.finish()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_chunkservers_are_replaced_by_hand_and_a_drain_is_taken_back() -> Result<()> {
+    let seed = seed::or(33);
+    let cluster = DevCluster::builder().chunkservers(4).edges(1).shields(1).seed(seed).start()?;
+    let tree = heavy(seed, 6);
+    let source = cluster.work().join("site");
+    tree.write(&source)?;
+    cluster.deploy(&source, "kept")?;
+    cluster.atoll(&["upload", word(&source), "/tree"])?.ok()?;
+    clean(&cluster)?;
+
+    // What has moved by then returns, and nothing is lacking.
+    cluster.atoll(&["node", "drain", "chunkserver-1"])?.ok()?;
+    wait::until("some of it has moved", PATIENCE, || {
+        let one = listed(&cluster, "chunkserver-1")?;
+        Ok((number(&one, "groups") < 3072).then_some(()))
+    })?;
+    cluster.atoll(&["node", "undrain", "chunkserver-1"])?.ok()?;
+    clean(&cluster)?;
+    let one = listed(&cluster, "chunkserver-1")?;
+    ensure!(one["duty"] == "active" && number(&one, "groups") > 0, "{one}");
+    ensure_kept(&cluster, "/tree", &tree)?;
+
+    // Lost for good: a new one and the others take its groups over.
+    cluster.kill9(Node::chunkserver(2))?;
+    let data = cluster.data();
+    cluster.atoll(&["dev", "add", "chunkserver", "--data", word(&data)])?.ok()?;
+    let replace = ["node", "replace", "chunkserver-2", "chunkserver-5", "--wait"];
+    cluster.atoll(&replace)?.ok()?;
+    let (two, five) = (listed(&cluster, "chunkserver-2")?, listed(&cluster, "chunkserver-5")?);
+    ensure!(number(&two, "groups") == 0 && two["duty"] == "gone", "{two}");
+    ensure!(number(&five, "groups") > 0, "{five}");
+    clean(&cluster)?;
+    cluster.atoll(&["node", "rm", "chunkserver-2"])?.ok()?;
+    ensure!(listed(&cluster, "chunkserver-2").is_err(), "it is still listed");
+    ensure_kept(&cluster, "/tree", &tree)?;
+
+    // Another one, given up with what it has.
+    cluster.kill9(Node::chunkserver(4))?;
+    cluster.atoll(&["node", "rm", "chunkserver-4"])?.expect_code(4)?;
+    cluster.atoll(&["node", "rm", "chunkserver-4", "--force"])?.ok()?;
+    clean(&cluster)?;
+    ensure!(listed(&cluster, "chunkserver-4").is_err(), "it is still listed");
+    ensure_kept(&cluster, "/tree", &tree)?;
+    ensure_served_everywhere(&cluster, "kept", &tree, &[Version::H2]).await?;
+    cluster.atoll(&["fsck", "--json"])?.ok()?;
+    for number in ["2", "4"] {
+        cluster.atoll(&["dev", "rm", "chunkserver", number, "--data", word(&data)])?.ok()?;
+    }
+    cluster.finish()
+}
+
 /// `atoll status` says that every group has all its copies.
 fn clean(cluster: &DevCluster) -> Result<()> {
     wait::until("status is clean", PATIENCE, || {

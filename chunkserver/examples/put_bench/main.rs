@@ -4,8 +4,10 @@
 //! 16 writers put chunks of one length; each put returns when it is synced. In turn, round by
 //! round on the same disk: a plain file to which the same batches are appended and synced with
 //! `fdatasync`; the store with everything in the database, large chunks in its blob files; the
-//! store with large chunks in segment files. Medians of the rounds; the ratio is to the plain file
-//! of the same round.
+//! store with large chunks in segment files; a whole chunkserver with the same store, asked by QUIC
+//! from this process. Medians of the rounds; the ratio is to the plain file of the same round.
+
+mod server;
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -38,6 +40,7 @@ enum Target {
     PlainFile,
     BlobFiles,
     Segments,
+    Server,
 }
 
 /// One round of one target.
@@ -48,7 +51,8 @@ struct Run {
     p99: Duration,
     written: f64,
     cpu_s_per_gb: f64,
-    syncs_per_put: f64,
+    /// Not known of a whole server.
+    syncs_per_put: Option<f64>,
 }
 
 fn main() -> Outcome<()> {
@@ -74,7 +78,9 @@ fn main() -> Outcome<()> {
         let bytes = if len < 64 << 10 { BYTES_SMALL } else { BYTES };
         let chunks: Vec<NewChunk> = (0..bytes / len).map(|n| chunk(n as u64, len)).collect();
         let mut runs: Vec<(Target, Vec<Run>)> =
-            [Target::PlainFile, Target::BlobFiles, Target::Segments].map(|it| (it, vec![])).into();
+            [Target::PlainFile, Target::BlobFiles, Target::Segments, Target::Server]
+                .map(|it| (it, vec![]))
+                .into();
         for number in 0..ROUNDS {
             for turn in 0..runs.len() {
                 // Each target comes after each other one.
@@ -117,16 +123,19 @@ fn row(len: usize, target: Target, runs: &[Run]) -> String {
         Target::PlainFile => "plain file",
         Target::BlobFiles => "blob files",
         Target::Segments => "segments",
+        Target::Server => "a chunkserver over QUIC",
     };
+    let known = runs.iter().all(|run| run.syncs_per_put.is_some());
+    let syncs = median(|run| run.syncs_per_put.unwrap_or_default());
+    let syncs = if known { format!("{syncs:.3}") } else { "-".to_owned() };
     format!(
-        "| {} KiB | {name} | {:.0} | {:.2} | {:.1} | {:.2} | {:.2} | {:.3} |",
+        "| {} KiB | {name} | {:.0} | {:.2} | {:.1} | {:.2} | {:.2} | {syncs} |",
         len >> 10,
         median(|run| run.mb_per_s),
         median(|run| run.ratio),
         median(|run| run.p99.as_secs_f64() * 1e3),
         median(|run| run.written),
         median(|run| run.cpu_s_per_gb),
-        median(|run| run.syncs_per_put),
     )
 }
 
@@ -139,7 +148,24 @@ async fn round(dir: &Path, target: Target, chunks: &[NewChunk]) -> Outcome<Run> 
                 let file = file.clone();
                 async move { file.put(chunk).await }
             };
-            measure(chunks, put, || syncs.syncs(), || {}).await
+            measure(chunks, put, || Some(syncs.syncs()), || {}).await
+        }
+        Target::Server => {
+            let server = server::Server::start(dir).await?;
+            let client = server.client();
+            let put = move |chunk: NewChunk| {
+                let client = client.clone();
+                async move {
+                    let failed = |error: atoll_net::CallError| StoreError::Disk {
+                        verb: "put",
+                        reason: error.to_string(),
+                    };
+                    client.put(chunk.id, chunk.bytes).await.map_err(failed)
+                }
+            };
+            let run = measure(chunks, put, || None, || {}).await?;
+            server.stop().await?;
+            Ok(run)
         }
         Target::BlobFiles | Target::Segments => {
             let from = if target == Target::Segments { 64 << 10 } else { usize::MAX };
@@ -151,7 +177,7 @@ async fn round(dir: &Path, target: Target, chunks: &[NewChunk]) -> Outcome<Run> 
                 let writer = Arc::clone(&writer);
                 async move { writer.put(vec![chunk]).await }
             };
-            let syncs = || store.syncs() - before;
+            let syncs = || Some(store.syncs() - before);
             let close = || {
                 stop.0.stop();
                 stop.1.close();
@@ -165,7 +191,7 @@ async fn round(dir: &Path, target: Target, chunks: &[NewChunk]) -> Outcome<Run> 
 async fn measure<F>(
     chunks: &[NewChunk],
     put: impl Fn(NewChunk) -> F + Clone + Send + 'static,
-    syncs: impl Fn() -> u64,
+    syncs: impl Fn() -> Option<u64>,
     close: impl FnOnce(),
 ) -> Outcome<Run>
 where
@@ -202,7 +228,7 @@ where
         p99: took[took.len() * 99 / 100],
         written: (written_bytes()? - written) as f64 / bytes as f64,
         cpu_s_per_gb: (cpu_s()? - cpu) * 1e9 / bytes as f64,
-        syncs_per_put: syncs as f64 / took.len() as f64,
+        syncs_per_put: syncs.map(|syncs| syncs as f64 / took.len() as f64),
     })
 }
 
