@@ -6,14 +6,14 @@ use std::future::Future;
 use std::pin::Pin;
 
 use atoll_client::{ClientError, Cluster, PageSource};
-use atoll_proto::cluster::ClusterView;
+use atoll_proto::cluster::{ClusterView, NodeState};
 use atoll_proto::content::ExtentList;
 use atoll_proto::erase::Erasure;
 use atoll_proto::manifest::Page;
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::namespace::{FileKind, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::{Deploy, Site};
-use atoll_proto::{ChunkId, Code, Content, DeployId, InodeId, Seq, SiteName, limits};
+use atoll_proto::{ChunkId, Code, Content, DeployId, InodeId, NodeId, Seq, SiteName, limits};
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::copies::{Copies, State};
@@ -52,6 +52,8 @@ pub(super) struct Walk<'a> {
     tell: Tell<'a>,
     good: HashSet<ChunkId>,
     bad: HashSet<(ChunkId, Problem)>,
+    /// Pages and lists that no server said it lacks, and that could not be read all the same.
+    unread: HashMap<ChunkId, Problem>,
     /// Pages with nothing wrong in them or below.
     clean: HashSet<ChunkId>,
     totals: Totals,
@@ -96,6 +98,7 @@ impl<'a> Walk<'a> {
             tell,
             good: HashSet::new(),
             bad: HashSet::new(),
+            unread: HashMap::new(),
             clean: HashSet::new(),
             totals: Totals::default(),
         }
@@ -175,8 +178,14 @@ impl<'a> Walk<'a> {
         let mut well = self.chunks(&content.direct_chunks(), place).await?;
         let Content::Lists { lists, .. } = content else { return Ok(well) };
         for (_, id) in lists {
-            // What cannot be read was found above.
-            let Ok(bytes) = self.cluster.read_chunk(*id).await else { continue };
+            let bytes = match self.cluster.read_chunk(*id).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.unreadable(*id, error, place).await?;
+                    well = false;
+                    continue;
+                }
+            };
             let extents = ExtentList::decode(&bytes).map_err(|error| {
                 Failure::Failed(format!("{}: list {}: {error}", place.shown(), id.short()))
             })?;
@@ -199,15 +208,7 @@ impl<'a> Walk<'a> {
         let kept = self.kept(&unsure).await?;
         let mut well = true;
         for (id, known) in unsure.into_iter().zip(kept) {
-            let problem = match self.copies.state(self.view, &id) {
-                _ if self.erased.get(&id) == Some(&Erasure::Erased) => Some(Problem::Erased),
-                _ if !known => Some(Problem::Missing),
-                State::Good => None,
-                State::Few => Some(Problem::UnderReplicated),
-                State::Unreachable => Some(Problem::Unreachable),
-                State::Lost => Some(Problem::Lost),
-            };
-            let Some(problem) = problem else {
+            let Some(problem) = self.problem(&id, known) else {
                 if self.good.len() >= REMEMBERED_MAX {
                     self.good.clear();
                 }
@@ -217,6 +218,62 @@ impl<'a> Walk<'a> {
             well &= !self.confirmed(id, problem, place).await?;
         }
         Ok(well)
+    }
+
+    /// What is wrong with a chunk, which the master keeps or not, as far as is known without reading.
+    fn problem(&self, id: &ChunkId, kept: bool) -> Option<Problem> {
+        if self.erased.get(id) == Some(&Erasure::Erased) {
+            return Some(Problem::Erased);
+        }
+        if let Some(problem) = self.unread.get(id) {
+            return Some(*problem);
+        }
+        if !kept {
+            return Some(Problem::Missing);
+        }
+        match self.copies.state(self.view, id) {
+            State::Good => None,
+            State::Few => Some(Problem::UnderReplicated),
+            State::Unreachable => Some(Problem::Unreachable),
+            State::Lost => Some(Problem::Lost),
+        }
+    }
+
+    /// A page or list of a place could not be read: what it refers to is not known. That is told,
+    /// unless it was when the chunks of the place were looked at.
+    async fn unreadable(
+        &mut self,
+        id: ChunkId,
+        error: ClientError,
+        place: &Place,
+    ) -> Result<(), Failure> {
+        // Any other says nothing about the chunk.
+        if !matches!(error, ClientError::Lost { .. }) {
+            return Err(error.into());
+        }
+        let told = [Problem::Lost, Problem::Unreachable, Problem::Erased];
+        if told.iter().any(|problem| self.bad.contains(&(id, *problem))) {
+            return Ok(());
+        }
+        let all = Box::pin(self.all_can_be_asked(id)).await?;
+        let problem = if all { Problem::Lost } else { Problem::Unreachable };
+        self.good.remove(&id);
+        self.unread.insert(id, problem);
+        self.bad.insert((id, problem));
+        self.tell.finding(&Finding { problem, chunk: id, place: place.shown() })
+    }
+
+    /// Whether everybody who may have a chunk answers at this moment.
+    async fn all_can_be_asked(&self, id: ChunkId) -> Result<bool, Failure> {
+        let view = self.cluster.refresh_view().await?;
+        let readers: Vec<NodeId> = view.table.readers(id.pg()).collect();
+        for reader in &readers {
+            let up = view.node(*reader).is_some_and(|node| node.state == NodeState::Up);
+            if !up || self.cluster.lacking(*reader, 1).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(!readers.is_empty())
     }
 
     /// For each of these chunks whether the master keeps it: it knows it, and that something needs
@@ -274,8 +331,12 @@ impl<'a> Walk<'a> {
                 if content.direct_chunks().contains(&id) {
                     return Ok(true);
                 }
-                let extents = self.cluster.extents(&content).await?;
-                Ok(extents.iter().any(|extent| extent.id == Some(id)))
+                match self.cluster.extents(&content).await {
+                    Ok(extents) => Ok(extents.iter().any(|extent| extent.id == Some(id))),
+                    // It did a moment ago; what became of it nobody can tell.
+                    Err(ClientError::Lost { .. }) => Ok(true),
+                    Err(error) => Err(error.into()),
+                }
             }
             Place::Deploy { site, deploy, .. } => {
                 Ok(self.deploys(site).await?.iter().any(|it| it.id == *deploy))
@@ -307,28 +368,24 @@ impl<'a> Walk<'a> {
     }
 
     async fn deploy(&mut self, site: &SiteName, deploy: DeployId) -> Result<(), Failure> {
-        let place = Place::Deploy {
-            site: site.clone(),
-            deploy,
-            path: "every file (its root page)".to_owned(),
-        };
         if self.clean.contains(&deploy) {
             return Ok(());
         }
-        let well = self.chunks(&[deploy], &place).await?;
-        // One with few copies can be read all the same; one that cannot be read was told.
-        if well || self.cluster.page(deploy).await.is_ok() {
-            self.page(site, deploy, deploy, 0).await?;
-        }
+        let path = "every file (its root page)".to_owned();
+        let place = Place::Deploy { site: site.clone(), deploy, path: path.clone() };
+        self.chunks(&[deploy], &place).await?;
+        self.page(site, deploy, deploy, path, 0).await?;
         Ok(())
     }
 
-    /// A page that is well, and everything below it. Whether all of that is.
+    /// A page, whose chunk was looked at, and everything below it; `path` is what it stands for.
+    /// Whether it can be read and all below it is well.
     fn page<'b>(
         &'b mut self,
         site: &'b SiteName,
         deploy: DeployId,
         id: ChunkId,
+        path: String,
         depth: usize,
     ) -> Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'b>> {
         Box::pin(async move {
@@ -339,7 +396,13 @@ impl<'a> Walk<'a> {
                 return Err(Failure::Failed(format!("deploy {deploy} has pages without end")));
             }
             let at = |path: String| Place::Deploy { site: site.clone(), deploy, path };
-            let page = self.cluster.page(id).await?;
+            let page = match self.cluster.page(id).await {
+                Ok(page) => page,
+                Err(error) => {
+                    self.unreadable(id, error, &at(path)).await?;
+                    return Ok(false);
+                }
+            };
             let mut well = true;
             let children: Vec<(ChunkId, String)> = match &*page {
                 Page::RootV1(root) => {
@@ -369,13 +432,9 @@ impl<'a> Walk<'a> {
                 }
             };
             for (child, path) in children {
-                let readable = self.chunks(&[child], &at(path)).await?;
+                well &= self.chunks(&[child], &at(path.clone())).await?;
                 // One with few copies can be read all the same.
-                if readable || self.cluster.page(child).await.is_ok() {
-                    well &= readable & self.page(site, deploy, child, depth + 1).await?;
-                } else {
-                    well = false;
-                }
+                well &= self.page(site, deploy, child, path, depth + 1).await?;
             }
             if well {
                 self.clean.insert(id);
