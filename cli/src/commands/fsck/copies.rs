@@ -59,6 +59,9 @@ impl Copies {
         let servers = view.nodes.iter().filter(|node| node.info.kind == NodeKind::Chunkserver);
         for node in servers {
             let (id, name) = (node.info.id, &node.info.name);
+            if node.state == NodeState::Down && !is_relied_on(view, id) {
+                continue;
+            }
             if node.state == NodeState::Down {
                 copies.silent(id, format!("{name} is down"));
                 continue;
@@ -112,6 +115,12 @@ impl Copies {
             _ => State::Few,
         }
     }
+}
+
+/// Whether a chunkserver is needed for any group. One that was replaced is not, nor one that has
+/// been drained.
+fn is_relied_on(view: &ClusterView, id: NodeId) -> bool {
+    view.table.groups_of(id) != (0, 0)
 }
 
 #[cfg(test)]
@@ -183,5 +192,13 @@ mod tests {
             ..Copies::default()
         };
         assert_eq!(copies.state(&moving, &id), State::Few, "an old member still has it");
+    }
+
+    #[test]
+    fn a_server_without_groups_is_not_relied_on() {
+        let mut view = view(&[1, 2, 3]);
+        assert!(is_relied_on(&view, NodeId(1)) && !is_relied_on(&view, NodeId(4)));
+        view.table.leaving = vec![(ChunkId::of(b"x").pg(), vec![NodeId(4)])];
+        assert!(is_relied_on(&view, NodeId(4)), "it still has what moves away from it");
     }
 }
