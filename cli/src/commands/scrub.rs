@@ -98,7 +98,7 @@ fn corrupt(status: &Status) -> u64 {
 }
 
 /// Servers that are up and have not carried out the scrub.
-fn behind(status: &Status, scrub: u64) -> impl Iterator<Item = &ChunkserverStatus> {
+pub(super) fn behind(status: &Status, scrub: u64) -> impl Iterator<Item = &ChunkserverStatus> {
     status.chunkservers.iter().filter(move |server| server.up && server.stat.scrubbed < scrub)
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use atoll_client::Cluster;
 use atoll_proto::cluster::{ClusterView, NodeKind, NodeState};
+use atoll_proto::master::Status;
 use atoll_proto::{ChunkId, NodeId};
 
 use crate::commands::status;
@@ -29,6 +30,8 @@ pub(super) enum State {
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     lacking: HashMap<ChunkId, Vec<NodeId>>,
+    /// Those of them that some server which lacks them has not asked all the others for yet.
+    untried: HashSet<ChunkId>,
     /// Servers that could not be asked.
     silent: HashSet<NodeId>,
     /// Why each of them could not.
@@ -42,8 +45,13 @@ pub(super) struct Copies {
 impl Copies {
     /// Asks every chunkserver.
     pub(super) async fn ask(cluster: &Cluster, view: &ClusterView) -> Result<Copies, Failure> {
-        let mut copies = Copies::default();
         let status = status::settled(cluster).await?;
+        Ok(Self::of(cluster, view, &status).await)
+    }
+
+    /// Asks every chunkserver, going by a status that was just asked for.
+    pub(super) async fn of(cluster: &Cluster, view: &ClusterView, status: &Status) -> Copies {
+        let mut copies = Copies::default();
         for server in status.chunkservers.iter().filter(|server| server.up) {
             let name = &server.name;
             // It does not know itself yet what it lacks.
@@ -52,7 +60,7 @@ impl Copies {
                     .silent(server.id, format!("{name} lost its store and is being filled again"));
             } else if server.in_sync.is_none() && server.groups > 0 {
                 copies.silent(server.id, format!("{name} has not been compared yet"));
-            } else if status::differs(server, &status) {
+            } else if status::differs(server, status) {
                 copies.reasons.push(format!("{name} has not exactly what it should have"));
             }
         }
@@ -74,13 +82,16 @@ impl Copies {
                     copies.cut |= !all;
                     for lacking in lacking {
                         copies.dead_letters += u64::from(lacking.dead);
+                        if lacking.attempts == 0 {
+                            copies.untried.insert(lacking.id);
+                        }
                         copies.lacking.entry(lacking.id).or_default().push(id);
                     }
                 }
                 Err(error) => copies.silent(id, format!("{name} cannot be asked: {error}")),
             }
         }
-        Ok(copies)
+        copies
     }
 
     fn silent(&mut self, node: NodeId, reason: String) {
@@ -91,6 +102,17 @@ impl Copies {
     /// Chunks that somebody lacks.
     pub(super) fn lacking(&self) -> usize {
         self.lacking.len()
+    }
+
+    /// Chunks that somebody lacks and that may still come: all but those of which every server that
+    /// should have them was asked in vain.
+    pub(super) fn to_fetch(&self, view: &ClusterView) -> usize {
+        let gone = |id: &&ChunkId| {
+            let alone = view.table.readers(id.pg()).nth(1).is_none();
+            (alone || !self.untried.contains(*id)) && self.state(view, id) == State::Lost
+        };
+        let gone = self.lacking.keys().filter(gone).count();
+        (self.lacking.len() - gone).max(usize::from(self.cut))
     }
 
     /// How a chunk does, going by what was asked.
@@ -192,6 +214,28 @@ mod tests {
             ..Copies::default()
         };
         assert_eq!(copies.state(&moving, &id), State::Few, "an old member still has it");
+    }
+
+    #[test]
+    fn what_nobody_has_is_not_waited_for_once_everybody_was_asked() {
+        let three = view(&[1, 2, 3]);
+        let id = ChunkId::of(b"x");
+        let lacking = |lack: &[u64]| Copies {
+            lacking: HashMap::from([(id, lack.iter().map(|id| NodeId(*id)).collect())]),
+            ..Copies::default()
+        };
+        assert_eq!(Copies::default().to_fetch(&three), 0);
+        assert_eq!(lacking(&[1, 2]).to_fetch(&three), 1);
+        assert_eq!(lacking(&[1, 2, 3]).to_fetch(&three), 0);
+        let untried = Copies { untried: HashSet::from([id]), ..lacking(&[1, 2, 3]) };
+        assert_eq!(untried.to_fetch(&three), 1, "it may be in somebody's quarantine");
+        let silent = Copies { silent: HashSet::from([NodeId(3)]), ..lacking(&[1, 2]) };
+        assert_eq!(silent.to_fetch(&three), 1, "the one that is silent may have it");
+        let cut = Copies { cut: true, ..lacking(&[1, 2, 3]) };
+        assert_eq!(cut.to_fetch(&three), 1, "there is more that was not listed");
+        // A server without others to ask never asks.
+        let alone = Copies { untried: HashSet::from([id]), ..lacking(&[1]) };
+        assert_eq!(alone.to_fetch(&view(&[1])), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::collection::upkeep;
 use super::published::millis;
+use super::{scrub, status};
 use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::output::Output;
@@ -35,15 +36,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
   atoll fsck --repair
   atoll fsck --json
 
-It changes nothing unless told to --repair: then the chunkservers fetch again what they had given up,
-all references are counted again, and it checks once more. A chunk that nobody has in good order any
-more comes back when its bytes are uploaded again: atoll deploy --reupload, or atoll upload --reupload.
+It goes by what the chunkservers know of what they have, and changes nothing unless told to --repair:
+then they verify all their bytes and fetch again what is bad or was given up, all references are
+counted again, and it checks once more. A chunk that nobody has in good order any more comes back when
+its bytes are uploaded again: atoll deploy --reupload, or atoll upload --reupload.
 Exit code 0 only if everything is well.")]
 pub(crate) struct FsckArgs {
     /// Have what can be mended mended
     #[arg(long)]
     repair: bool,
-    /// With --repair: wait at most this long for copies to be fetched
+    /// With --repair: wait at most this long for everything to be verified and for copies to be fetched
     #[arg(long, value_name = "SECS", default_value_t = 60)]
     timeout: u64,
 }
@@ -169,15 +171,19 @@ pub(crate) async fn run(context: &Context, args: FsckArgs) -> Result<(), Failure
     let started = Instant::now();
     let cluster = context.cluster().await?;
     let (mut totals, mut copies) = check(context, &cluster).await?;
-    let mut recount = None;
+    let (mut recount, mut unverified) = (None, Vec::new());
     if args.repair {
-        context.out.note("repairing: fetching copies again, counting all references again");
+        context.out.note(
+            "repairing: verifying everything, fetching copies again, counting all references again",
+        );
         let timeout = Duration::from_secs(args.timeout);
-        recount = Some(RecountObject::from(repair(context, &cluster, timeout).await?));
+        let repaired = repair(context, &cluster, timeout).await?;
+        recount = Some(RecountObject::from(repaired.recount));
+        unverified = repaired.unverified;
         context.out.note("checking once more");
         (totals, copies) = check(context, &cluster).await?;
     }
-    let reasons = reasons(&totals, &copies, recount.as_ref());
+    let reasons = reasons(&totals, &copies, recount.as_ref(), &unverified);
     let clean = reasons.is_empty();
     let done = DoneObject {
         event: "done",
@@ -215,17 +221,24 @@ async fn check(context: &Context, cluster: &Cluster) -> Result<(Totals, Copies),
     Ok((totals?, copies))
 }
 
+/// What a repair came to.
+struct Repaired {
+    recount: AuditView,
+    /// Chunkservers that are up and had not verified everything in time.
+    unverified: Vec<String>,
+}
+
 /// Has everything mended that can be.
 async fn repair(
     context: &Context,
     cluster: &Cluster,
     timeout: Duration,
-) -> Result<AuditView, Failure> {
+) -> Result<Repaired, Failure> {
     let progress = Progress::new(&context.out);
     let mut before = audit(cluster, false).await?.ended;
     audit(cluster, true).await?;
     // Whoever had given up a chunk tries again, and what is bad unnoticed is found.
-    upkeep(cluster, UpkeepOp::Scrub).await?;
+    let scrub = upkeep(cluster, UpkeepOp::Scrub).await?;
     let now = Instant::now();
     // So long that it overflows is as long as it takes.
     let (until, counted_until) =
@@ -240,25 +253,43 @@ async fn repair(
             recount.running = true;
         }
         let counted = !recount.running && recount.ended > before;
-        if !counted && over(counted_until) {
-            progress.clear();
+        let uncounted = !counted && over(counted_until);
+        if uncounted {
             recount.failure = Some("they were not counted in time; run it again".to_owned());
-            return Ok(recount);
         }
-        let view = cluster.refresh_view().await?;
-        let lacking = Copies::ask(cluster, &view).await?.lacking();
-        // Copies that nobody has never come.
-        if counted && (lacking == 0 || over(until)) {
+        let status = status::ask(cluster).await?;
+        let unverified: Vec<String> =
+            scrub::behind(&status, scrub).map(|server| server.name.clone()).collect();
+        // What is bad counts as lacking only once it was found: before, nothing is settled.
+        let to_fetch = if unverified.is_empty() {
+            let view = cluster.refresh_view().await?;
+            Some(Copies::of(cluster, &view, &status).await.to_fetch(&view))
+        } else {
+            None
+        };
+        let settled = to_fetch == Some(0) || over(until);
+        if uncounted || (counted && settled) {
             progress.clear();
-            return Ok(recount);
+            return Ok(Repaired { recount, unverified });
         }
-        progress.say(format!(
-            "repairing: {} to fetch{}",
-            text::count(lacking as u64, "chunk"),
-            if counted { "" } else { ", counting references" }
-        ));
+        progress.say(waiting(unverified.len(), to_fetch.unwrap_or(0), counted));
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// What a repair waits for.
+fn waiting(unverified: usize, to_fetch: usize, counted: bool) -> String {
+    let mut parts = Vec::new();
+    if unverified > 0 {
+        parts.push(format!("{} to verify", text::count(unverified as u64, "chunkserver")));
+    }
+    if to_fetch > 0 {
+        parts.push(format!("{} to fetch", text::count(to_fetch as u64, "chunk")));
+    }
+    if !counted {
+        parts.push("counting references".to_owned());
+    }
+    format!("repairing: {}", parts.join(", "))
 }
 
 async fn audit(cluster: &Cluster, start: bool) -> Result<AuditView, Failure> {
@@ -269,7 +300,12 @@ async fn audit(cluster: &Cluster, start: bool) -> Result<AuditView, Failure> {
 }
 
 /// Why not everything is well; nothing when it is.
-fn reasons(totals: &Totals, copies: &Copies, recount: Option<&RecountObject>) -> Vec<String> {
+fn reasons(
+    totals: &Totals,
+    copies: &Copies,
+    recount: Option<&RecountObject>,
+    unverified: &[String],
+) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut count = |number: u64, what: &str| {
         if number > 0 {
@@ -286,6 +322,13 @@ fn reasons(totals: &Totals, copies: &Copies, recount: Option<&RecountObject>) ->
     reasons.extend(copies.reasons.iter().cloned());
     if copies.cut {
         reasons.push("some server lacks more than was looked at".to_owned());
+    }
+    if !unverified.is_empty() {
+        reasons.push(format!(
+            "not everything was verified in time by {} (they go on: run it again, with a longer \
+             --timeout)",
+            unverified.join(", ")
+        ));
     }
     if let Some(failure) = recount.and_then(|recount| recount.failure.as_ref()) {
         reasons.push(format!("references are not counted: {failure}"));
@@ -337,11 +380,11 @@ mod tests {
     #[test]
     fn every_kind_of_trouble_is_a_reason() {
         let well = Totals { files: 3, deploys: 1, references: 9, ..Totals::default() };
-        assert!(reasons(&well, &Copies::default(), None).is_empty());
+        assert!(reasons(&well, &Copies::default(), None, &[]).is_empty());
         let check = |spoil: fn(&mut Totals), word: &str| {
             let mut totals = well;
             spoil(&mut totals);
-            let said = reasons(&totals, &Copies::default(), None).join("; ");
+            let said = reasons(&totals, &Copies::default(), None, &[]).join("; ");
             assert!(said.contains(word), "{said}");
         };
         check(|t| t.lost = 1, "1 chunk lost");
@@ -350,14 +393,23 @@ mod tests {
         check(|t| t.missing = 1, "not known to the master as needed");
         let mut silent = Copies::default();
         silent.reasons.push("c1 is down".into());
-        assert_eq!(reasons(&well, &silent, None), ["c1 is down"]);
+        assert_eq!(reasons(&well, &silent, None, &[]), ["c1 is down"]);
         let mut cut = Copies::default();
         cut.cut = true;
-        assert_eq!(reasons(&well, &cut, None).len(), 1);
+        assert_eq!(reasons(&well, &cut, None, &[]).len(), 1);
         let failed = RecountObject::from(AuditView {
             failure: Some("a page".into()),
             ..AuditView::default()
         });
-        assert!(reasons(&well, &Copies::default(), Some(&failed))[0].contains("a page"));
+        assert!(reasons(&well, &Copies::default(), Some(&failed), &[])[0].contains("a page"));
+        let late = ["c1".to_owned(), "c2".to_owned()];
+        let said = reasons(&well, &Copies::default(), None, &late);
+        assert!(said.len() == 1 && said[0].contains("in time by c1, c2"), "{said:?}");
+    }
+
+    #[test]
+    fn a_repair_says_all_it_waits_for() {
+        assert_eq!(waiting(2, 0, true), "repairing: 2 chunkservers to verify");
+        assert_eq!(waiting(0, 1, false), "repairing: 1 chunk to fetch, counting references");
     }
 }
