@@ -97,6 +97,21 @@ impl Breaker {
         self.released.remove(&drop.pg);
         Leave::Granted
     }
+
+    /// Asks for leave to take chunks of a group as not live, their bytes staying where they are.
+    ///
+    /// While a master has frozen the cluster that is no drop: the sweep and the purge stand still as
+    /// long, however many chunks it is, and ask again, each for itself, once they may go on. And a
+    /// restored master has to find its servers equal although they have more than it knows, or no
+    /// group ever ends a move. Before a master has spoken, or while this server has halted, it is
+    /// a drop like any other.
+    pub(crate) fn ask_to_forget(&mut self, drop: Dropping, cause: &str) -> Leave {
+        let told = self.orders.is_some_and(|orders| orders.frozen);
+        if told && self.halted.is_empty() {
+            return Leave::Granted;
+        }
+        self.ask(drop, cause)
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +138,24 @@ mod tests {
         assert_eq!(ask(&mut breaker, 1, 1, 1000), Leave::Frozen);
         assert!(breaker.hear(NOTHING));
         assert!(!breaker.hear(NOTHING));
+    }
+
+    #[test]
+    fn while_frozen_marks_may_go_however_many_but_not_while_halted() {
+        let forget = |breaker: &mut Breaker| {
+            breaker.ask_to_forget(drop(1, 500, 500), "not in the object table")
+        };
+        let mut breaker = Breaker::default();
+        assert_eq!(forget(&mut breaker), Leave::Frozen, "no master has spoken");
+        breaker.hear(Orders { frozen: true, ..NOTHING });
+        assert_eq!(forget(&mut breaker), Leave::Granted);
+        assert!(breaker.is_held(), "bytes stay");
+        assert_eq!(ask(&mut breaker, 1, 1, 500), Leave::Frozen);
+        assert_eq!(breaker.reason(), None);
+        breaker.hear(NOTHING);
+        assert_eq!(forget(&mut breaker), Leave::Halted, "thawed, it is a drop like any other");
+        breaker.hear(Orders { frozen: true, ..NOTHING });
+        assert_eq!(forget(&mut breaker), Leave::Frozen, "halted is halted");
     }
 
     #[test]

@@ -318,12 +318,13 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Chunks are live here that the master does not have.
+    /// Chunks are live here that the master does not have. Only their marks go: what becomes of the
+    /// bytes is for the sweep to ask.
     async fn forget(&self, pg: PgId, ids: Vec<ChunkId>) -> Result<u64, String> {
         let count = self.node.at_the_disk("walk", move |store| known::count(store, pg));
         let dropping = Dropping { pg, chunks: ids.len() as u64, of: flat(count.await)? };
         let cause = "live here, and not in the master's object table";
-        let leave = self.node.upkeep.breaker().ask(dropping, cause);
+        let leave = self.node.upkeep.breaker().ask_to_forget(dropping, cause);
         if leave != Leave::Granted {
             tracing::warn!(group = pg.0, chunks = ids.len(), ?leave, "chunks are kept: {cause}");
             return Ok(0);

@@ -147,14 +147,18 @@ async fn a_restored_master_is_followed_anew() {
     });
     let applied = || [1, 2].map(|server| cluster.store(server).applied().unwrap());
     cluster.holds("followed from the beginning", || applied().iter().all(|at| *at <= 4)).await;
-    // Frozen: nothing is let go, though the master does not have it.
-    cluster.until_walked(1, 4).await;
-    let store = cluster.store(1);
-    assert!(chunks.iter().all(|chunk| store.has(&chunk.id).unwrap()));
-    cluster.change(|state| state.orders.frozen = false);
+    // Frozen: all are equal all the same, and nothing is let go that the master does not have.
     cluster.until_in_sync().await;
-    assert!(chunks.iter().all(|chunk| store.has(&chunk.id).unwrap()), "bytes stay");
+    let (one, two) = (cluster.store(1), cluster.store(2));
+    let all_kept = || {
+        let stores = [&one, &two];
+        stores.iter().all(|store| chunks.iter().all(|chunk| store.has(&chunk.id).unwrap()))
+    };
+    assert!(all_kept(), "bytes stay");
     let live = |id| cluster.record(1, id).unwrap().live;
     assert!(chunks.iter().all(|chunk| live(&chunk.id) == backup.contains(&chunk.id)));
+    cluster.change(|state| state.orders.frozen = false);
+    cluster.until_in_sync().await;
+    assert!(all_kept(), "they are as young as if they had been put now");
     cluster.stop().await;
 }

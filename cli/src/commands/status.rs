@@ -186,8 +186,9 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     reasons
 }
 
-/// Whether a chunkserver has not what it should. While collection is frozen it keeps what the master
-/// does not know, so that it cannot have exactly that.
+/// Whether a chunkserver has not what it should. While collection is frozen that is no reason: one
+/// that has halted, or is of an earlier version, still takes for live what a restored master does not
+/// know.
 pub(crate) fn differs(server: &ChunkserverStatus, status: &Status) -> bool {
     server.in_sync == Some(false) && status.frozen.is_none()
 }
