@@ -51,7 +51,8 @@ pub enum RunError {
     /// The directory was set up, but its chunks are gone.
     #[error(
         "{} was set up as this node's, but its chunks are gone: is the right disk mounted? If the \
-         disk was lost, remove the node and add one with a new id, or delete {} to start empty",
+         disk was lost, remove the node and add one with a new id, or delete {} and its .copy to \
+         start empty",
         dir.display(), marker.display()
     )]
     ChunksGone {
@@ -72,10 +73,11 @@ pub enum RunError {
         /// The file that should be there.
         marker: PathBuf,
     },
-    /// The marker cannot be read, and the store does not say whose it is either.
+    /// No copy of the marker can be read, and there are no chunks that say whose they are.
     #[error(
-        "{} is unreadable ({reason}), and the chunks in {} do not say whose they are either; if they \
-         are this node's, delete the directory and let the node be filled again from the others",
+        "{} and its .copy are unreadable or gone ({reason}), and there are no chunks in {}: is the \
+         right disk mounted? If it is this node's, delete the directory and let the node be filled \
+         again from the others",
         marker.display(), dir.display()
     )]
     MarkerUnreadable {

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::seed;
 
+/// How chunkservers name the note of whose data theirs are, and its copy.
+const MARKERS: [&str; 2] = ["IDENTITY", "IDENTITY.copy"];
+
 /// Where in a file bits are turned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,10 +55,9 @@ pub enum Target {
     Wal,
     /// RocksDB's `MANIFEST-…` and `CURRENT`.
     Manifest,
-    /// The node's note of whose data these are, if it keeps one.
+    /// The node's note of whose data these are, and its copy, if it keeps them.
     Marker,
-    /// Any file but locks, markers and what RocksDB logs for people. Without its marker a node may
-    /// believe its store, without its store its marker; without both it has to refuse.
+    /// Any file but locks and what RocksDB logs for people.
     Any,
 }
 
@@ -68,8 +70,8 @@ impl Target {
             Self::Segment => ends(".seg") || ends(".segment"),
             Self::Wal => ends(".log") && !name.starts_with("LOG"),
             Self::Manifest => name.starts_with("MANIFEST-") || name == "CURRENT",
-            Self::Marker => name == "IDENTITY",
-            Self::Any => !["LOCK", "IDENTITY"].contains(&name) && !name.starts_with("LOG"),
+            Self::Marker => MARKERS.contains(&name),
+            Self::Any => name != "LOCK" && !name.starts_with("LOG"),
         }
     }
 }
@@ -104,6 +106,9 @@ pub enum Spare {
 /// Harms files; says which and how. Where there are none of the sort, as no log after an orderly
 /// stop, any are as good.
 ///
+/// One of a node's markers is not deleted if the other is: of chunks beside which there never was a
+/// marker a node has to say that they are not its own, and no disk that fails looks like that.
+///
 /// # Errors
 /// When there is no file with anything in it.
 pub fn damage(
@@ -134,7 +139,20 @@ pub fn damage(
         Spare::AllButOne => 1,
     };
     files.truncate(count);
+    if matches!(harm, Harm::Delete) {
+        spare_a_marker(data, &all, &mut files);
+    }
     files.iter().map(|(path, length)| hurt(path, *length, harm, &mut rng)).collect()
+}
+
+fn spare_a_marker(data: &Path, all: &[(PathBuf, u64)], files: &mut Vec<(PathBuf, u64)>) {
+    let markers = MARKERS.map(|name| data.join(name));
+    let mut there = all.iter().filter(|(path, _)| markers.contains(path));
+    let all_hit = there.all(|marker| files.contains(marker));
+    let first = files.iter().position(|(path, _)| markers.contains(path));
+    if let Some(first) = first.filter(|_| all_hit && files.len() > 1) {
+        files.remove(first);
+    }
 }
 
 fn hurt(path: &Path, length: u64, harm: Harm, rng: &mut StdRng) -> Result<String> {
@@ -281,6 +299,25 @@ mod tests {
         assert_eq!((ones(&path), fs::read(&path).unwrap()[50]), (1, 1));
         assert!(corrupt(directory.path(), ".blob", Offset::FromStart(100)).is_err());
         assert!(corrupt(directory.path(), ".sst", Offset::Middle).is_err());
+    }
+
+    #[test]
+    fn any_file_may_be_a_marker_but_not_both_are_deleted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::create_dir(path("chunks")).unwrap();
+        let left = |harm, seed| {
+            for name in ["IDENTITY", "IDENTITY.copy", "LOCK", "chunks/1.sst"] {
+                fs::write(path(name), [0; 64]).unwrap();
+            }
+            damage(directory.path(), Target::Any, harm, Spare::None, seed).unwrap();
+            MARKERS.iter().filter(|name| path(name).exists() && ones(&path(name)) == 0).count()
+        };
+        for seed in 0..8 {
+            assert_eq!(left(Harm::Delete, seed), 1);
+            assert!(path("LOCK").exists() && !path("chunks/1.sst").exists());
+            assert_eq!(left(Harm::FlipBits { bits: 1 }, seed), 0);
+        }
     }
 
     #[test]

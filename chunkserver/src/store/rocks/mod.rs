@@ -142,10 +142,16 @@ impl RocksStore {
         reserve: Option<u64>,
         values: &[(Meta, Vec<u8>)],
     ) -> Result<Self, StoreError> {
-        let mut all = Open::open_for_reading(dir).map(|open| open.values()).unwrap_or_default();
+        let mut all = Self::remains(dir);
         all.extend(values.iter().cloned());
         let open = open::begin_anew(dir, &all, Totals::default())?;
         Self::new(dir, reserve, open, false)
+    }
+
+    /// The values beside the chunks of a store that may be damaged, as far as they can be read. Writes
+    /// nothing.
+    pub fn remains(dir: &Path) -> BTreeMap<Meta, Vec<u8>> {
+        Open::open_for_reading(dir).map(|open| open.values()).unwrap_or_default()
     }
 
     /// The same store, in which chunks from this length on go to segment files, for measurements.
