@@ -94,6 +94,11 @@ pub(crate) fn check_log(
     Ok(())
 }
 
+/// What helps a master whose log is damaged or gone.
+pub(crate) fn way_back(_config: &Config) -> String {
+    String::from("Restore it from a backup, or let a new master with a new id take its place")
+}
+
 /// Writes down whose the directory is, once its log is no longer empty.
 pub(crate) fn claim(config: &Config) -> Result<(), DataError> {
     claim_for(&config.data, config.cluster, config.id)

@@ -19,6 +19,7 @@ use crate::ops;
 use crate::raft::state::write_durably;
 use crate::raft::{Consensus, Storage};
 use crate::server::{Master, MasterService, Settings};
+use crate::store::StoreError;
 use crate::tasks;
 
 /// How long running requests may take to finish at shutdown.
@@ -114,7 +115,14 @@ async fn open(config: &Config) -> Result<Storage, RunError> {
     let data = config.data.clone();
     let opened = atoll_net::task::spawn_blocking("open-storage", move || Storage::open(&data));
     let opened = opened.await.map_err(|error| RunError::Failed(error.to_string()))?;
-    opened.map_err(|error| DataError::new(&config.data, error).into())
+    opened.map_err(|error| {
+        let damaged = matches!(error, StoreError::Damaged { .. });
+        let reason = match damaged {
+            true => format!("{error}. {}", identity::way_back(config)),
+            false => error.to_string(),
+        };
+        DataError::new(&config.data, reason).into()
+    })
 }
 
 /// The state itself says of which cluster it is, too.

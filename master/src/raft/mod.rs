@@ -30,8 +30,8 @@ use tokio::time::Instant;
 
 use crate::live::marks::Marks;
 use crate::operation::{OpReply, Operation};
-use crate::store::StoreError;
 use crate::store::rocks::{Rocks, Tuning};
+use crate::store::{StoreError, wal};
 use entry::Raft;
 use log::LogStore;
 pub(crate) use machine::Applied;
@@ -60,9 +60,15 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// Opens the databases in a data directory.
+    /// Opens the databases in a data directory, unless the log is damaged: RocksDB would cut it.
     pub(crate) fn open(data: &Path) -> Result<Storage, StoreError> {
-        let log = LogStore::new(Rocks::open(&data.join("log"), Tuning::Log)?);
+        let place = data.join("log");
+        // Of the state nothing rests on RocksDB's log: what it lacks is applied again.
+        if let Some(hole) = wal::hole(&place).map_err(|e| StoreError::io("read its log", &e))? {
+            let file = hole.file.display().to_string();
+            return Err(StoreError::Damaged { file, at: hole.at });
+        }
+        let log = LogStore::new(Rocks::open(&place, Tuning::Log)?);
         let state = Arc::new(StateDb::open(data)?);
         let machine = StateMachine::new(state.clone())?;
         Ok(Storage { log, state, machine })

@@ -31,6 +31,7 @@ pub(crate) mod tokens;
 mod transaction;
 pub(crate) mod unreferenced;
 pub(crate) mod upgrade;
+pub(crate) mod wal;
 pub(crate) mod xattrs;
 
 use serde::de::DeserializeOwned;
@@ -256,6 +257,17 @@ pub(crate) enum StoreError {
         key: String,
         /// What is wrong.
         reason: String,
+    },
+    /// The write-ahead log of the Raft log has a hole.
+    #[error(
+        "the log of this master is damaged: {file} is not what was written from byte {at} on, and \
+         changes that were acknowledged are behind it; nothing was changed"
+    )]
+    Damaged {
+        /// The damaged file.
+        file: String,
+        /// Where the damage begins.
+        at: u64,
     },
 }
 

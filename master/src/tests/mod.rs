@@ -12,6 +12,7 @@ mod relay;
 mod upkeep;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use atoll_net::{ClusterCa, Endpoint, Role};
@@ -258,6 +259,51 @@ async fn many_changes_at_once_are_all_done_once() {
     };
     assert!(end);
     assert_eq!(entries.len(), 251);
+    master.stop().await;
+}
+
+/// The names and bytes of the files in a database's directory, but not what it notes on its own doings.
+fn content(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.file_name() != Some("LOG".as_ref()));
+    let mut files: Vec<_> =
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_refused_and_a_torn_one_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::create(CLUSTER).unwrap();
+    let config = config(&ca, dir.path(), 1);
+    let master = start_and_wait(&config).await;
+    let mut user = User::new(&ca, vec![master.addr], SECRET).await;
+    for number in 0..30 {
+        user.mkdir(&format!("d{number}")).await.unwrap();
+    }
+    master.stop().await;
+
+    let log = config.data.join("log");
+    let wals =
+        content(&log).into_iter().filter(|(path, _)| path.extension() == Some("log".as_ref()));
+    let (wal, whole) = wals.max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    let mut bytes = whole.clone();
+    bytes[whole.len() / 2] ^= 4;
+    std::fs::write(&wal, &bytes).unwrap();
+    let before = (content(&log), content(&config.data.join("state-1")));
+    let error = start(&config).1.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("log of this master is damaged"), "{error}");
+    assert!(error.contains(wal.to_str().unwrap()) && error.contains("backup"), "{error}");
+    assert!(before == (content(&log), content(&config.data.join("state-1"))), "it was changed");
+
+    // What a power cut takes from the end, nobody was told of.
+    std::fs::write(&wal, &whole[..whole.len() - 3]).unwrap();
+    let master = start_and_wait(&config).await;
+    let user = User::new(&ca, vec![master.addr], SECRET).await;
+    let list = NamespaceQuery::ReadDir { inode: InodeId::ROOT, after: None, limit: 1000 };
+    let NamespaceReply::Entries { entries, .. } = user.query(list).await.unwrap() else { panic!() };
+    assert_eq!(entries.len(), 30);
     master.stop().await;
 }
 
