@@ -14,7 +14,7 @@ use super::{ensure_served_everywhere, number, text, word};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `atoll node ls` says of a node.
-fn listed(cluster: &DevCluster, name: &str) -> Result<Value> {
+pub(super) fn listed(cluster: &DevCluster, name: &str) -> Result<Value> {
     let nodes = cluster.json(&["node", "ls"])?;
     let found = nodes["nodes"].as_array().context("a list of nodes")?.iter();
     let mut found = found.filter(|node| text(&node["info"], "name") == name);

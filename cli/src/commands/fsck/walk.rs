@@ -220,7 +220,8 @@ impl<'a> Walk<'a> {
         Ok(well)
     }
 
-    /// What is wrong with a chunk, which the master keeps or not, as far as is known without reading.
+    /// What is wrong with a chunk, which the master keeps or not, as far as one knows without
+    /// reading it.
     fn problem(&self, id: &ChunkId, kept: bool) -> Option<Problem> {
         if self.erased.get(id) == Some(&Erasure::Erased) {
             return Some(Problem::Erased);
