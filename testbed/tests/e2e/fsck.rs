@@ -38,7 +38,7 @@ async fn a_whole_cluster_is_clean_and_a_server_that_is_down_is_named() -> Result
     ensure!(number(&clean, "files") == tree.files.len() as u64, "{clean}");
     ensure!(number(&clean, "references") > number(&clean, "files"), "{clean}");
 
-    let repaired = cluster.json(&["fsck", "--repair"])?;
+    let repaired = cluster.json(&["fsck", "--repair", "--timeout", "90"])?;
     ensure!(repaired["clean"] == true, "{repaired}");
     let recount = &repaired["recount"];
     ensure!(number(recount, "raised") + number(recount, "created") == 0, "{repaired}");
@@ -74,7 +74,8 @@ async fn a_repair_finds_what_is_bad_on_every_server_and_names_who_needs_it() -> 
 
     let victim = tree.content("heavy/1.bin").context("it was put")?.clone();
     turn_a_bit_everywhere(&cluster, &[victim])?;
-    let repaired = cluster.atoll(&["fsck", "--repair", "--json"])?.expect_code(1)?;
+    let repaired =
+        cluster.atoll(&["fsck", "--repair", "--timeout", "90", "--json"])?.expect_code(1)?;
     let done = repaired.last()?;
     ensure!(done["clean"] == false && number(&done, "lost") == 1, "{repaired}");
     let named = named(&repaired)?;
@@ -96,7 +97,9 @@ async fn a_repair_finds_what_is_bad_on_every_server_and_names_who_needs_it() -> 
         }
     }
     cluster.atoll(&["deploy", word(&source), "--site", "blog", "--reupload"])?.ok()?;
-    wait::until("a clean cluster", LIMIT, || Ok(Some(cluster.json(&["fsck", "--repair"])?)))?;
+    wait::until("a clean cluster", LIMIT, || {
+        Ok(Some(cluster.json(&["fsck", "--repair", "--timeout", "90"])?))
+    })?;
     cluster.finish()
 }
 
@@ -118,7 +121,9 @@ async fn a_page_or_list_that_nobody_can_read_is_named_and_the_rest_looked_at() -
     let page = largest_leaf(&volume, text(&deployed, "deploy").parse()?).await?;
     let list = list_of(&volume, "/parts.bin").await?;
     turn_a_bit_everywhere(&cluster, &[page, list])?;
-    for arguments in [&["fsck", "--json"][..], &["fsck", "--repair", "--json"][..]] {
+    for arguments in
+        [&["fsck", "--json"][..], &["fsck", "--repair", "--timeout", "90", "--json"][..]]
+    {
         let checked = cluster.atoll(arguments)?.expect_code(1)?;
         let done = checked.last()?;
         ensure!(done["clean"] == false && number(&done, "lost") == 2, "{checked}");
