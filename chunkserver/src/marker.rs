@@ -228,7 +228,7 @@ impl Copies {
                 // A directory from before there were copies.
                 Found::Absent => false,
                 Found::Unreadable(reason) => {
-                    tracing::warn!(dir = %dir.display(), copy = name, reason, "unreadable: rewritten");
+                    tracing::warn!(dir = %dir.display(), copy = name, reason, "written again");
                     false
                 }
             };

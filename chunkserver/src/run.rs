@@ -234,6 +234,10 @@ fn describe_upkeep() {
     describe_counter!("atoll_chunk_mismatches_total", "Roots that differed.");
     describe_counter!("atoll_chunk_repaired_total", "Chunks fetched because they were lacking.");
     describe_counter!("atoll_chunk_repaired_bytes_total", Unit::Bytes, "Their bytes.");
+    describe_counter!(
+        "atoll_chunk_dead_letters_let_go_total",
+        "Dead letters that left the full queue of repair to what may be fetched."
+    );
     describe_counter!("atoll_chunk_salvaged_total", "Chunks taken back from damaged stores.");
     describe_counter!("atoll_chunk_salvaged_bytes_total", Unit::Bytes, "Their bytes.");
     describe_counter!("atoll_chunk_scrubbed_total", "Chunks read and verified by the scrubber.");

@@ -5,7 +5,7 @@
 //! Reading blocks. A chunk that changes between two reads makes a group look different that is
 //! not, which costs another question; it is never taken for a difference of ids.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use atoll_proto::tree::{Digest, GroupTree, NodeTree, bucket_of};
 use atoll_proto::{ChunkId, PgId};
@@ -70,14 +70,39 @@ pub(crate) fn node_tree(
     mut roots: Vec<Digest>,
     keeps: impl Fn(PgId) -> bool,
 ) -> Result<NodeTree, StoreError> {
-    for (pg, ids) in lacking_by_group(store)? {
-        let mut leaves = store.buckets(pg)?;
-        add_ids(&mut leaves, &ids);
-        if let Some(root) = roots.get_mut(usize::from(pg.0)) {
-            *root = GroupTree::new(&leaves).root();
+    // In the order of ids, so that no more than what one group lacks is held at a time: however much
+    // is lacking in all, that is a small part of it, for ids are hashes.
+    let mut after: Option<ChunkId> = None;
+    let mut ids: Vec<ChunkId> = Vec::new();
+    loop {
+        let some = store.lacking(after.as_ref(), READ_MAX)?;
+        for (id, _) in &some {
+            if ids.first().is_some_and(|first| first.pg() != id.pg()) {
+                add_lacking(store, &mut roots, &ids)?;
+                ids.clear();
+            }
+            ids.push(*id);
         }
+        let Some((last, _)) = some.last().filter(|_| some.len() == READ_MAX) else { break };
+        after = Some(*last);
     }
+    add_lacking(store, &mut roots, &ids)?;
     Ok(NodeTree::new(&roots, keeps))
+}
+
+/// Makes the root of a group one over what is present and these ids, which it lacks.
+fn add_lacking(
+    store: &dyn ChunkStore,
+    roots: &mut [Digest],
+    ids: &[ChunkId],
+) -> Result<(), StoreError> {
+    let Some(pg) = ids.first().map(ChunkId::pg) else { return Ok(()) };
+    let mut leaves = store.buckets(pg)?;
+    add_ids(&mut leaves, ids);
+    if let Some(root) = roots.get_mut(usize::from(pg.0)) {
+        *root = GroupTree::new(&leaves).root();
+    }
+    Ok(())
 }
 
 /// How many chunks of a group are live as far as this node knows.
@@ -110,21 +135,6 @@ pub(crate) fn lacking_of(
             return Ok(ids);
         }
         after = ids.last().copied();
-    }
-}
-
-fn lacking_by_group(store: &dyn ChunkStore) -> Result<BTreeMap<PgId, Vec<ChunkId>>, StoreError> {
-    let mut groups: BTreeMap<PgId, Vec<ChunkId>> = BTreeMap::new();
-    let mut after = None;
-    loop {
-        let some = store.lacking(after.as_ref(), READ_MAX)?;
-        for (id, _) in &some {
-            groups.entry(id.pg()).or_default().push(*id);
-        }
-        let Some((last, _)) = some.last().filter(|_| some.len() == READ_MAX) else {
-            return Ok(groups);
-        };
-        after = Some(*last);
     }
 }
 

@@ -192,8 +192,17 @@ impl Upkeep {
             return;
         }
         let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        self.queue().push(ids, self.elapsed().saturating_add(delay));
+        self.enqueue(ids, self.elapsed().saturating_add(delay));
         self.queue_changed.notify_one();
+    }
+
+    /// Puts chunks into the queue of repair, and counts what had to make way.
+    pub(crate) fn enqueue(&self, ids: impl IntoIterator<Item = ChunkId>, due: Millis) {
+        let let_go = self.queue().push(ids, due);
+        if let_go > 0 {
+            metrics::counter!("atoll_chunk_dead_letters_let_go_total").increment(let_go);
+            tracing::warn!(let_go, "dead letters made way for what may be fetched");
+        }
     }
 
     /// The queue may have something to do that it had not before.

@@ -7,7 +7,8 @@
 //! for one, and that is no round.
 //!
 //! The queue is bounded. What does not fit is still listed by the store as lacking, and is read
-//! from there when there is room ([`Queue::wants_more`]).
+//! from there when there is room ([`Queue::wants_more`]). Dead letters take nobody's room: the oldest
+//! are let go for what may be fetched, and come back in the same way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -40,7 +41,9 @@ pub(crate) struct Queue {
     /// For each group the other readers that are up.
     sources: Vec<Vec<NodeId>>,
     dead: usize,
-    /// Something did not fit.
+    /// Dead letters that wait, by when they became so.
+    letters: BTreeSet<(Millis, ChunkId)>,
+    /// Something that may be fetched did not fit.
     overflowed: bool,
     /// The first pause.
     pause: Duration,
@@ -56,7 +59,8 @@ struct Job {
     asked: Vec<NodeId>,
     /// Somebody answered in this round.
     answered: bool,
-    dead: bool,
+    /// Since when it is a dead letter.
+    dead: Option<Millis>,
     /// It became lacking (again) while it was under way.
     again: bool,
 }
@@ -101,6 +105,7 @@ impl Queue {
             waiting: BTreeSet::new(),
             sources: vec![Vec::new(); usize::from(PG_COUNT)],
             dead: 0,
+            letters: BTreeSet::new(),
             overflowed: false,
             pause,
             chunks_max: CHUNKS_MAX,
@@ -108,8 +113,9 @@ impl Queue {
     }
 
     /// Chunks that are lacking, not to be fetched before `due`. Those already here keep their
-    /// place, unless this one is earlier.
-    pub(crate) fn push(&mut self, ids: impl IntoIterator<Item = ChunkId>, due: Millis) {
+    /// place, unless this one is earlier. Returns how many dead letters were let go to make room.
+    pub(crate) fn push(&mut self, ids: impl IntoIterator<Item = ChunkId>, due: Millis) -> u64 {
+        let mut let_go = 0;
         for id in ids {
             let known = self.jobs.get_mut(&id).map(|job| {
                 job.again |= job.state == State::Busy;
@@ -118,7 +124,9 @@ impl Queue {
             match known {
                 Some((State::Waiting(at), 0)) if due < at => self.wait(id, due),
                 Some(_) => {}
-                None if self.is_full() || !self.make_room(id.pg()) => self.overflowed = true,
+                None if !self.make_room(id.pg(), &mut let_go) => {
+                    self.overflowed |= self.urgency(id.pg()) > 0;
+                }
                 None => {
                     let state = State::Waiting(due);
                     let job = Job {
@@ -126,7 +134,7 @@ impl Queue {
                         rounds: 0,
                         asked: Vec::new(),
                         answered: false,
-                        dead: false,
+                        dead: None,
                         again: false,
                     };
                     self.jobs.insert(id, job);
@@ -134,6 +142,7 @@ impl Queue {
                 }
             }
         }
+        let_go
     }
 
     /// The readers other than this node that are up, of every group. Chunks of groups that
@@ -185,7 +194,10 @@ impl Queue {
             .collect();
         for id in ids {
             if let Some(job) = self.jobs.get_mut(&id) {
-                self.dead -= usize::from(std::mem::take(&mut job.dead));
+                if let Some(since) = job.dead.take() {
+                    self.dead -= 1;
+                    self.letters.remove(&(since, id));
+                }
                 job.rounds = 0;
             }
             self.wait(id, now);
@@ -302,10 +314,11 @@ impl Queue {
         self.waiting.first().map(|(due, _)| *due)
     }
 
-    /// Whether chunks did not fit that would now. The answer is given once; the caller pushes what
-    /// the store lists.
+    /// Whether chunks did not fit that would now, if need be in place of dead letters. The answer is
+    /// given once; the caller pushes what the store lists.
     pub(crate) fn wants_more(&mut self) -> bool {
-        let wants = self.overflowed && self.jobs.len() <= self.chunks_max / 2;
+        let hopeful = self.jobs.len().saturating_sub(self.dead);
+        let wants = self.overflowed && hopeful <= self.chunks_max / 2;
         self.overflowed &= !wants;
         wants
     }
@@ -323,7 +336,12 @@ impl Queue {
 
     /// Whether nothing more fits, not even in place of what nobody has.
     pub(crate) fn is_full(&self) -> bool {
-        self.jobs.len() >= self.chunks_max && self.without_source().is_none()
+        !self.has_room() && self.letters.is_empty()
+    }
+
+    /// Whether more fits without letting dead letters go.
+    pub(crate) fn has_room(&self) -> bool {
+        self.jobs.len() < self.chunks_max || self.without_source().is_some()
     }
 
     /// The first chunks that may be fetched now, of a group that nobody has.
@@ -332,13 +350,20 @@ impl Queue {
         (key.0 == 0).then_some(*key)
     }
 
-    /// Makes room for a chunk of a group, if need be in place of one that nobody has.
-    fn make_room(&mut self, pg: PgId) -> bool {
+    /// Makes room for a chunk of a group, if need be in place of one that nobody has: one of a group
+    /// without a reader that is up, else the oldest dead letter, which is counted.
+    fn make_room(&mut self, pg: PgId, let_go: &mut u64) -> bool {
         if self.jobs.len() < self.chunks_max {
             return true;
         }
-        let Some(key) = self.without_source().filter(|_| self.urgency(pg) > 0) else {
+        if self.urgency(pg) == 0 {
             return false;
+        }
+        let Some(key) = self.without_source() else {
+            let Some((_, oldest)) = self.letters.first().copied() else { return false };
+            self.remove(&oldest);
+            *let_go += 1;
+            return true;
         };
         let (dropped, empty) = match self.ready.get_mut(&key) {
             Some(ids) => (ids.pop_back(), ids.is_empty()),
@@ -365,7 +390,7 @@ impl Queue {
 
     /// Rounds without success of a chunk, and whether it is a dead letter.
     pub(crate) fn attempts(&self, id: &ChunkId) -> (u32, bool) {
-        self.jobs.get(id).map_or((0, false), |job| (job.rounds, job.dead))
+        self.jobs.get(id).map_or((0, false), |job| (job.rounds, job.dead.is_some()))
     }
 
     /// Whether some chunk that may be fetched now has only one other place to come from.
@@ -399,10 +424,11 @@ impl Queue {
         if std::mem::take(&mut job.answered) || job.rounds + 1 < ROUNDS_MAX {
             job.rounds += 1;
         }
-        let newly_dead = job.rounds >= ROUNDS_MAX && !job.dead;
-        job.dead |= newly_dead;
-        self.dead += usize::from(newly_dead);
-        let pause = if job.dead {
+        if job.rounds >= ROUNDS_MAX && job.dead.is_none() {
+            job.dead = Some(now);
+            self.dead += 1;
+        }
+        let pause = if job.dead.is_some() {
             DEAD_RETRY
         } else {
             let doublings = job.rounds.saturating_sub(1).min(16);
@@ -416,6 +442,7 @@ impl Queue {
         while let Some((due, id)) = self.waiting.first().copied().filter(|(due, _)| *due <= now) {
             self.waiting.remove(&(due, id));
             if let Some(job) = self.jobs.get_mut(&id) {
+                self.letters.remove(&(job.dead.unwrap_or_default(), id));
                 job.state = State::Fresh;
                 self.fresh.push_back(id);
             }
@@ -437,11 +464,15 @@ impl Queue {
         }
         job.state = State::Waiting(due);
         self.waiting.insert((due, id));
+        self.letters.extend(job.dead.map(|since| (since, id)));
     }
 
     fn remove(&mut self, id: &ChunkId) {
         if let Some(job) = self.jobs.remove(id) {
-            self.dead -= usize::from(job.dead);
+            if let Some(since) = job.dead {
+                self.dead -= 1;
+                self.letters.remove(&(since, *id));
+            }
             if let State::Waiting(due) = job.state {
                 self.waiting.remove(&(due, *id));
             }
@@ -658,6 +689,42 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_make_way_the_oldest_first() {
+        let mut queue = queue(|pg| if pg == 3 { vec![] } else { vec![2] });
+        queue.chunks_max = 4;
+        assert!(queue.wants_more(), "of the groups that have a reader now");
+        let mut now = 0;
+        let mut kill_until = |queue: &mut Queue, dead: usize| {
+            while queue.dead() < dead {
+                let Some((source, ids)) = take(queue, now) else {
+                    now = queue.next_due().unwrap();
+                    continue;
+                };
+                queue.settle(NodeId(source), ids.into_iter().map(|id| (id, Fate::NotThere)), now);
+            }
+            now
+        };
+        let mut at = 0;
+        for (count, number) in [3, 1, 2, 0].into_iter().enumerate() {
+            assert_eq!(queue.push([id(1, number)], at), 0);
+            at = kill_until(&mut queue, count + 1);
+        }
+        assert!(!queue.has_room() && !queue.is_full() && queue.len() == 4);
+        // Not for what cannot be fetched either.
+        assert_eq!(queue.push([id(3, 0)], at), 0);
+        assert_eq!((queue.dead(), queue.len()), (4, 4));
+        assert_eq!(queue.push([id(2, 0), id(2, 1)], at), 2);
+        let dead = [3, 1, 2, 0].map(|number| queue.attempts(&id(1, number)).1);
+        assert_eq!(dead, [false, false, true, true], "the oldest are gone");
+        assert!(!queue.wants_more(), "all that may be fetched did fit");
+        assert_eq!(queue.push([id(2, 2), id(2, 3), id(2, 4)], at), 2);
+        assert!(queue.is_full() && queue.dead() == 0 && queue.len() == 4);
+        assert!(!queue.wants_more(), "nothing would fit");
+        kill_until(&mut queue, 4);
+        assert!(queue.wants_more() && !queue.wants_more(), "dead letters do not count");
+    }
+
+    #[test]
     fn the_queue_is_bounded_and_asks_for_the_rest() {
         let mut queue = queue(|_| vec![2]);
         queue.chunks_max = 4;
@@ -720,8 +787,13 @@ mod tests {
                 let under_way: usize = busy.iter().map(|batch| batch.ids.len()).sum();
                 let due = ready + queue.fresh.len();
                 prop_assert_eq!(due + queue.waiting.len() + under_way, open.len());
-                let dead = queue.jobs.values().filter(|job| job.dead).count();
+                let dead = queue.jobs.values().filter(|job| job.dead.is_some()).count();
                 prop_assert_eq!(queue.dead(), dead);
+                let letters = queue.jobs.iter().filter_map(|(id, job)| {
+                    let waits = matches!(job.state, State::Waiting(_));
+                    job.dead.filter(|_| waits).map(|since| (since, *id))
+                });
+                prop_assert_eq!(&queue.letters, &letters.collect::<BTreeSet<_>>());
             }
         }
     }

@@ -25,7 +25,7 @@ use super::clock;
 use crate::node::Node;
 use crate::reconcile::known::lacking_of;
 use crate::reconcile::pace::Pace;
-use crate::reconcile::queue::{Batch, Fate};
+use crate::reconcile::queue::{Batch, DEAD_RETRY, Fate};
 use crate::store::{Body, ChunkStore, NewChunk, StoreError};
 
 /// Batches under way at once. An answer has at most `limits::BODY_BYTES_MAX`, so that repair holds
@@ -40,6 +40,8 @@ const LOOKS_MAX: usize = 2;
 const LOOK_CHUNKS: usize = 256;
 /// How long a source may take for a batch.
 const FETCH_DEADLINE: Duration = limits::CHUNK_DEADLINE;
+/// Groups of which what is lacking is read at once.
+const LOAD_GROUPS: usize = 64;
 /// How often it is seen whether the store lacks what is not in the queue.
 const LOAD_EVERY: Duration = Duration::from_secs(60);
 /// How long repair rests when the disk is full.
@@ -62,6 +64,8 @@ struct Shared {
     pace: Option<Pace>,
     /// The disk was full: nothing is fetched until then.
     rest_until: Option<Instant>,
+    /// Where reading what is lacking goes on, because the queue was full there.
+    load_from: Option<PgId>,
 }
 
 /// Runs until shutdown.
@@ -74,6 +78,7 @@ pub(crate) async fn repair(node: Arc<Node>, shutdown: Shutdown) {
         chunk_bytes: u64::from(limits::CHUNK_BYTES),
         pace,
         rest_until: None,
+        load_from: None,
     };
     let repairs = Arc::new(Repairs { node, shared: Mutex::new(shared) });
     let fetches = Tasks::new();
@@ -97,8 +102,7 @@ impl Repairs {
                 SALVAGE_LOOK
             } else {
                 let wants_more = self.node.upkeep.queue().wants_more();
-                let due = loaded
-                    .is_none_or(|loaded| loaded.elapsed() >= LOAD_EVERY && self.has_missed_some());
+                let due = loaded.is_none_or(|loaded| self.has_missed_some(loaded.elapsed()));
                 if wants_more || due {
                     self.load().await;
                     loaded = Some(Instant::now());
@@ -119,10 +123,12 @@ impl Repairs {
     }
 
     /// Whether the store lacks more than is in the queue: nothing should be, but what is lacking must
-    /// not be forgotten.
-    fn has_missed_some(&self) -> bool {
+    /// not be forgotten. Dead letters that made way take their turn as rarely as those that did not.
+    fn has_missed_some(&self, waited: Duration) -> bool {
         let queue = self.node.upkeep.queue();
-        !queue.is_full() && self.node.store.totals().lacking > queue.len() as u64
+        let every = if queue.has_room() { LOAD_EVERY } else { DEAD_RETRY };
+        let more = self.node.store.totals().lacking > queue.len() as u64;
+        waited >= every && more && !queue.is_full()
     }
 
     /// What is on the own disk is not fetched over the network: while it is being taken back, repair
@@ -152,11 +158,16 @@ impl Repairs {
         upkeep.queue().set_sources(sources, upkeep.elapsed());
     }
 
-    /// Reads from the store what is lacking, the most urgent groups first, as far as it fits.
+    /// Reads from the store what is lacking, the most urgent groups first, as far as it fits; where it
+    /// did not all fit, the next time goes on there. So what nobody has, and is let go and listed
+    /// again, cannot keep other groups out for ever.
     async fn load(&self) {
-        let groups = self.node.upkeep.queue().by_urgency();
-        for some in groups.chunks(256) {
-            let some = some.to_vec();
+        let mut groups = self.node.upkeep.queue().by_urgency();
+        let from = self.lock().load_from.take();
+        let from = from.and_then(|first| groups.iter().position(|pg| *pg == first));
+        groups.rotate_left(from.unwrap_or(0));
+        for some in groups.chunks(LOAD_GROUPS) {
+            let (first, some) = (some.first().copied(), some.to_vec());
             let read = self.node.at_the_disk("lacking", move |store| {
                 let each = some.iter().map(|pg| lacking_of(store, *pg, None));
                 each.collect::<Result<Vec<_>, StoreError>>()
@@ -164,12 +175,13 @@ impl Repairs {
             match read.await {
                 Ok(Ok(found)) => {
                     let upkeep = &self.node.upkeep;
-                    upkeep.queue().push(found.into_iter().flatten(), upkeep.elapsed());
+                    upkeep.enqueue(found.into_iter().flatten(), upkeep.elapsed());
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "cannot list what is lacking"),
                 Err(error) => tracing::debug!(%error, "cannot list what is lacking"),
             }
             if self.node.upkeep.queue().is_full() {
+                self.lock().load_from = first;
                 return;
             }
         }
