@@ -39,7 +39,8 @@ impl DiskGuard {
         }
     }
 
-    fn set(&self, used_percent: u64, free_bytes: u64) {
+    /// Takes this for the measure.
+    pub(crate) fn set(&self, used_percent: u64, free_bytes: u64) {
         self.used_percent.store(used_percent, Ordering::Relaxed);
         self.free_bytes.store(free_bytes, Ordering::Relaxed);
         metrics::gauge!("atoll_master_disk_used_percent").set(used_percent as f64);

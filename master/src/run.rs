@@ -150,7 +150,7 @@ async fn serve(
     readiness: watch::Sender<Readiness>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
-    let failed = |error: crate::store::StoreError| RunError::Failed(error.to_string());
+    let failed = |error: StoreError| RunError::Failed(error.to_string());
     let masters = config.masters(endpoint.local_addr());
     let others: BTreeMap<u64, SocketAddr> =
         masters.iter().filter(|(id, _)| **id != config.id).map(|(id, addr)| (*id, *addr)).collect();

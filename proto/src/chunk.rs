@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChunkId, Epoch, NodeId, SessionId,
+    ChunkId, Epoch, NodeId, SessionId, limits,
     receipt::Receipt,
     tree::{Ask, Found},
 };
@@ -162,4 +162,18 @@ pub struct ChunkStat {
     pub halted: Option<String>,
     /// A store that could not be read was set aside, and this one is being filled anew.
     pub refilling: bool,
+}
+
+impl ChunkStat {
+    /// Whether the disk has no room for the largest chunk beside what puts leave free, by the limit
+    /// that holds unless it is configured. Nothing is known of a disk that was never told of.
+    pub fn disk_is_full(&self) -> bool {
+        let least = disk_reserve(self.total_bytes).saturating_add(limits::CHUNK_BYTES_MAX.into());
+        self.total_bytes > 0 && self.free_bytes < least
+    }
+}
+
+/// What puts leave free on a disk of this size, unless it is configured.
+pub fn disk_reserve(total_bytes: u64) -> u64 {
+    limits::DISK_RESERVE_BYTES.min(total_bytes / limits::DISK_RESERVE_PART)
 }

@@ -174,6 +174,12 @@ pub const REPLICAS: usize = 3;
 /// Copies that must be on disk before a write is acknowledged, when there are that many servers.
 pub const REPLICAS_DURABLE: usize = 2;
 
+/// What puts leave free on a chunkserver's disk, unless its configuration says otherwise: this, or the
+/// share below if that is less.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// One part of so many of a disk.
+pub const DISK_RESERVE_PART: u64 = 50;
+
 /// How long a receipt may be used in a commit.
 pub const RECEIPT_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 /// A chunk that was put and never became live is kept for this long: longer than any receipt for

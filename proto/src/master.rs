@@ -689,7 +689,8 @@ pub struct Status {
     pub scrub: u64,
     /// What placement would do and cannot, with the reason, for people; usually nothing.
     pub placement: Vec<String>,
-    /// Live sites that cannot be sealed, with the reason, for people; usually nothing.
+    /// Live sites that cannot be sealed, and other things that the leader refuses, with the reason,
+    /// for people; usually nothing.
     pub live: Vec<String>,
 }
 
@@ -698,7 +699,7 @@ pub struct Status {
 pub struct MasterStatus {
     /// Its Raft id.
     pub id: u64,
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// `leader`, `follower`, `candidate` or `learner`; `silent` if it does not answer the leader.
     pub role: String,
     /// Last log index it is known to have.
     pub log_index: u64,

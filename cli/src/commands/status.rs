@@ -5,7 +5,9 @@ use std::time::Duration;
 use atoll_client::Cluster;
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::Duty;
-use atoll_proto::master::{ChunkserverStatus, EdgeStatus, MasterRequest, MasterResponse, Status};
+use atoll_proto::master::{
+    ChunkserverStatus, EdgeStatus, MasterRequest, MasterResponse, MasterStatus, Status,
+};
 use atoll_proto::{Seq, limits};
 use clap::Args;
 use serde::Serialize;
@@ -19,6 +21,10 @@ use crate::{table, text};
 /// written, may be given this long before it counts.
 const CATCH_UP: Duration = Duration::from_millis(200);
 const CATCH_UP_TRIES: usize = 15;
+/// A master may be so many entries of the log behind before it counts: it has them within moments.
+const BEHIND_MAX: u64 = 1000;
+/// The role of a master that does not answer the leader.
+const SILENT: &str = "silent";
 
 /// Show how the cluster does; exit code 0 only if it is healthy
 #[derive(Debug, Args)]
@@ -144,6 +150,7 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     if !status.masters.iter().any(|master| master.role == "leader") {
         reasons.push("no master leads".to_owned());
     }
+    reasons.extend(master_reasons(&status.masters));
     if status.chunkservers.is_empty() {
         reasons.push("there are no chunkservers".to_owned());
     }
@@ -183,7 +190,39 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
         reasons.push("some placement groups have no members yet".to_owned());
     }
+    reasons.extend(too_few(status));
     reasons
+}
+
+/// Which masters do not take part as they should.
+fn master_reasons(masters: &[MasterStatus]) -> Vec<String> {
+    let last = masters.iter().map(|master| master.log_index).max().unwrap_or(0);
+    let mut reasons = Vec::new();
+    for MasterStatus { id, role, log_index } in masters {
+        let behind = last.saturating_sub(*log_index);
+        if role == SILENT {
+            reasons.push(format!("master {id} is silent"));
+        } else if behind > BEHIND_MAX {
+            reasons.push(format!("master {id} is {behind} entries behind"));
+        }
+    }
+    reasons
+}
+
+/// Says so when chunks have fewer copies than they should because there are too few chunkservers.
+fn too_few(status: &Status) -> Option<String> {
+    let copies: u64 = status.chunkservers.iter().map(|server| u64::from(server.groups)).sum();
+    let groups = u64::from(status.groups);
+    let members = status.chunkservers.iter().filter(|server| server.groups > 0).count();
+    let all = status.groups_clean + status.groups_degraded + status.groups_lost == status.groups;
+    let wanted = limits::REPLICAS;
+    let lacking = all && members < wanted && copies < groups.saturating_mul(wanted as u64);
+    lacking.then(|| {
+        format!(
+            "every chunk has only {members} of {wanted} copies: add chunkservers until there are \
+             {wanted}"
+        )
+    })
 }
 
 /// Whether a chunkserver has not what it should. While collection is frozen that is no reason: one
@@ -199,6 +238,9 @@ fn server_reasons(server: &ChunkserverStatus) -> Vec<String> {
     let mut reasons = Vec::new();
     if let Some(reason) = &stat.halted {
         reasons.push(format!("{name} has halted: {reason}"));
+    }
+    if stat.disk_is_full() {
+        reasons.push(format!("{name}'s disk is full"));
     }
     if stat.refilling {
         reasons.push(format!("{name} lost its store and is being filled again"));
@@ -396,7 +438,6 @@ fn tables(status: &Status) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::NodeId;
-    use atoll_proto::master::MasterStatus;
 
     use super::*;
 
@@ -404,16 +445,25 @@ mod tests {
         Status {
             index: 9,
             masters: vec![MasterStatus { id: 1, role: "leader".into(), log_index: 9 }],
-            chunkservers: vec![ChunkserverStatus {
-                id: NodeId(1),
-                name: "chunkserver-1".into(),
-                zone: "z1".into(),
-                up: true,
-                stat: ChunkStat { chunks: 3, bytes: 30, corrupt_found: 1, ..ChunkStat::default() },
-                duty: Duty::Active,
-                in_sync: Some(true),
-                groups: 4096,
-            }],
+            chunkservers: (1..=3)
+                .map(|id| ChunkserverStatus {
+                    id: NodeId(id),
+                    name: format!("chunkserver-{id}"),
+                    zone: format!("z{id}"),
+                    up: true,
+                    stat: ChunkStat {
+                        chunks: 3,
+                        bytes: 30,
+                        free_bytes: 50 << 30,
+                        total_bytes: 100 << 30,
+                        corrupt_found: u64::from(id == 1),
+                        ..ChunkStat::default()
+                    },
+                    duty: Duty::Active,
+                    in_sync: Some(true),
+                    groups: 4096,
+                })
+                .collect(),
             edges: vec![EdgeStatus {
                 id: NodeId(101),
                 name: "edge-1".into(),
@@ -445,7 +495,7 @@ mod tests {
     #[test]
     fn healthy_means_that_nothing_is_wrong() {
         assert!(reasons(&healthy()).is_empty());
-        assert!(verdict(&healthy(), &[]).starts_with("healthy: 1 master, 1 chunkserver"));
+        assert!(verdict(&healthy(), &[]).starts_with("healthy: 1 master, 3 chunkservers"));
         let check = |spoil: fn(&mut Status), reason: &str| {
             let mut status = healthy();
             spoil(&mut status);
@@ -453,7 +503,22 @@ mod tests {
             assert!(text.starts_with("not healthy: ") && text.contains(reason), "{text}");
         };
         check(|s| s.masters[0].role = "candidate".into(), "no master leads");
+        let other = |role: &str, log_index| MasterStatus { id: 2, role: role.into(), log_index };
+        let mut two = healthy();
+        two.masters.push(other("follower", 9));
+        (two.masters[0].log_index, two.masters[1].log_index) = (2000, 1000);
+        assert!(reasons(&two).is_empty(), "it has the rest within moments");
+        two.masters[1] = other("follower", 999);
+        assert_eq!(reasons(&two), ["master 2 is 1001 entries behind"]);
+        two.masters[1] = other(SILENT, 999);
+        assert_eq!(reasons(&two), ["master 2 is silent"]);
         check(|s| s.placement = vec!["3 groups stay".into()], "3 groups stay");
+        let mut room = healthy();
+        room.chunkservers[0].stat.free_bytes = 264 << 20;
+        assert!(reasons(&room).is_empty(), "there is room for one more");
+        check(|s| s.chunkservers[2].stat.free_bytes = 1 << 20, "chunkserver-3's disk is full");
+        check(|s| s.chunkservers.truncate(2), "only 2 of 3 copies: add chunkservers until");
+        check(|s| s.chunkservers.truncate(1), "only 1 of 3 copies");
         check(|s| s.live = vec!["live site blog: not sealed".into()], "live site blog");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");

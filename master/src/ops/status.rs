@@ -94,6 +94,9 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     let records = aliases::all(&view, None).map_err(store_failed)?;
     let current = records.into_iter().map(|record| record.alias);
     let current = current.filter(|alias| alias.alias == production);
+    let mut live = master.live.notes();
+    // Whether other masters' disks are full, only they know.
+    live.extend(master.disk.check_room().err().map(|full| full.message));
     let status = Status {
         index: applied.index,
         masters: masters(master),
@@ -112,7 +115,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         frozen: held,
         chunks_unreferenced: unreferenced::count(&view).map_err(store_failed)?,
         scrub: upkeep::orders(&view).map_err(store_failed)?.scrub,
-        live: master.live.notes(),
+        live,
         placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
     Ok(MasterResponse::Status(Box::new(status)))
@@ -123,6 +126,7 @@ fn masters(master: &Master) -> Vec<MasterStatus> {
     let role = |id: u64| match position.leader {
         Some(leader) if leader == id => "leader",
         _ if id == master.consensus.id() => position.role,
+        _ if master.consensus.is_silent(id) => "silent",
         _ => "follower",
     };
     position

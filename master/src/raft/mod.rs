@@ -38,7 +38,7 @@ pub(crate) use machine::Applied;
 use machine::StateMachine;
 #[cfg(test)]
 pub(crate) use machine::apply;
-use network::Network;
+use network::{Heard, Network};
 use propose::Proposer;
 use read::ReadGate;
 use state::StateDb;
@@ -96,6 +96,7 @@ pub(crate) struct Consensus {
     marks: Arc<Marks>,
     proposer: Proposer,
     gate: ReadGate,
+    heard: Heard,
 }
 
 /// Which role a master has in consensus.
@@ -123,6 +124,7 @@ impl Consensus {
         let floor = log.position()?;
         let (applied, marks) = (machine.applied(), machine.marks());
         let network = Network::new(endpoint, peers);
+        let heard = network.heard();
         let config = Arc::new(config()?);
         let raft = Raft::new(id, config, network, log.clone(), machine)
             .await
@@ -130,7 +132,7 @@ impl Consensus {
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
-        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate })
+        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate, heard })
     }
 
     /// Forms a new cluster of these masters. Harmless when it is formed already.
@@ -244,6 +246,11 @@ impl Consensus {
             openraft::ServerState::Learner | openraft::ServerState::Shutdown => "learner",
         };
         Position { leader: metrics.current_leader, term: metrics.current_term, log, role }
+    }
+
+    /// Whether another master answers nothing, as far as this one knows, if it leads.
+    pub(crate) fn is_silent(&self, id: u64) -> bool {
+        self.heard.is_silent(id, Instant::now())
     }
 
     /// Waits until leadership, as this master sees it, is other than `leads`. `false` when Raft

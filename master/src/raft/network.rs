@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use atoll_net::{CallError, CallOptions, Endpoint, Role};
@@ -23,11 +23,16 @@ use openraft::raft::{
 use openraft::{AnyError, BasicNode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::entry::{Raft, TypeConfig};
 
 /// Messages up to this length travel in the head.
 const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// A master that answered nothing for so long, while it was asked ten times a second, is silent.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+/// One that was not asked for so long is given time again. Longer than any call takes.
+const ASKED_ANEW: Duration = Duration::from_secs(10);
 
 /// What one master asks of another. Variant numbers are stable: only append.
 #[derive(Serialize, Deserialize)]
@@ -63,12 +68,53 @@ pub(crate) struct Network {
     endpoint: Endpoint,
     /// Addresses of the configuration; they win over those in the log, so that a master may move.
     peers: Arc<BTreeMap<u64, SocketAddr>>,
+    heard: Heard,
+}
+
+/// When the other masters were last asked and heard of. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<u64, Times>>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    asked: Instant,
+    /// When it answered, or was asked after a pause.
+    heard: Instant,
+}
+
+impl Heard {
+    fn asks(&self, id: u64, now: Instant) {
+        let mut masters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = masters.entry(id).or_insert(Times { asked: now, heard: now });
+        if now.saturating_duration_since(times.asked) > ASKED_ANEW {
+            times.heard = now;
+        }
+        times.asked = now;
+    }
+
+    fn answered(&self, id: u64, now: Instant) {
+        let mut masters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        masters.insert(id, Times { asked: now, heard: now });
+    }
+
+    /// Whether a master answers nothing, as far as the leader knows. Others do not ask.
+    pub(crate) fn is_silent(&self, id: u64, now: Instant) -> bool {
+        let masters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        masters
+            .get(&id)
+            .is_some_and(|times| now.saturating_duration_since(times.heard) > SILENT_AFTER)
+    }
 }
 
 impl Network {
     /// A network over this endpoint.
     pub(crate) fn new(endpoint: Endpoint, peers: BTreeMap<u64, SocketAddr>) -> Network {
-        Network { endpoint, peers: Arc::new(peers) }
+        Network { endpoint, peers: Arc::new(peers), heard: Heard::default() }
+    }
+
+    /// When the others were last heard of.
+    pub(crate) fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 }
 
@@ -77,7 +123,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Link {
         let addr = self.peers.get(&target).copied().or_else(|| node.addr.parse().ok());
-        Link { endpoint: self.endpoint.clone(), target, addr }
+        Link { endpoint: self.endpoint.clone(), target, addr, heard: self.heard.clone() }
     }
 }
 
@@ -86,6 +132,7 @@ pub(crate) struct Link {
     endpoint: Endpoint,
     target: u64,
     addr: Option<SocketAddr>,
+    heard: Heard,
 }
 
 impl Link {
@@ -110,9 +157,13 @@ impl Link {
             (MasterRequest::Raft { message: Bytes::new() }, vec![message])
         };
         let options = CallOptions::within(ttl);
+        self.heard.asks(self.target, Instant::now());
         let called = self.endpoint.call(addr, Role::Master, &head, body, options).await;
         let answer = match called {
-            Ok((MasterResponse::Raft { message }, _)) => message,
+            Ok((MasterResponse::Raft { message }, _)) => {
+                self.heard.answered(self.target, Instant::now());
+                message
+            }
             Ok(_) => return Err(network(&"an answer of another kind").into()),
             Err(error @ CallError::Unreachable { .. }) => {
                 return Err(unreachable(error.to_string()).into());
@@ -156,5 +207,28 @@ impl RaftNetwork<TypeConfig> for Link {
 
     fn backoff(&self) -> openraft::network::Backoff {
         openraft::network::Backoff::new(std::iter::repeat(Duration::from_millis(100)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_asked_and_never_answers_is_silent() {
+        let heard = Heard::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(!heard.is_silent(2, at(60_000)), "it was never asked");
+        (0..=40).for_each(|tick| heard.asks(2, at(tick * 100)));
+        assert!(!heard.is_silent(2, at(3000)));
+        assert!(heard.is_silent(2, at(4000)));
+        heard.answered(2, at(4000));
+        assert!(!heard.is_silent(2, at(4500)));
+        // Led by another meanwhile: it is given time again.
+        heard.asks(2, at(60_000));
+        assert!(!heard.is_silent(2, at(60_000)));
+        (0..=5).for_each(|second| heard.asks(2, at(60_000 + second * 1000)));
+        assert!(heard.is_silent(2, at(65_000)));
     }
 }

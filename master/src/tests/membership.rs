@@ -11,7 +11,7 @@ use atoll_net::{ClusterCa, Endpoint, Role, ShutdownTrigger};
 use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, PgTable};
 use atoll_proto::ids::PG_COUNT;
-use atoll_proto::master::NodeOp;
+use atoll_proto::master::{MasterResponse, NodeOp};
 use atoll_proto::{NodeId, PgId, SessionId};
 use tokio::time::Instant;
 
@@ -292,5 +292,22 @@ async fn what_placement_cannot_do_is_said() {
     rig.register(4, "d").await;
     rig.settle(&[1, 2, 3, 4], |table| table.groups_of(NodeId(3)) == (0, 0)).await;
     assert!(rig.master.placement.lock().unwrap().is_empty());
+    rig.stop.trigger();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_of_the_leader_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path(), &[(1, "a")]).await;
+    let notes = async || {
+        let status = crate::ops::status::status(&rig.master).await.unwrap();
+        let MasterResponse::Status(status) = status else { panic!() };
+        status.live
+    };
+    rig.master.disk.set(99, 1 << 20);
+    let full = notes().await;
+    assert!(full.len() == 1 && full[0].contains("disk is 99 % full"), "{full:?}");
+    rig.master.disk.set(50, 1 << 40);
+    assert_eq!(notes().await, Vec::<String>::new());
     rig.stop.trigger();
 }

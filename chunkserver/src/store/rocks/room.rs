@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use atoll_proto::chunk::disk_reserve;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::RocksStore;
@@ -12,8 +13,6 @@ use super::db::Db;
 use super::read::failure;
 use crate::store::{Space, StoreError};
 
-/// The default reserve: this, or a fiftieth of the disk if that is less.
-const RESERVE_BYTES: u64 = 256 << 20;
 /// With less than this in memory a flush would give back no room worth the wait.
 const FLUSH_BYTES_MIN: u64 = 2 << 20;
 /// RocksDB deletes a superfluous log a moment after the flush.
@@ -107,7 +106,7 @@ impl RocksStore {
         let used = stat.blocks().saturating_sub(stat.blocks_free());
         let free = stat.blocks_available().saturating_mul(unit);
         let total = used.saturating_mul(unit).saturating_add(free);
-        let reserve = self.reserve.unwrap_or_else(|| RESERVE_BYTES.min(total / 50));
+        let reserve = self.reserve.unwrap_or_else(|| disk_reserve(total));
         Ok(Space { free, total, reserve })
     }
 
