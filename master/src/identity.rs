@@ -85,9 +85,9 @@ pub(crate) fn check_log(
         return Err(DataError::new(
             &config.data,
             format!(
-                "it was in use by master {} but its log is empty: restore it from a backup, or \
-                 let a new master with a new id take its place",
-                config.id
+                "it was in use by master {} but its log is empty. {}",
+                config.id,
+                way_back(config)
             ),
         ));
     }
@@ -95,8 +95,20 @@ pub(crate) fn check_log(
 }
 
 /// What helps a master whose log is damaged or gone.
-pub(crate) fn way_back(_config: &Config) -> String {
-    String::from("Restore it from a backup, or let a new master with a new id take its place")
+///
+/// One among others has forgotten votes it gave and entries it acknowledged: it could elect a second
+/// leader in the same term, or one that lacks what was committed. So it must not come back under its
+/// id, be it empty and filled by the others or restored from a backup.
+pub(crate) fn way_back(config: &Config) -> &'static str {
+    if config.peers.iter().any(|peer| peer.id != config.id) {
+        "It must not take part again under this id, neither emptied nor restored from a backup: it has \
+         forgotten what it promised to the others, and changes that were acknowledged could be undone. \
+         Leave it off, which the others bear as long as most of them run, and let a new master with \
+         a new id and an empty directory take its place. Restore all from a backup only when most are \
+         lost"
+    } else {
+        "Move the directory away, and restore this master from a backup with `atoll restore`"
+    }
 }
 
 /// Writes down whose the directory is, once its log is no longer empty.

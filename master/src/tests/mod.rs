@@ -295,6 +295,12 @@ async fn a_damaged_log_is_refused_and_a_torn_one_goes_on() {
     let error = start(&config).1.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("log of this master is damaged"), "{error}");
     assert!(error.contains(wal.to_str().unwrap()) && error.contains("backup"), "{error}");
+    // Among others, a backup would bring back what they have left behind.
+    let peers = vec![Peer { id: 2, addr: free_ports()[0] }];
+    let among = Config { listen: free_ports()[0], peers, ..config.clone() };
+    let error = start(&among).1.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("damaged") && error.contains("a new id"), "{error}");
+    assert!(error.contains("nor restored from a backup"), "{error}");
     assert!(before == (content(&log), content(&config.data.join("state-1"))), "it was changed");
 
     // What a power cut takes from the end, nobody was told of.
