@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use atoll_proto::backup::{BackupHeader, CHECKSUM_BYTES, Checksum, PREFIX_BYTES};
@@ -185,7 +186,8 @@ impl Drop for Part {
 fn build(request: &Restore<'_>, header: &BackupHeader, part: &Path) -> Result<(), RestoreError> {
     let failed = |error: io::Error| wrong(request.data, error);
     let database = part.join(STATE);
-    fs::create_dir_all(&database).map_err(failed)?;
+    // As private as the backup: the key that signs receipts is in it.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&database).map_err(failed)?;
     let file = File::open(request.file).map_err(failed)?;
     let mut input = BufReader::with_capacity(1 << 20, file);
     read_header(&mut input, None).map_err(failed)?;

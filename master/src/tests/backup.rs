@@ -1,6 +1,7 @@
 //! Backup and restore, through the service.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use atoll_proto::backup::{BackupAnswer, BackupAsk, BackupHeader, Checksum};
@@ -95,6 +96,8 @@ async fn a_restored_master_serves_the_old_state_frozen_and_above_the_lost_one() 
             let made = "then";
             let request = Restore { file: &file, data: &home, id: 1, voters: &voters, made };
             assert_eq!(restore(&request).unwrap(), header);
+            let mode = std::fs::metadata(request.data).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "others can read it");
             let again = restore(&request).unwrap_err().to_string();
             assert!(again.contains("not empty"), "{again}");
             config.data = home.clone();

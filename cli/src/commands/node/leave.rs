@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use atoll_client::Cluster;
-use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState};
+use atoll_proto::cluster::{ClusterView, Duty, NodeInfo, NodeKind, NodeState, NodeView};
 use atoll_proto::master::NodeOp;
 use atoll_proto::{Code, NodeId};
 use serde::Serialize;
@@ -115,6 +115,7 @@ pub(super) async fn remove(
             change(cluster, NodeOp::RemoveGone { node: id }).await?;
         }
         Err(failure) if force && failure.code() == Some(Code::Conflict) => {
+            check_forced(&view, &node)?;
             change(cluster, NodeOp::Lose { node: id }).await?;
             until_empty(context, cluster, &node, false).await?;
             change(cluster, NodeOp::RemoveGone { node: id }).await?;
@@ -137,6 +138,29 @@ pub(super) async fn remove(
     };
     context.out.note(format_args!("removed {}; its id {id} is not used again. {rest}", node.name));
     Ok(())
+}
+
+/// Refuses to declare a server lost that runs while nobody could take its groups: it would stay that
+/// way until somebody noticed. One that is down may be given up all the same, so that its groups can
+/// go elsewhere when their other members are given up, too.
+fn check_forced(view: &ClusterView, node: &NodeInfo) -> Result<(), Failure> {
+    let up = |it: &&NodeView| it.state == NodeState::Up;
+    let runs = view.nodes.iter().filter(up).any(|it| it.info.id == node.id);
+    let others = view.nodes.iter().filter(up).filter(|it| {
+        let takes = it.info.kind == NodeKind::Chunkserver && it.info.weight > 0;
+        takes && it.duty == Duty::Active && it.info.id != node.id
+    });
+    let groups = view.table.members.iter().filter(|members| members.contains(&node.id));
+    let (takers, needed) = (others.count(), groups.map(Vec::len).max().unwrap_or(0));
+    if !runs || takers >= needed {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!(
+        "{} runs and keeps placement groups of {needed} members, and only {} could take them: add one \
+         first; nothing was changed",
+        node.name,
+        text::count(takers as u64, "other chunkserver")
+    )))
 }
 
 async fn known(cluster: &Cluster, typed: &str) -> Result<NodeInfo, Failure> {
@@ -245,5 +269,23 @@ mod tests {
         view.nodes[1].duty = Duty::Active;
         view.nodes[1].info.weight = 0;
         assert!(text(&view, "7").contains("weight 0"));
+    }
+    #[test]
+    fn who_runs_is_not_given_up_in_vain() {
+        let mut view = view();
+        let node = view.nodes[0].info.clone();
+        check_forced(&view, &node).unwrap();
+        view.table.members = vec![vec![NodeId(1), NodeId(2)], vec![NodeId(2)]];
+        let text = check_forced(&view, &node).unwrap_err().to_string();
+        assert!(text.contains("only 1 other chunkserver could take them"), "{text}");
+        // One more can take them, unless it is leaving itself.
+        let mut third = view.nodes[1].clone();
+        third.info.id = NodeId(3);
+        view.nodes.push(third);
+        check_forced(&view, &node).unwrap();
+        view.nodes[3].duty = Duty::Draining;
+        assert!(check_forced(&view, &node).is_err());
+        view.nodes[0].state = NodeState::Down;
+        check_forced(&view, &node).unwrap();
     }
 }
