@@ -222,11 +222,17 @@ impl ChunkStore for MemoryStore {
         Ok(forgotten)
     }
 
-    fn quarantine(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError> {
+    fn quarantine_older(
+        &self,
+        ids: &[ChunkId],
+        before_ms: u64,
+        now_ms: u64,
+    ) -> Result<u64, StoreError> {
         let mut inner = self.open()?;
         let mut moved = 0;
         for id in ids {
-            if let Some(new) = inner.records.get(id).and_then(|old| old.quarantined(now_ms)) {
+            let aged = inner.records.get(id).filter(|old| old.at_ms < before_ms);
+            if let Some(new) = aged.and_then(|old| old.quarantined(now_ms)) {
                 self.set(&mut inner, id, Some(new));
                 moved += 1;
             }

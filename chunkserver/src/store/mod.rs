@@ -231,12 +231,26 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// When the disk fails.
     fn forget_live(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError>;
 
-    /// Moves those of the chunks to quarantine that are present and not live. Not synced. Says
-    /// how many.
+    /// Moves those of the chunks to quarantine that are present and not live, and that were last put,
+    /// or came to be as they are, before `before_ms`: a put that was acknowledged at any time before
+    /// the move keeps its chunk. Not synced. Says how many.
     ///
     /// # Errors
     /// When the disk fails.
-    fn quarantine(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError>;
+    fn quarantine_older(
+        &self,
+        ids: &[ChunkId],
+        before_ms: u64,
+        now_ms: u64,
+    ) -> Result<u64, StoreError>;
+
+    /// As [`ChunkStore::quarantine_older`], whenever they were put.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn quarantine(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError> {
+        self.quarantine_older(ids, u64::MAX, now_ms)
+    }
 
     /// Makes all chunks of a group not live and moves what is present to quarantine: this node is
     /// no member of the group any more. Not synced, and atomic only for each chunk. Says how many

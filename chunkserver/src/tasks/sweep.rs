@@ -180,17 +180,10 @@ async fn sweep_pending(node: &Node, pg: PgId) -> Result<u64, String> {
         return Ok(0);
     }
     let now_ms = clock::now_ms();
-    let still = move |store: &dyn ChunkStore| {
-        // Those that were put again in between are young again.
-        let mut old = Vec::new();
-        for id in unneeded {
-            if store.record(&id)?.is_some_and(|record| record.at_ms < before_ms) {
-                old.push(id);
-            }
-        }
-        store.quarantine(&old, now_ms)
-    };
-    let moved = flat(node.at_the_disk("quarantine", still).await)?;
+    // Those that were put again in between are young again: the store sees that as it moves them.
+    let still_old =
+        move |store: &dyn ChunkStore| store.quarantine_older(&unneeded, before_ms, now_ms);
+    let moved = flat(node.at_the_disk("quarantine", still_old).await)?;
     metrics::counter!("atoll_chunk_pending_swept_total").increment(moved);
     Ok(moved)
 }

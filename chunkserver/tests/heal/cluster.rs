@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use atoll_chunkserver::store::memory::MemoryStore;
 use atoll_chunkserver::store::{Body, ChunkStore, NewChunk, Record};
-use atoll_chunkserver::{Config, Pauses, RunError, run, run_on};
+use atoll_chunkserver::{Config, Pauses, Point, RunError, run, run_on};
 use atoll_net::{
     CallError, CallOptions, ClusterCa, Endpoint, Role, ServeLimits, ShutdownTrigger, shutdown,
 };
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, ChunkStat, Get};
 use atoll_proto::{ChunkId, ClusterId, Epoch, NodeId};
 use bytes::Bytes;
-use tokio::sync::watch;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::master::{Master, State};
@@ -267,6 +269,33 @@ impl Cluster {
         for server in servers {
             self.store(*server).put_batch(chunks).unwrap();
         }
+    }
+}
+
+/// Holds the work up at a point, until it is let go.
+pub(crate) struct Hold {
+    point: Point,
+    /// How often the work has come there.
+    pub(crate) waiting: watch::Sender<usize>,
+    /// With permits nothing is held up any more.
+    pub(crate) go: Arc<Semaphore>,
+}
+
+impl Hold {
+    pub(crate) fn at(point: Point) -> Arc<Self> {
+        let go = Arc::new(Semaphore::new(0));
+        Arc::new(Self { point, waiting: watch::Sender::new(0), go })
+    }
+}
+
+impl Pauses for Hold {
+    fn at(&self, point: Point) -> BoxFuture<'static, ()> {
+        if point != self.point {
+            return async {}.boxed();
+        }
+        self.waiting.send_modify(|count| *count += 1);
+        let go = Arc::clone(&self.go);
+        async move { drop(go.acquire().await) }.boxed()
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use atoll_chunkserver::Point;
 use atoll_chunkserver::store::{Body, ChunkStore, Mark};
 use atoll_proto::NodeId;
 
-use super::cluster::{Cluster, chunk, chunks, ids, ids_of_one_group};
+use super::cluster::{Cluster, Hold, chunk, chunks, ids, ids_of_one_group};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collected_chunk_goes_to_quarantine_and_is_deleted_in_time() {
@@ -114,6 +115,32 @@ async fn the_sweep_asks_the_master_first() {
     cluster.change(|state| state.claimed.clear());
     cluster.holds("swept", || state(&kept.id) == (false, Body::Quarantined)).await;
     assert_eq!(state(&young.id), (false, Body::Present));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_put_again_after_the_master_was_asked_is_kept() {
+    let hold = Hold::at(Point::SweepConfirmed);
+    let cluster = Cluster::new(|config| {
+        config.sweep_every_s = 1;
+        config.pending_lifetime_ms = 60_000;
+    });
+    cluster.hold(hold.clone());
+    // Of one group, so that the master is asked about both at once.
+    let mut again = chunk(b"put again");
+    let mut others = (0..u32::MAX).map(|n| chunk(&n.to_be_bytes()));
+    let unneeded = others.find(|other| other.id.pg() == again.id.pg()).unwrap();
+    cluster.put(&[1], &[again.clone(), unneeded.clone()]);
+    cluster.start_servers(1).await;
+    let mut waiting = hold.waiting.subscribe();
+    drop(waiting.wait_for(|count| *count > 0).await.unwrap());
+    // The master has neither. Now one is uploaded again, and acknowledged.
+    again.at_ms = u64::MAX / 2;
+    cluster.put(&[1], std::slice::from_ref(&again));
+    hold.go.add_permits(1000);
+    let state = |id| cluster.body(1, id).unwrap();
+    cluster.holds("swept", || state(&unneeded.id) == (false, Body::Quarantined)).await;
+    assert_eq!(state(&again.id), (false, Body::Present));
     cluster.stop().await;
 }
 

@@ -1,16 +1,12 @@
 //! What is live is learned, by the feed or by comparing, and nothing wrong is.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
+use atoll_chunkserver::Point;
 use atoll_chunkserver::store::{Body, ChunkStore, Mark};
-use atoll_chunkserver::{Pauses, Point};
 use atoll_proto::NodeId;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, watch};
 
-use super::cluster::{Cluster, chunk, chunks, ids};
+use super::cluster::{Cluster, Hold, chunk, chunks, ids};
 use super::master::Lie;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,27 +81,9 @@ async fn answers_that_are_wrong_change_nothing() {
     cluster.stop().await;
 }
 
-/// Holds walks up when they have found something, until they are let go.
-struct HoldWalks {
-    waiting: watch::Sender<usize>,
-    go: Arc<Semaphore>,
-}
-
-impl Pauses for HoldWalks {
-    fn at(&self, point: Point) -> BoxFuture<'static, ()> {
-        if point != Point::WalkFound {
-            return async {}.boxed();
-        }
-        self.waiting.send_modify(|count| *count += 1);
-        let go = Arc::clone(&self.go);
-        async move { drop(go.acquire().await) }.boxed()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_moves_during_a_walk_is_left_for_the_next() {
-    let hold =
-        Arc::new(HoldWalks { waiting: watch::Sender::new(0), go: Arc::new(Semaphore::new(0)) });
+    let hold = Hold::at(Point::WalkFound);
     let cluster = Cluster::new(|_| {});
     cluster.hold(hold.clone());
     let late = chunk(b"collected while the walk is under way");

@@ -72,12 +72,18 @@ impl ChunkStore for RocksStore {
         })
     }
 
-    fn quarantine(&self, ids: &[ChunkId], now_ms: u64) -> Result<u64, StoreError> {
+    fn quarantine_older(
+        &self,
+        ids: &[ChunkId],
+        before_ms: u64,
+        now_ms: u64,
+    ) -> Result<u64, StoreError> {
         self.edit("move chunks to quarantine", false, |_, edit| {
             let mut moved = 0;
             for id in ids {
                 let old = edit.row(id)?;
-                if let Some(new) = old.and_then(|row| row.record.quarantined(now_ms)) {
+                let aged = old.filter(|row| row.record.at_ms < before_ms);
+                if let Some(new) = aged.and_then(|row| row.record.quarantined(now_ms)) {
                     edit.set(id, old, Some(new));
                     moved += 1;
                 }

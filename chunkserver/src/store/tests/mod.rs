@@ -89,6 +89,7 @@ fn battery(store: &Arc<dyn ChunkStore>, damage: &Damage) {
     remembers_what_was_scrubbed(store.as_ref());
     keeps_values(store.as_ref());
     many_at_once(store);
+    what_was_put_again_is_not_old(store.as_ref());
     assert_consistent(store.as_ref());
     closes(store.as_ref());
 }
@@ -322,6 +323,22 @@ fn quarantine_is_a_way_back(store: &dyn ChunkStore, damage: &Damage) {
     assert_eq!(store.put_batch(&chunks[1..]).unwrap().written, 2);
     assert_eq!(store.get(&ids[2]).unwrap().as_ref(), Some(&chunks[2].bytes));
     assert_eq!(store.totals().chunks, before.chunks);
+}
+
+fn what_was_put_again_is_not_old(store: &dyn ChunkStore) {
+    let later = NOW + 86_400_000;
+    let lens = [600, 66_000, 600];
+    let chunks: Vec<NewChunk> = (9060..).zip(lens).map(|(n, len)| numbered(n, len)).collect();
+    let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
+    store.put_batch(&chunks).unwrap();
+    let again: Vec<NewChunk> =
+        chunks[..2].iter().map(|it| NewChunk { at_ms: later, ..it.clone() }).collect();
+    assert_eq!(store.put_batch(&again).unwrap().known, 2);
+    // All three were found to be old before that, and are moved after it.
+    assert_eq!(store.quarantine_older(&ids, NOW, later).unwrap(), 0, "none is older");
+    assert_eq!(store.quarantine_older(&ids, NOW + 1, later).unwrap(), 1);
+    let present = |id: &ChunkId| store.has(id).unwrap();
+    assert!(present(&ids[0]) && present(&ids[1]) && !present(&ids[2]));
 }
 
 fn erases_whatever_the_state(store: &dyn ChunkStore, damage: &Damage) {
