@@ -1,10 +1,11 @@
 //! Whether chunks may be dropped: not while an operator has frozen it, and never suddenly many at
 //! once without one saying so. Plain functions.
 //!
-//! Whatever wants to drop asks for each group first. A group that would lose too much halts all
-//! dropping on this server, with a reason that `status` shows. A release by the operator lets
-//! exactly the groups that were halted drop as much as they wanted to, each once and no later than
-//! at the next time it wants to drop anything.
+//! Whatever wants to drop by its own conclusion asks for each group first: walks and the sweep. What
+//! the masters' log says was collected needs no leave, except that it stays where it is as long as
+//! nothing may go. A group that would lose too much halts all dropping on this server, with a reason
+//! that `status` shows. A release by the operator lets exactly the groups that were halted drop as
+//! much as they wanted to, each once and no later than at the next time it wants to drop anything.
 
 use std::collections::BTreeMap;
 
