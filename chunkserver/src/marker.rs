@@ -18,6 +18,8 @@
 //! unreadable  this node's      the disk failed both copies: written again
 //! unreadable  damaged          the disk failed all of it: as ready and damaged, unless what is
 //!                              left of the store is another node's
+//! one alone   damaged          refused if it is unreadable, as in a directory from before there were
+//!                              copies: too little says whose it is
 //! unreadable  absent           refused: nothing says that this disk is the right one
 //! absent      present          refused: ask the operator
 //! any         another node's   refused; so is one copy of a marker that is another node's
@@ -106,6 +108,16 @@ pub(crate) fn open(
         Said::Absent | Said::New => return set_up(dir, cluster, node, reserve),
         Said::Ready if present => open_or_replace(dir, cluster, node, reserve)?,
         Said::Ready => return Err(RunError::ChunksGone { dir: dir.to_owned(), marker }),
+        Said::Unreadable(reason) if present && copies.is_older() => {
+            // One bad sector in a directory from before there were copies. If the store is damaged as
+            // well, too little says whose it is.
+            match open_checked(dir, cluster, node, reserve) {
+                Err(RunError::Store { source: StoreError::Damaged { .. }, .. }) => {
+                    return Err(RunError::MarkerUnreadable { dir: dir.to_owned(), marker, reason });
+                }
+                store => store?,
+            }
+        }
         Said::Unreadable(reason) if present => {
             tracing::error!(dir = %dir.display(), reason, "no copy of the marker can be read");
             open_or_replace(dir, cluster, node, reserve)?
@@ -216,6 +228,11 @@ impl Copies {
             }
             (Found::Absent, Found::Absent) => Said::Absent,
         }
+    }
+
+    /// Whether there is only one of them: they are made both or, before there were two, one.
+    fn is_older(&self) -> bool {
+        matches!(self.marker, Found::Absent) || matches!(self.copy, Found::Absent)
     }
 
     /// Writes copies that do not say that the directory is ready once more. The store is open by now.
@@ -529,6 +546,8 @@ mod tests {
                     }
                     (Ok(store), _) => {
                         assert!(any(Health::Good) || any(Health::Bad), "{what}");
+                        let one_of_one = any(Health::Bad) && any(Health::Gone);
+                        assert!(index == Index::Good || !one_of_one, "{what}: whose is it?");
                         assert_eq!(store.refilling(), index == Index::Damaged, "{what}");
                         assert!(is_ready(dir.path()), "{what}");
                         drop(store);
@@ -540,6 +559,10 @@ mod tests {
                     }
                     (Err(RunError::MarkerUnreadable { .. }), Index::Gone) => {
                         assert!(!any(Health::Good) && any(Health::Bad), "{what}");
+                    }
+                    // Too little says whose it is.
+                    (Err(RunError::MarkerUnreadable { .. }), Index::Damaged) => {
+                        assert!(any(Health::Gone) && any(Health::Bad), "{what}");
                     }
                     (Err(RunError::MarkerGone { .. }), Index::Good | Index::Damaged) => {
                         assert!(!any(Health::Good) && !any(Health::Bad), "{what}");

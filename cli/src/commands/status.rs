@@ -38,6 +38,8 @@ pub(crate) struct StatusArgs {}
 struct StatusObject {
     healthy: bool,
     reasons: Vec<String>,
+    /// What is as it was set up, and not as it should be.
+    notes: Vec<String>,
     masters: Vec<MasterObject>,
     chunkservers: Vec<ChunkserverObject>,
     placement_groups: GroupsObject,
@@ -110,6 +112,9 @@ pub(crate) async fn run(context: &Context, _args: StatusArgs) -> Result<(), Fail
         context.out.object(&object(status, reasons))?;
     } else {
         context.out.line(verdict(&status, &reasons))?;
+        if let Some(note) = too_few(&status) {
+            context.out.line(format_args!("but {note}"))?;
+        }
         for part in tables(&status) {
             context.out.line("")?;
             context.out.line(part)?;
@@ -190,7 +195,6 @@ pub(crate) fn reasons(status: &Status) -> Vec<String> {
     if status.groups_clean + status.groups_degraded + status.groups_lost < status.groups {
         reasons.push("some placement groups have no members yet".to_owned());
     }
-    reasons.extend(too_few(status));
     reasons
 }
 
@@ -200,16 +204,19 @@ fn master_reasons(masters: &[MasterStatus]) -> Vec<String> {
     let mut reasons = Vec::new();
     for MasterStatus { id, role, log_index } in masters {
         let behind = last.saturating_sub(*log_index);
+        // Of whom nothing is known yet, as when another has begun to lead, nothing is said.
+        let known = *log_index > 0;
         if role == SILENT {
             reasons.push(format!("master {id} is silent"));
-        } else if behind > BEHIND_MAX {
+        } else if known && behind > BEHIND_MAX {
             reasons.push(format!("master {id} is {behind} entries behind"));
         }
     }
     reasons
 }
 
-/// Says so when chunks have fewer copies than they should because there are too few chunkservers.
+/// Says so when chunks have fewer copies than they should because there are too few chunkservers. Whoever
+/// set up so few knows it: that alone does not make a cluster unhealthy.
 fn too_few(status: &Status) -> Option<String> {
     let copies: u64 = status.chunkservers.iter().map(|server| u64::from(server.groups)).sum();
     let groups = u64::from(status.groups);
@@ -306,6 +313,7 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
     StatusObject {
         healthy: reasons.is_empty(),
         reasons,
+        notes: too_few(&status).into_iter().collect(),
         placement_groups: GroupsObject {
             total: status.groups,
             clean: status.groups_clean,
@@ -517,8 +525,14 @@ mod tests {
         room.chunkservers[0].stat.free_bytes = 264 << 20;
         assert!(reasons(&room).is_empty(), "there is room for one more");
         check(|s| s.chunkservers[2].stat.free_bytes = 1 << 20, "chunkserver-3's disk is full");
-        check(|s| s.chunkservers.truncate(2), "only 2 of 3 copies: add chunkservers until");
-        check(|s| s.chunkservers.truncate(1), "only 1 of 3 copies");
+        for left in [2, 1] {
+            let mut few = healthy();
+            few.chunkservers.truncate(left);
+            assert!(reasons(&few).is_empty(), "{left}");
+            let note = too_few(&few).unwrap();
+            assert!(note.contains(&format!("only {left} of 3 copies")), "{note}");
+        }
+        assert_eq!(too_few(&healthy()), None);
         check(|s| s.live = vec!["live site blog: not sealed".into()], "live site blog");
         check(|s| s.chunkservers[0].up = false, "chunkserver-1 is down");
         check(|s| s.edges[0].up = false, "edge-1 is down");

@@ -7,7 +7,12 @@
 //! over blocks of zeros and wrong lengths near the end. So whoever relies on every record asks here
 //! before the database is opened. Nothing is written.
 //!
-//! What cannot be told from a torn tail is damage to the very last records.
+//! A torn tail stays where it was for a while when the database was opened since: it then goes on in a
+//! new file, with the number that comes next or with an empty batch. Whatever began so was decided
+//! then, and is no hole.
+//!
+//! What cannot be told from a torn tail is damage to the very last records, and that a whole file is
+//! missing.
 //!
 //! The format is that of RocksDB's wiki, "Write Ahead Log File Format": blocks of 32 KiB; a record
 //! begins with a masked CRC-32C (four bytes, of kind and payload), the payload's length (two bytes)
@@ -20,6 +25,8 @@ use std::sync::LazyLock;
 
 const BLOCK: u64 = 32 << 10;
 const HEADER: usize = 7;
+/// An empty batch.
+const BATCH: usize = 12;
 const FULL: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
@@ -48,6 +55,7 @@ pub(crate) fn hole(directory: &Path) -> io::Result<Option<Hole>> {
     for file in files(directory)? {
         let mut input = File::open(&file)?;
         let mut at = 0;
+        search.begin_file();
         loop {
             block.clear();
             input.by_ref().take(BLOCK).read_to_end(&mut block)?;
@@ -91,6 +99,12 @@ struct Search {
     before: u64,
     /// Whether the fragments of a record are all there so far.
     within: bool,
+    /// Nothing of the current file was found whole so far.
+    fresh: bool,
+    /// The number of the write that comes after the record that is being read, and after the last
+    /// one that was whole before any damage.
+    after: Option<u64>,
+    next: Option<u64>,
     /// The first damage.
     damage: Option<Damage>,
 }
@@ -115,12 +129,18 @@ impl Search {
         })
     }
 
+    /// No record goes on in another file.
+    fn begin_file(&mut self) {
+        (self.fresh, self.within) = (true, false);
+    }
+
     /// Reads a block that begins here in its file.
     fn read(&mut self, file: &Path, at: u64, block: &[u8]) {
         let mut offset = 0;
         while let Some(rest) = block.get(offset..).filter(|rest| rest.len() >= HEADER) {
             if let Some((kind, len)) = record(rest) {
-                self.take(kind, self.before + offset as u64);
+                let payload = rest.get(HEADER..len).unwrap_or_default();
+                self.take(kind, payload, self.before + offset as u64);
                 offset += len;
                 continue;
             }
@@ -135,9 +155,22 @@ impl Search {
         }
     }
 
-    fn take(&mut self, kind: u8, from: u64) {
+    fn take(&mut self, kind: u8, payload: &[u8], from: u64) {
         let begins = kind == FULL || kind == FIRST;
         let ends = kind == FULL || (kind == LAST && self.within);
+        if begins {
+            let batch = batch(payload);
+            let goes_on = batch.is_some_and(|(number, count)| {
+                (count == 0 && payload.len() == BATCH) || self.next == Some(number)
+            });
+            if std::mem::take(&mut self.fresh) && goes_on {
+                self.damage = None;
+            }
+            self.after = batch.map(|(number, count)| number.saturating_add(count.into()));
+        }
+        if ends && self.damage.is_none() {
+            self.next = self.after;
+        }
         self.within = kind == FIRST || (kind == MIDDLE && self.within);
         if let Some(damage) = &mut self.damage {
             if begins {
@@ -146,6 +179,13 @@ impl Search {
             damage.whole += u32::from(ends);
         }
     }
+}
+
+/// The number of the first write of a batch, and how many it has: with these it begins.
+fn batch(payload: &[u8]) -> Option<(u64, u32)> {
+    let (number, rest) = payload.split_first_chunk()?;
+    let (count, _) = rest.split_first_chunk()?;
+    Some((u64::from_le_bytes(*number), u32::from_le_bytes(*count)))
 }
 
 /// The kind and the whole length of the record that begins here, if it is in order.
@@ -237,6 +277,29 @@ mod tests {
         keys
     }
 
+    /// The power was cut once more before it was on the disk that the torn log is gone.
+    fn again_beside_a_new_log(directory: &Path, log: &Path, torn: &[u8]) {
+        for records in 0..3u64 {
+            let copy = tempfile::tempdir().unwrap();
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+            }
+            let back = copy.path().join(log.file_name().unwrap());
+            fs::write(&back, torn).unwrap();
+            let rocks = Rocks::open(copy.path(), Tuning::Log).unwrap();
+            for number in 0..records {
+                let mut batch = Batch::default();
+                batch.put(&(RECORDS + number).to_be_bytes(), b"new");
+                rocks.write(batch, true).unwrap();
+            }
+            drop(rocks);
+            fs::write(&back, torn).unwrap();
+            assert!(files(copy.path()).unwrap().len() > 1, "it goes on in another file");
+            assert_eq!(hole(copy.path()).unwrap(), None, "{records}");
+        }
+    }
+
     #[test]
     fn the_checksum_is_the_one_of_the_rfc() {
         assert_eq!(!crc(&[0; 32], !0), 0x8a91_36aa);
@@ -293,6 +356,7 @@ mod tests {
                     assert_eq!(hole(&dir).unwrap(), None);
                     let kept = keys(&dir, &log, &bytes);
                     assert_eq!(kept, (0..RECORDS - 1).collect::<Vec<u64>>());
+                    again_beside_a_new_log(&dir, &log, &bytes);
                 }
             }
         }

@@ -97,7 +97,7 @@ async fn a_repair_finds_what_is_bad_on_every_server_and_names_who_needs_it() -> 
         }
     }
     cluster.atoll(&["deploy", word(&source), "--site", "blog", "--reupload"])?.ok()?;
-    wait::until("a clean cluster", LIMIT, || {
+    wait::until("a clean cluster", LIMIT * 4, || {
         Ok(Some(cluster.json(&["fsck", "--repair", "--timeout", "90"])?))
     })?;
     cluster.finish()

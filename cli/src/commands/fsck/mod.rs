@@ -46,7 +46,7 @@ pub(crate) struct FsckArgs {
     #[arg(long)]
     repair: bool,
     /// With --repair: wait at most this long for everything to be verified and for copies to be fetched
-    #[arg(long, value_name = "SECS", default_value_t = 60)]
+    #[arg(long, value_name = "SECS", default_value_t = 3600)]
     timeout: u64,
 }
 
