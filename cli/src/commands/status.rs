@@ -38,8 +38,6 @@ pub(crate) struct StatusArgs {}
 struct StatusObject {
     healthy: bool,
     reasons: Vec<String>,
-    /// What is as it was set up, and not as it should be.
-    notes: Vec<String>,
     masters: Vec<MasterObject>,
     chunkservers: Vec<ChunkserverObject>,
     placement_groups: GroupsObject,
@@ -313,7 +311,6 @@ fn object(status: Status, reasons: Vec<String>) -> StatusObject {
     StatusObject {
         healthy: reasons.is_empty(),
         reasons,
-        notes: too_few(&status).into_iter().collect(),
         placement_groups: GroupsObject {
             total: status.groups,
             clean: status.groups_clean,
