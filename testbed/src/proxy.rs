@@ -12,6 +12,7 @@
 
 pub mod line;
 mod masters;
+mod mesh;
 mod tcp;
 mod udp;
 
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 pub use line::Way;
 pub use masters::MasterLinks;
+pub use mesh::MasterMesh;
 
 use crate::seed;
 use line::Line;

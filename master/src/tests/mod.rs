@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod erase;
 mod harness;
+mod masters;
 mod membership;
 mod relay;
 mod upkeep;
@@ -261,10 +262,10 @@ async fn many_changes_at_once_are_all_done_once() {
     master.stop().await;
 }
 
-/// Three free ports; another process could take them before they are used, but hardly does.
-fn free_ports() -> Vec<SocketAddr> {
+/// Free ports; another process could take them before they are used, but hardly does.
+fn free_ports(count: usize) -> Vec<SocketAddr> {
     let sockets: Vec<UdpSocket> =
-        (0..3).map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap()).collect();
+        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap()).collect();
     sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
 }
 
@@ -272,7 +273,7 @@ fn free_ports() -> Vec<SocketAddr> {
 async fn three_masters_survive_the_loss_of_their_leader() {
     let dir = tempfile::tempdir().unwrap();
     let ca = ClusterCa::create(CLUSTER).unwrap();
-    let addrs = free_ports();
+    let addrs = free_ports(3);
     let peers: Vec<Peer> =
         addrs.iter().zip(1..).map(|(addr, id)| Peer { id, addr: *addr }).collect();
     let configs: Vec<Config> = (1..=3)

@@ -72,7 +72,7 @@ impl MasterLinks {
 }
 
 /// The file on the node's command line.
-fn configuration(cluster: &DevCluster, node: Node) -> Result<PathBuf> {
+pub(super) fn configuration(cluster: &DevCluster, node: Node) -> Result<PathBuf> {
     let pid = cluster.pid(node).with_context(|| format!("{node} does not run"))?;
     let process = cluster.processes().into_iter().find(|process| process.pid == pid);
     let arguments = process.with_context(|| format!("{node} has ended"))?.arguments;
