@@ -4,7 +4,7 @@ mod leader;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use arc_swap::ArcSwapOption;
 use atoll_net::call::CallOptions;
 use atoll_net::endpoint::Endpoint;
 use atoll_net::identity::Identity;
+use atoll_net::masters::KnownMasters;
 use atoll_net::task::Boxed;
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::master::{Change, Changed, MasterRequest, MasterResponse};
@@ -20,6 +21,7 @@ use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::{Published, SiteOp};
 use atoll_proto::{ChunkId, Code, NodeId, SessionId, limits};
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::locate::Load;
@@ -30,6 +32,8 @@ use crate::{ClientConfig, ClientError};
 const VIEW_FRESH: Duration = Duration::from_secs(2);
 /// How long a node that failed is asked last.
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// How long a new handle waits to hear which masters there are beside those it was told of.
+const LEARN_WAIT: Duration = Duration::from_secs(2);
 /// Requests of a session that may be open at once; the master allows 1,024.
 const OPEN_CHANGES: usize = 512;
 
@@ -41,10 +45,13 @@ pub struct Cluster {
 
 pub(crate) struct Inner {
     endpoint: Endpoint,
-    masters: Vec<SocketAddr>,
+    masters: Arc<KnownMasters>,
     token: Option<Arc<str>>,
     pub(crate) zone: Option<String>,
-    leader: AtomicUsize,
+    /// Which of the masters is asked first: the one that answered last.
+    leader: watch::Sender<usize>,
+    /// Who may look for the leader in a hurry.
+    hurry: tokio::sync::Semaphore,
     name: String,
     view: ArcSwapOption<(Instant, Arc<ClusterView>)>,
     view_lock: tokio::sync::Mutex<()>,
@@ -77,16 +84,23 @@ impl Cluster {
         let token = config.token.as_deref().map(Arc::from);
         let cluster = Self::named(
             endpoint,
-            config.masters.clone(),
+            (config.masters.clone(), config.remembers.clone()),
             token,
             config.zone_hint.clone(),
             name.to_owned(),
         );
-        cluster.refresh_view().await?;
-        Ok(cluster)
+        let learned = async {
+            cluster.inner.masters.is_due();
+            if let Ok(Err(error)) = tokio::time::timeout(LEARN_WAIT, cluster.learn_masters()).await
+            {
+                tracing::debug!(%error, "cannot learn which masters there are");
+            }
+        };
+        let (view, ()) = tokio::join!(cluster.refresh_view(), learned);
+        view.map(|_| cluster)
     }
 
-    /// A handle that uses an endpoint the caller has. Does no input or output.
+    /// A handle that uses an endpoint the caller has. Asks nobody yet.
     pub fn new(
         endpoint: Endpoint,
         masters: Vec<SocketAddr>,
@@ -94,23 +108,37 @@ impl Cluster {
         zone: Option<String>,
     ) -> Self {
         let name = endpoint.identity_peer().name.clone();
-        Self::named(endpoint, masters, token, zone, name)
+        Self::named(endpoint, (masters, None), token, zone, name)
+    }
+
+    /// The same for one that keeps in this file which masters there are, and reads it now: masters may
+    /// have come and gone since the configuration was written.
+    pub fn remembering(
+        endpoint: Endpoint,
+        masters: Vec<SocketAddr>,
+        file: PathBuf,
+        zone: Option<String>,
+    ) -> Self {
+        let name = endpoint.identity_peer().name.clone();
+        Self::named(endpoint, (masters, Some(file)), None, zone, name)
     }
 
     fn named(
         endpoint: Endpoint,
-        masters: Vec<SocketAddr>,
+        (masters, file): (Vec<SocketAddr>, Option<PathBuf>),
         token: Option<Arc<str>>,
         zone: Option<String>,
         name: String,
     ) -> Self {
+        let masters = KnownMasters::new(endpoint.identity_peer().cluster, masters, file);
         Self {
             inner: Arc::new(Inner {
                 endpoint,
-                masters,
+                masters: Arc::new(masters),
                 token,
                 zone,
-                leader: AtomicUsize::new(0),
+                leader: watch::Sender::new(0),
+                hurry: tokio::sync::Semaphore::new(leader::HURRIED_MAX),
                 name,
                 view: ArcSwapOption::empty(),
                 view_lock: tokio::sync::Mutex::new(()),

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use line::Way;
-pub use masters::MasterLinks;
+pub use masters::{MasterLinks, configuration};
 pub use mesh::MasterMesh;
 
 use crate::seed;

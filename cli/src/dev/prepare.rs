@@ -176,6 +176,7 @@ impl Files<'_> {
             identity: Path::new("identity").join(CLIENT),
             token: Some(token.clone()),
             zone_hint: None,
+            remembers: None,
         };
         config.save(&path)?;
         Ok(token)

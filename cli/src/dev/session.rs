@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use atoll_client::Cluster;
 use atoll_net::Shutdown;
+use atoll_net::masters::KNOWN_WITHIN;
 use atoll_proto::masters::MastersOp;
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
@@ -397,6 +398,8 @@ impl<'a> Session<'a> {
             Kind::Master => {
                 let op = MastersOp::Remove { id: known.id() };
                 Box::pin(self.cluster()).await?.change_masters(op).await?;
+                // Those that know no other yet still hear of the others from it.
+                tokio::time::sleep(KNOWN_WITHIN).await;
             }
             Kind::Edge | Kind::Shield => {
                 return Err(Failure::Failed(format!(

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_net::call::CallError;
@@ -22,6 +21,10 @@ use crate::ClientError;
 const ATTEMPT: Duration = Duration::from_secs(4);
 /// A master that says nothing for so long is not given up, but others are asked as well.
 const SILENCE: Duration = Duration::from_millis(300);
+/// After that, whoever is in a hurry asks another one so often, until one leads.
+const HURRY: Duration = Duration::from_millis(100);
+/// How many requests may be in a hurry at once; the others wait for what those find.
+pub(super) const HURRIED_MAX: usize = 1;
 /// How long an attempt at the renewal of a lease may take.
 const RENEW_ATTEMPT: Duration = Duration::from_secs(1);
 
@@ -42,9 +45,12 @@ impl Cluster {
         };
         let mut attempt = 0;
         loop {
-            let turn = self.inner.leader.load(Ordering::Relaxed);
+            let turn = *self.inner.leader.borrow();
             let error = match Box::pin(self.ask_around(turn, request, until, open)).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.learn_now_and_then();
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             if is_final(&error) {
@@ -54,8 +60,7 @@ impl Cluster {
                 matches!(&error, CallError::Refused(refusal) if refusal.retry == Retry::Same);
             if !stay {
                 // Others may have turned to the next one meanwhile: it is not passed over.
-                let (now, next) = (Ordering::Relaxed, turn.wrapping_add(1));
-                self.inner.leader.compare_exchange(turn, next, now, now).ok();
+                self.turn_to(turn, turn.wrapping_add(1));
             }
             let pause = backoff.delay(attempt, rand::random::<f64>());
             attempt += 1;
@@ -81,41 +86,58 @@ impl Cluster {
         until: Instant,
         open: &mut bool,
     ) -> Result<(MasterResponse, Bytes), CallError> {
-        let count = self.inner.masters.len();
+        let masters = self.inner.masters.all();
+        let count = masters.len();
         if count < 2 || waits(request) {
-            let answer = self.ask_one_master(turn, request, until).await;
+            let answer = self.ask_one_master(&masters, turn, request, until).await;
             *open |= answer.as_ref().is_err_and(may_be_done);
             return answer;
         }
-        let ask = |at: usize| async move { (at, self.ask_one_master(at, request, until).await) };
+        let all = &*masters;
+        let ask =
+            |at: usize| async move { (at, self.ask_one_master(all, at, request, until).await) };
         let mut asked = FuturesUnordered::new();
         let mut silent: BTreeSet<usize> = BTreeSet::from([turn % count]);
         asked.push(ask(turn));
         let mut last = turn;
+        let mut hurried = None;
+        let mut pause = SILENCE;
+        let mut found = self.inner.leader.subscribe();
         loop {
             let more = silent.len() < count;
-            let answered = tokio::select! {
+            let event = tokio::select! {
                 biased;
-                Some(answered) = asked.next() => Some(answered),
-                () = tokio::time::sleep(SILENCE), if more => None,
+                Some((at, answer)) = asked.next() => Event::Answered(at, answer),
+                Ok(()) = found.changed() => Event::Found(*found.borrow_and_update()),
+                () = tokio::time::sleep(pause), if more => Event::Silence,
             };
-            let Some((at, answer)) = answered else {
-                // In turn: who said that others lead is not asked again before those are.
-                last = last.wrapping_add(1);
-                while silent.contains(&(last % count)) {
-                    last = last.wrapping_add(1);
+            let (at, answer) = match event {
+                Event::Answered(at, answer) => (at, answer),
+                Event::Found(at) => {
+                    if silent.insert(at % count) {
+                        asked.push(ask(at));
+                    }
+                    continue;
                 }
-                silent.insert(last % count);
-                asked.push(ask(last));
-                continue;
+                Event::Silence => {
+                    hurried = hurried.or_else(|| self.inner.hurry.try_acquire().ok());
+                    pause = if hurried.is_some() { HURRY } else { SILENCE };
+                    // In turn: who said that others lead is not asked again before those are.
+                    last = last.wrapping_add(1);
+                    while silent.contains(&(last % count)) {
+                        last = last.wrapping_add(1);
+                    }
+                    silent.insert(last % count);
+                    asked.push(ask(last));
+                    continue;
+                }
             };
             silent.remove(&(at % count));
             // Whoever is still silent may be doing it.
             *open |= answer.as_ref().is_err_and(may_be_done) || !asked.is_empty();
             match answer {
                 Ok(answer) => {
-                    let now = Ordering::Relaxed;
-                    self.inner.leader.compare_exchange(turn, at, now, now).ok();
+                    self.turn_to(turn, at);
                     return Ok(answer);
                 }
                 Err(error) if is_final(&error) || asked.is_empty() => return Err(error),
@@ -126,12 +148,13 @@ impl Cluster {
 
     async fn ask_one_master(
         &self,
+        masters: &[SocketAddr],
         turn: usize,
         request: &MasterRequest,
         until: Instant,
     ) -> Result<(MasterResponse, Bytes), CallError> {
-        let turn = turn % self.inner.masters.len().max(1);
-        let Some(addr) = self.inner.masters.get(turn).copied() else {
+        let turn = turn % masters.len().max(1);
+        let Some(addr) = masters.get(turn).copied() else {
             return Err(CallError::Unreachable {
                 addr: SocketAddr::from(([0, 0, 0, 0], 0)),
                 reason: "no master is configured".to_owned(),
@@ -140,7 +163,7 @@ impl Cluster {
         let left = until.saturating_duration_since(Instant::now());
         // Long polls wait at one master; short questions leave time to try another.
         let patience = match request {
-            _ if waits(request) || self.inner.masters.len() == 1 => left,
+            _ if waits(request) || masters.len() == 1 => left,
             // The master reads pages first; whether it is still there, others are asked meanwhile.
             MasterRequest::Change { change: Change::Admit { .. }, .. }
             | MasterRequest::ChangeMasters(_) => left,
@@ -153,6 +176,59 @@ impl Cluster {
             .call(addr, Role::Master, request, Vec::new(), self.options(patience))
             .await
     }
+
+    /// The master in turn is asked first from now on, unless that was settled otherwise meanwhile.
+    fn turn_to(&self, before: usize, next: usize) {
+        self.inner.leader.send_if_modified(|turn| {
+            let settled = *turn != before || before == next;
+            if !settled {
+                *turn = next;
+            }
+            !settled
+        });
+    }
+
+    /// Masters come and go: whoever leads is asked for all of them, beside what is asked anyway.
+    fn learn_now_and_then(&self) {
+        if !self.inner.masters.is_due() {
+            return;
+        }
+        let cluster = self.clone();
+        drop(atoll_net::task::spawn("client-masters", async move {
+            if let Err(error) = cluster.learn_masters().await {
+                tracing::debug!(%error, "cannot learn which masters there are");
+            }
+        }));
+    }
+
+    /// Asks which masters there are and turns to those from now on.
+    pub(super) async fn learn_masters(&self) -> Result<(), ClientError> {
+        let named = self.masters().await?;
+        let before = self.inner.masters.all();
+        if self.inner.masters.learn(&named).await {
+            let turn = *self.inner.leader.borrow();
+            let first = before.get(turn % before.len().max(1));
+            let all = self.inner.masters.all();
+            if let Some(at) = all.iter().position(|addr| Some(addr) == first) {
+                self.turn_to(turn, at);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`Cluster::ask_around`] goes by.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is taken apart at once"
+)]
+enum Event {
+    /// One of those asked says something.
+    Answered(usize, Result<(MasterResponse, Bytes), CallError>),
+    /// Another request was answered by this one.
+    Found(usize),
+    /// Nobody says anything.
+    Silence,
 }
 
 /// Whether a request may wait at one master for as long as it takes.
@@ -194,7 +270,7 @@ fn is_final(error: &CallError) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use atoll_net::identity::ClusterCa;
     use atoll_net::{Answer, Context, Endpoint, ServeLimits, Service, ShutdownTrigger};
@@ -223,9 +299,12 @@ mod tests {
         async fn call(
             &self,
             _: Context,
-            _: MasterRequest,
+            request: MasterRequest,
             _: Bytes,
         ) -> WireResult<Answer<MasterResponse>> {
+            if request == MasterRequest::Masters {
+                return Ok(Answer::head(MasterResponse::Masters(Vec::new())));
+            }
             self.asked.fetch_add(1, Ordering::SeqCst);
             if self.leads {
                 self.told.notified().await;
@@ -267,7 +346,7 @@ mod tests {
         let answer = cluster.master(&request, Duration::from_secs(60)).await.unwrap();
         assert_eq!(answer, MasterResponse::Known(vec![true]));
         assert_eq!(leads.asked.load(Ordering::SeqCst), 1, "its first answer counted");
-        assert_eq!(follows.asked.load(Ordering::SeqCst), 1);
+        assert!(follows.asked.load(Ordering::SeqCst) > 0);
         // It is remembered, so that nobody else is asked next time.
         told.notify_one();
         cluster.master(&request, Duration::from_secs(60)).await.unwrap();

@@ -73,7 +73,9 @@ pub(super) async fn replace(
     }
     let masters = take_in(context, cluster, id, addr.filter(|_| !known), Some(old)).await?;
     done(context, id, "voter", &masters)?;
-    context.out.note(format_args!("master-{old} is removed; its id is not used again. Stop it"));
+    context.out.note(format_args!(
+        "master-{old} is removed; its id is not used again. Stop it in a few seconds"
+    ));
     note_addresses(context);
     Ok(())
 }
@@ -144,7 +146,7 @@ fn done(
     let what = match duty {
         "voter" => "has a vote",
         "learner" => "gets the log; it has no vote",
-        _ => "is removed; its id is not used again. Stop it if it runs",
+        _ => "is removed; its id is not used again. Stop it if it runs, in a few seconds",
     };
     context.out.note(format_args!("master-{id} {what}"));
     let voters = masters.iter().filter(|master| master.voter).count();
@@ -159,8 +161,8 @@ fn done(
 
 fn note_addresses(context: &Context) {
     context.out.note(
-        "name its address in `masters` of clients, chunkservers and edges, and in `peers` of the \
-         other masters, before they are started next",
+        "whoever is in touch with the masters knows of it in a few seconds; name its address in \
+         `peers` of the other masters, and in new configurations",
     );
 }
 
