@@ -216,6 +216,9 @@ async fn serve(
     };
     drop(running);
     consensus.stop().await;
+    let databases = consensus.databases();
+    drop((master, consensus));
+    databases.closed().await;
     outcome
 }
 

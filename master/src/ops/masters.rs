@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::change::store_failed;
 use crate::operation::{Apply, Now, Operation, Outcome};
+use crate::raft::Changing;
 use crate::server::Master;
 use crate::store::Transaction;
 use crate::store::masters::{self, MasterRecord};
@@ -44,11 +45,14 @@ pub(crate) async fn change(
     op: MastersOp,
 ) -> WireResult<MasterResponse> {
     master.consensus.read().await?;
+    let changing = master.consensus.begin_change(context.deadline).await?;
+    let step = Step { master, changing, deadline: context.deadline };
     match op {
-        MastersOp::Add { id, addr } => add(master, context, id, addr).await?,
-        MastersOp::Promote { id, instead_of } => promote(master, context, id, instead_of).await?,
-        MastersOp::Remove { id } => remove(master, context, id).await?,
+        MastersOp::Add { id, addr } => step.add(id, addr).await?,
+        MastersOp::Promote { id, instead_of } => step.promote(id, instead_of).await?,
+        MastersOp::Remove { id } => step.remove(id).await?,
     }
+    master.consensus.see_members(context.deadline).await?;
     Ok(MasterResponse::Masters(master.consensus.members()))
 }
 
@@ -65,39 +69,101 @@ pub(crate) async fn ask(master: &Master, addr: SocketAddr) -> Result<Greeting, S
     }
 }
 
-async fn add(master: &Master, context: &Context, id: u64, addr: SocketAddr) -> WireResult<()> {
-    let members = master.consensus.members();
-    if let Some(member) = members.iter().find(|member| member.id == id) {
-        if member.addr == addr.to_string() {
-            return Ok(());
+/// A step that is being carried out; no other is meanwhile.
+struct Step<'a> {
+    master: &'a Master,
+    changing: Changing,
+    deadline: Instant,
+}
+
+impl Step<'_> {
+    async fn add(&self, id: u64, addr: SocketAddr) -> WireResult<()> {
+        let members = self.master.consensus.members();
+        if let Some(member) = members.iter().find(|member| member.id == id) {
+            let record = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
+            check_stays(id, record)?;
+            if member.addr == addr.to_string() {
+                return Ok(());
+            }
+            let message = format!("master {id} is a member already, at {}", member.addr);
+            return Err(WireError::new(Code::Exists, message));
         }
-        let message = format!("master {id} is a member already, at {}", member.addr);
-        return Err(WireError::new(Code::Exists, message));
+        if id == 0 {
+            return Err(WireError::invalid("masters are numbered from 1"));
+        }
+        let greeting = ask(self.master, addr).await.map_err(|reason| {
+            let message = format!("master {id} cannot be added, as it does not answer: {reason}");
+            WireError::new(Code::Conflict, message)
+        })?;
+        if greeting.id != id {
+            let message = format!("the master at {addr} has the id {}, not {id}", greeting.id);
+            return Err(WireError::invalid(message));
+        }
+        let known = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
+        if greeting.formed && known.is_none() {
+            let message = format!(
+                "master {id} at {addr} has a log already: it belongs, or belonged, to another group \
+                 of masters. Start it with an empty data directory"
+            );
+            return Err(WireError::new(Code::Conflict, message));
+        }
+        let operation = Operation::AdmitMasters { masters: vec![(id, greeting.incarnation)] };
+        self.master.consensus.propose(&operation, self.deadline).await?;
+        let admitted = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
+        check_admitted(id, admitted, greeting.incarnation)?;
+        self.master.consensus.add_learner(&self.changing, (id, addr), self.deadline).await
     }
-    if id == 0 {
-        return Err(WireError::invalid("masters are numbered from 1"));
+
+    async fn promote(&self, id: u64, instead_of: Option<u64>) -> WireResult<()> {
+        let members = caught_up(self.master, id).await?;
+        let member = find(&members, id)?;
+        let record = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
+        check_stays(id, record)?;
+        if !is_there(self.master, member, record).await {
+            let message = format!("master {id} cannot be reached: it votes once it runs");
+            return Err(WireError::new(Code::Conflict, message));
+        }
+        let mut voters = voters(&members);
+        voters.insert(id);
+        let leaves = instead_of.filter(|old| members.iter().any(|member| member.id == *old));
+        if let Some(old) = instead_of {
+            if old == id {
+                return Err(WireError::invalid(format!("master {id} cannot take its own place")));
+            }
+            voters.remove(&old);
+            check_known(self.master, &members, old)?;
+        }
+        check_majority(self.master, &members, &voters).await?;
+        if let Some(old) = leaves {
+            self.retire(old).await?;
+        }
+        self.master.consensus.set_voters(&self.changing, voters, leaves, self.deadline).await
     }
-    let greeting = ask(master, addr).await.map_err(|reason| {
-        let message = format!("master {id} cannot be added, as it does not answer: {reason}");
-        WireError::new(Code::Conflict, message)
-    })?;
-    if greeting.id != id {
-        let message = format!("the master at {addr} has the id {}, not {id}", greeting.id);
-        return Err(WireError::invalid(message));
+
+    async fn remove(&self, id: u64) -> WireResult<()> {
+        let members = self.master.consensus.members();
+        check_known(self.master, &members, id)?;
+        let mut voters = voters(&members);
+        voters.remove(&id);
+        if voters.is_empty() {
+            let message = format!("master {id} is the last one: add another first");
+            return Err(WireError::new(Code::Conflict, message));
+        }
+        check_majority(self.master, &members, &voters).await?;
+        self.retire(id).await?;
+        if members.iter().any(|member| member.id == id) {
+            self.master
+                .consensus
+                .set_voters(&self.changing, voters, Some(id), self.deadline)
+                .await?;
+        }
+        Ok(())
     }
-    let known = masters::get(&*master.consensus.state(), id).map_err(store_failed)?;
-    if greeting.formed && known.is_none() {
-        let message = format!(
-            "master {id} at {addr} has a log already: it belongs, or belonged, to another group of \
-             masters. Start it with an empty data directory"
-        );
-        return Err(WireError::new(Code::Conflict, message));
+
+    async fn retire(&self, id: u64) -> WireResult<()> {
+        let operation = Operation::RetireMaster { id };
+        self.master.consensus.propose(&operation, self.deadline).await.map(drop)
     }
-    let operation = Operation::AdmitMasters { masters: vec![(id, greeting.incarnation)] };
-    master.consensus.propose(&operation, context.deadline).await?;
-    let admitted = masters::get(&*master.consensus.state(), id).map_err(store_failed)?;
-    check_admitted(id, admitted, greeting.incarnation)?;
-    master.consensus.add_learner(id, addr, context.deadline).await
 }
 
 /// An id that belongs to another incarnation stays its.
@@ -118,34 +184,13 @@ fn check_admitted(
     Err(WireError::new(Code::Exists, message))
 }
 
-async fn promote(
-    master: &Master,
-    context: &Context,
-    id: u64,
-    instead_of: Option<u64>,
-) -> WireResult<()> {
-    let members = caught_up(master, id).await?;
-    let member = find(&members, id)?;
-    let record = masters::get(&*master.consensus.state(), id).map_err(store_failed)?;
-    if !is_there(master, member, record).await {
-        let message = format!("master {id} cannot be reached: it votes once it runs");
+/// One that is retired already, but is still a member because its removal was interrupted, only leaves.
+fn check_stays(id: u64, record: Option<MasterRecord>) -> WireResult<()> {
+    if record.is_some_and(|record| record.retired_ms.is_some()) {
+        let message = format!("master {id} is being removed: finish that with `atoll node rm`");
         return Err(WireError::new(Code::Conflict, message));
     }
-    let mut voters = voters(&members);
-    voters.insert(id);
-    let leaves = instead_of.filter(|old| members.iter().any(|member| member.id == *old));
-    if let Some(old) = instead_of {
-        if old == id {
-            return Err(WireError::invalid(format!("master {id} cannot take its own place")));
-        }
-        voters.remove(&old);
-        check_known(master, &members, old)?;
-    }
-    check_majority(master, &members, &voters).await?;
-    if let Some(old) = leaves {
-        retire(master, context, old).await?;
-    }
-    master.consensus.set_voters(voters, leaves, context.deadline).await
+    Ok(())
 }
 
 /// The members, once this one is not far behind.
@@ -166,28 +211,6 @@ async fn caught_up(master: &Master, id: u64) -> WireResult<Vec<MasterView>> {
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-async fn remove(master: &Master, context: &Context, id: u64) -> WireResult<()> {
-    let members = master.consensus.members();
-    check_known(master, &members, id)?;
-    let mut voters = voters(&members);
-    voters.remove(&id);
-    if voters.is_empty() {
-        let message = format!("master {id} is the last one: add another first");
-        return Err(WireError::new(Code::Conflict, message));
-    }
-    check_majority(master, &members, &voters).await?;
-    retire(master, context, id).await?;
-    if members.iter().any(|member| member.id == id) {
-        master.consensus.set_voters(voters, Some(id), context.deadline).await?;
-    }
-    Ok(())
-}
-
-async fn retire(master: &Master, context: &Context, id: u64) -> WireResult<()> {
-    let operation = Operation::RetireMaster { id };
-    master.consensus.propose(&operation, context.deadline).await.map(drop)
 }
 
 fn find(members: &[MasterView], id: u64) -> WireResult<&MasterView> {
@@ -257,8 +280,11 @@ async fn is_there(master: &Master, member: &MasterView, record: Option<MasterRec
 pub(crate) async fn settle_members(master: &Master) {
     while master.consensus.leads() && !master.shutdown.is_triggered() {
         let deadline = Instant::now() + crate::raft::TASK_DEADLINE;
-        let settled = match master.consensus.finish_change(deadline).await {
-            Ok(()) => register_now(master).await,
+        let settled = match master.consensus.begin_change(deadline).await {
+            Ok(changing) => {
+                drop(changing);
+                register_now(master).await
+            }
             Err(error) => Err(error),
         };
         match settled {
@@ -354,6 +380,7 @@ mod tests {
         let record = masters::get(&tx, 4).unwrap();
         assert_eq!(record.unwrap().retired_ms, Some(5));
         assert!(check_admitted(4, record, first).is_err());
+        assert!(check_stays(4, record).is_err() && check_stays(4, None).is_ok());
         // One that was never registered is retired as well.
         retire_now(&mut tx, NOW, 5).unwrap();
         assert!(check_admitted(5, masters::get(&tx, 5).unwrap(), first).is_err());

@@ -13,8 +13,8 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader};
@@ -41,6 +41,11 @@ impl LogStore {
     /// The log in this database.
     pub(crate) fn new(rocks: Rocks) -> LogStore {
         LogStore { rocks: Arc::new(rocks), appended_bytes: Arc::default() }
+    }
+
+    /// Is gone once the database is closed.
+    pub(super) fn open_mark(&self) -> Weak<()> {
+        self.rocks.open_mark()
     }
 
     /// Whether nothing was ever written: no vote, no entry.

@@ -20,7 +20,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use atoll_net::Endpoint;
@@ -42,6 +42,7 @@ pub(crate) use machine::Applied;
 use machine::StateMachine;
 #[cfg(test)]
 pub(crate) use machine::apply;
+pub(crate) use members::Changing;
 use network::Network;
 use propose::Proposer;
 use read::ReadGate;
@@ -71,6 +72,10 @@ impl Default for LogBounds {
     }
 }
 
+/// How long a stopping master waits until its databases are closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(3);
+/// Between two looks at that.
+const CLOSE_LOOK: Duration = Duration::from_millis(2);
 /// Length of the parts in which a snapshot travels.
 const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
 
@@ -114,6 +119,8 @@ pub(crate) struct Consensus {
     gate: ReadGate,
     /// Addresses of the configuration.
     peers: Arc<BTreeMap<u64, SocketAddr>>,
+    /// Held while the members change.
+    changing: Arc<tokio::sync::Mutex<()>>,
     bounds: LogBounds,
 }
 
@@ -160,7 +167,20 @@ impl Consensus {
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
-        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate, peers, bounds })
+        let changing = Arc::default();
+        Ok(Consensus {
+            id,
+            raft,
+            log,
+            state,
+            applied,
+            marks,
+            proposer,
+            gate,
+            peers,
+            changing,
+            bounds,
+        })
     }
 
     /// Forms a new cluster of these masters. Harmless when it is formed already.
@@ -353,6 +373,32 @@ impl Consensus {
             tracing::warn!(%error, "consensus did not stop in order");
         }
     }
+
+    /// The databases, to wait until they are closed.
+    pub(crate) fn databases(&self) -> Databases {
+        Databases([self.log.open_mark(), self.state.rocks().open_mark()])
+    }
+}
+
+/// The databases of a master that is stopping.
+#[derive(Debug)]
+pub(crate) struct Databases([Weak<()>; 2]);
+
+impl Databases {
+    /// Waits until all are closed. Tasks that were cancelled end a moment later, and a request that is
+    /// read from the disk just now cannot be; until then another master cannot be started on the
+    /// directory.
+    pub(crate) async fn closed(self) {
+        let in_use = || self.0.iter().any(|open| open.strong_count() > 0);
+        let until = Instant::now() + CLOSE_WAIT;
+        while in_use() {
+            if Instant::now() >= until {
+                tracing::warn!("the databases are still in use though this master has stopped");
+                return;
+            }
+            tokio::time::sleep(CLOSE_LOOK).await;
+        }
+    }
 }
 
 /// Who leads, as far as a master knows. Raft goes on naming one that removed itself as the leader, at
@@ -384,9 +430,12 @@ async fn rest_when_alone(id: u64, raft: Raft) {
 fn config(bounds: &LogBounds) -> Result<openraft::Config, StoreError> {
     let config = openraft::Config {
         cluster_name: "atoll".to_owned(),
+        // A follower that heard nothing for the longest timeout, and then for its own (drawn once, at its
+        // start), stands for election: after 0.9 to 1.2 s, that is, six missing heartbeats. One that was
+        // ever told of a longer log waits twice the longest timeout more, until it stood.
         heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        election_timeout_min: 300,
+        election_timeout_max: 600,
         install_snapshot_timeout: 5000,
         max_payload_entries: 64,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(bounds.snapshot_entries),

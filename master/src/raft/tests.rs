@@ -12,7 +12,7 @@ use std::time::Duration;
 use atoll_net::{Answer, ClusterCa, Context, Endpoint, Role, ServeLimits, Service};
 use atoll_proto::error::WireResult;
 use atoll_proto::master::{MasterRequest, MasterResponse};
-use atoll_proto::{ClusterId, WireError};
+use atoll_proto::{ClusterId, Code, WireError};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use openraft::{BasicNode, ChangeMembers};
@@ -289,9 +289,8 @@ async fn the_log_stays_short_and_who_is_far_behind_catches_up_while_changes_go_o
             made
         })
     };
-    let deadline = Instant::now() + Duration::from_secs(30);
     let addr = two.endpoint.local_addr();
-    one.consensus.add_learner(2, addr, deadline).await.unwrap();
+    add_learner(&one, 2, addr).await;
     let caught_up = || {
         let members = one.consensus.members();
         members.iter().any(|member| member.id == 2 && member.log_index > 0 && member.behind < 20)
@@ -304,7 +303,7 @@ async fn the_log_stays_short_and_who_is_far_behind_catches_up_while_changes_go_o
     stop.send_replace(true);
     assert!(busy.await.unwrap() > 0, "no change was made meanwhile");
     assert!(two.consensus.raft.metrics().borrow().snapshot.is_some(), "it got no snapshot");
-    one.consensus.set_voters([1, 2].into(), None, deadline).await.unwrap();
+    set_voters(&one, [1, 2].into(), None).await;
     let last = open_session(&one).await;
     let Outcome::Session(last) = last else { panic!("{last:?}") };
     let end = Instant::now() + Duration::from_secs(10);
@@ -312,9 +311,35 @@ async fn the_log_stays_short_and_who_is_far_behind_catches_up_while_changes_go_o
         assert!(Instant::now() < end, "the new node does not follow");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    one.consensus.set_voters([1].into(), Some(2), deadline).await.unwrap();
+    set_voters(&one, [1].into(), Some(2)).await;
     assert_eq!(one.consensus.members().len(), 1);
     two.consensus.stop().await;
+    one.consensus.stop().await;
+}
+
+async fn add_learner(leader: &Node, id: u64, addr: SocketAddr) {
+    let changing = leader.consensus.begin_change(within()).await.unwrap();
+    leader.consensus.add_learner(&changing, (id, addr), within()).await.unwrap();
+}
+
+async fn set_voters(leader: &Node, voters: BTreeSet<u64>, leaves: Option<u64>) {
+    let changing = leader.consensus.begin_change(within()).await.unwrap();
+    leader.consensus.set_voters(&changing, voters, leaves, within()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_changed_by_one_at_a_time() {
+    let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
+    let one = node(&ca, 1).await;
+    let addr = one.endpoint.local_addr();
+    one.consensus.bootstrap(BTreeMap::from([(1, addr)])).await.unwrap();
+    one.consensus.raft.wait(None).current_leader(1, "bootstrap").await.unwrap();
+    let changing = one.consensus.begin_change(within()).await.unwrap();
+    let soon = Instant::now() + Duration::from_millis(100);
+    let refused = one.consensus.begin_change(soon).await.err().unwrap();
+    assert_eq!(refused.code, Code::Conflict, "{refused}");
+    drop(changing);
+    drop(one.consensus.begin_change(within()).await.unwrap());
     one.consensus.stop().await;
 }
 
@@ -325,7 +350,7 @@ async fn a_leader_that_leaves_does_not_think_that_it_leads() {
     let old = nodes.remove(at);
     let id = old.consensus.id();
     let others: BTreeSet<u64> = nodes.iter().map(|node| node.consensus.id()).collect();
-    old.consensus.set_voters(others, Some(id), within()).await.unwrap();
+    set_voters(&old, others, Some(id)).await;
     until("it leads no more", || !old.consensus.leads()).await;
     assert_eq!(old.consensus.leadership(), None);
     assert!(old.consensus.check_leads().is_err());
@@ -348,7 +373,7 @@ async fn one_that_was_removed_counts_for_nothing_when_it_is_back() {
     let (data, addr) = gone.end().await;
     let at = leading(&nodes).await;
     let rest: BTreeSet<u64> = nodes.iter().map(|node| node.consensus.id()).collect();
-    nodes[at].consensus.set_voters(rest, Some(id), within()).await.unwrap();
+    set_voters(&nodes[at], rest, Some(id)).await;
     let (leader, term) = (nodes[at].consensus.id(), nodes[at].consensus.term());
     let back = start(&ca, id, data, addr, LogBounds::default(), usize::MAX).await;
     let believes = |node: &Node| node.consensus.members().iter().any(|one| one.id == id);
@@ -395,11 +420,11 @@ async fn a_change_of_voters_that_stopped_half_way_is_finished() {
     }
     open_session(leader).await;
     assert!(joint());
-    leader.consensus.finish_change(within()).await.unwrap();
+    drop(leader.consensus.begin_change(within()).await.unwrap());
     assert!(!joint());
     let voters = leader.consensus.members().into_iter().map(|member| member.id);
     assert_eq!(voters.collect::<BTreeSet<u64>>(), stays);
-    leader.consensus.finish_change(within()).await.unwrap();
+    drop(leader.consensus.begin_change(within()).await.unwrap());
     open_session(leader).await;
 }
 
@@ -427,7 +452,7 @@ async fn a_snapshot_that_stops_half_way_is_sent_again_to_who_was_restarted() {
     let (data, bounds) = (tempfile::tempdir().unwrap(), LogBounds::default());
     let two = start(&ca, 2, data, any, bounds, 2).await;
     let addr = two.endpoint.local_addr();
-    one.consensus.add_learner(2, addr, within()).await.unwrap();
+    add_learner(&one, 2, addr).await;
     until("a part that is refused", || two.refused.load(Ordering::SeqCst) > 0).await;
     assert!(snapshot(&two).is_none());
     let (data, addr) = two.end().await;

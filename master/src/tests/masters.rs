@@ -57,11 +57,20 @@ fn voters(masters: &[MasterView]) -> Vec<u64> {
     masters.iter().filter(|master| master.voter).map(|master| master.id).collect()
 }
 
-/// Starts one that was stopped, once what it was has let go of its data.
-async fn start_again(config: &Config) -> (ShutdownTrigger, JoinHandle<Result<(), RunError>>) {
-    eventually(async || Storage::open(&config.data).map(drop).map_err(|error| error.to_string()))
-        .await;
-    start(config)
+/// Starts one that was stopped, and waits until it answers.
+async fn start_again(
+    ca: &ClusterCa,
+    config: &Config,
+) -> (ShutdownTrigger, JoinHandle<Result<(), RunError>>) {
+    eventually(async || {
+        let (stop, mut task) = start(config);
+        let answers = eventually(async || greet(ca, config.listen, 9, Incarnation([9; 16])).await);
+        tokio::select! {
+            ended = &mut task => Err(format!("it ended at once: {ended:?}")),
+            _ = answers => Ok((stop, task)),
+        }
+    })
+    .await
 }
 
 async fn greet(
@@ -130,7 +139,7 @@ async fn a_master_that_lost_its_disk_is_refused_and_another_takes_its_place() {
     let instead = MastersOp::Promote { id: 4, instead_of: Some(3) };
     let error = step(&user, instead.clone()).await.unwrap_err();
     assert_eq!(error.code, Code::Conflict, "one that does not run gets no vote: {error}");
-    running.push(start_again(&four).await);
+    running.push(start_again(&ca, &four).await);
     // Twice is as once.
     eventually_step(&user, add.clone()).await;
     let replaced = eventually_step(&user, instead.clone()).await;
@@ -178,7 +187,7 @@ async fn one_master_grows_and_restarts_between_every_two_steps() {
     second.0.trigger();
     second.1.await.unwrap().unwrap();
     let first = start_and_wait(&one).await;
-    let (stop, task) = start_again(&two).await;
+    let (stop, task) = start_again(&ca, &two).await;
     let voted = eventually_step(&user, MastersOp::Promote { id: 2, instead_of: None }).await;
     assert_eq!(voters(&voted), [1, 2]);
     stop.trigger();
@@ -195,13 +204,39 @@ async fn one_master_grows_and_restarts_between_every_two_steps() {
     assert!(error.message.contains("the last one"), "{error}");
     // With the old data of the first one nothing comes back.
     first.stop().await;
-    let (stop, task) = start_again(&one).await;
+    let (stop, task) = start_again(&ca, &one).await;
     eventually(async || greet(&ca, one.listen, 9, Incarnation([9; 16])).await).await;
     user.mkdir("later").await.unwrap();
     assert_eq!(user.mkdir("before").await.unwrap_err().code, Code::Exists);
     stop.trigger();
     task.await.unwrap().unwrap();
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_get_their_votes_at_once_both_have_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::create(CLUSTER).unwrap();
+    let one = Config { listen: free_ports(1)[0], ..config(&ca, dir.path(), 1) };
+    let first = start_and_wait(&one).await;
+    let user = User::new(&ca, vec![one.listen], SECRET).await;
+    let mut running = Vec::new();
+    for id in [2, 3] {
+        let new = joins(&ca, dir.path(), id, &[one.listen]);
+        running.push(start(&new));
+        eventually_step(&user, MastersOp::Add { id, addr: new.listen }).await;
+    }
+    let promote = |id| eventually_step(&user, MastersOp::Promote { id, instead_of: None });
+    tokio::join!(promote(2), promote(3));
+    let MasterResponse::Masters(masters) = user.ask(&MasterRequest::Masters).await.unwrap() else {
+        panic!("no masters")
+    };
+    assert_eq!(voters(&masters), [1, 2, 3]);
+    first.stop().await;
+    for (stop, task) in running {
+        stop.trigger();
+        task.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
