@@ -35,13 +35,14 @@ test: deps ## every check a change must pass: what CI runs
 bench: build ## measure: deploys, requests, mount, storage under faults; ARGS="…" are passed on
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' $(ARGS)
 
-soak: build ## workloads under faults for MINUTES=10, then ROUNDS=200 power cuts, 50 rounds of every other fault, 500 of publishes; fsx for long
+soak: build ## workloads under faults for MINUTES=10, then ROUNDS=200 power cuts, 50 rounds of every other fault, 500 of publishes, 200 of masters; fsx for long
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' soak --minutes '$(or $(MINUTES),10)' $(ARGS)
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' scenario --kind power-cut --rounds '$(or $(ROUNDS),200)'
 	@for kind in kill-loop corruption partition full-disk; do \
 		'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' scenario --kind "$$kind" --rounds "$$(( ($(or $(ROUNDS),200) + 3) / 4 ))"; done
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' publishes --clusters "$$(( ($(or $(ROUNDS),200) + 15) / 16 ))"
 	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' publishes --clusters "$$(( ($(or $(ROUNDS),200) + 15) / 16 ))" --masters 3
+	@'$(BIN)/atoll-bench' --atoll '$(BIN)/atoll' failover --clusters "$$(( ($(or $(ROUNDS),200) + 19) / 20 ))"
 	scripts/suites.sh '$(BIN:release=tools)'
 	ATOLL_FSX_SEEDS=20 ATOLL_FSX_OPERATIONS=100000 cargo test --release --locked --workspace --test e2e fsx_ -- --nocapture
 

@@ -1,25 +1,31 @@
 //! Asking the masters: finds the one that leads, remembers it, and bounds how long that takes.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use atoll_net::{CallError, CallOptions, Endpoint, Role};
+use atoll_net::{CallError, CallOptions, Endpoint, KnownMasters, Role};
 use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::{Code, Retry};
 use bytes::Bytes;
 
-/// The masters as the configuration names them.
+/// How long the question which masters there are may take.
+const LEARN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The masters as the configuration names them, and as they name themselves.
 pub(crate) struct Masters {
     endpoint: Endpoint,
-    addrs: Vec<SocketAddr>,
-    /// Index of the one that answered last.
-    preferred: AtomicUsize,
+    known: Arc<KnownMasters>,
+    /// The one that answered last.
+    preferred: Mutex<Option<SocketAddr>>,
 }
 
 impl Masters {
-    pub(crate) fn new(endpoint: Endpoint, addrs: Vec<SocketAddr>) -> Self {
-        Self { endpoint, addrs, preferred: AtomicUsize::new(0) }
+    /// Those of the configuration and, if it was written for them, of this file.
+    pub(crate) fn new(endpoint: Endpoint, addrs: Vec<SocketAddr>, file: Option<PathBuf>) -> Self {
+        let known = KnownMasters::new(endpoint.identity_peer().cluster, addrs, file);
+        Self { endpoint, known: Arc::new(known), preferred: Mutex::new(None) }
     }
 
     /// Asks each master at most once, the one that answered last first, for at most `each`. All
@@ -29,17 +35,19 @@ impl Masters {
         request: &MasterRequest,
         each: Duration,
     ) -> Result<MasterResponse, CallError> {
-        let first = self.preferred.load(Ordering::Relaxed);
+        let all = self.known.all();
+        let preferred = *self.preferred();
+        let first = all.iter().position(|addr| Some(*addr) == preferred).unwrap_or(0);
         let mut outcome = None;
-        for step in 0..self.addrs.len() {
-            let at = (first + step) % self.addrs.len();
+        for step in 0..all.len() {
+            let addr = all[(first + step) % all.len()];
             let answer: Result<(MasterResponse, Bytes), CallError> = self
                 .endpoint
-                .call(self.addrs[at], Role::Master, request, Vec::new(), CallOptions::within(each))
+                .call(addr, Role::Master, request, Vec::new(), CallOptions::within(each))
                 .await;
             match answer {
                 Ok((response, _)) => {
-                    self.preferred.store(at, Ordering::Relaxed);
+                    *self.preferred() = Some(addr);
                     return Ok(response);
                 }
                 Err(error) if error.retry() == Retry::Never => return Err(error),
@@ -51,10 +59,30 @@ impl Masters {
         Err(outcome.expect("the configuration names at least one master"))
     }
 
+    /// Masters come and go: asks for all of them, if it is time.
+    pub(crate) async fn learn_now_and_then(&self) {
+        if !self.known.is_due() {
+            return;
+        }
+        match self.ask(&MasterRequest::Masters, LEARN_DEADLINE).await {
+            Ok(MasterResponse::Masters(masters)) => {
+                self.known.learn(&masters).await;
+            }
+            Ok(_) => tracing::debug!("a master answered with the wrong kind of message"),
+            Err(error) => tracing::debug!(%error, "cannot learn which masters there are"),
+        }
+    }
+
     /// The master that answered last is not to be believed: the next question goes to another.
     pub(crate) fn distrust(&self) {
-        let next = (self.preferred.load(Ordering::Relaxed) + 1) % self.addrs.len();
-        self.preferred.store(next, Ordering::Relaxed);
+        let all = self.known.all();
+        let mut preferred = self.preferred();
+        let at = all.iter().position(|addr| Some(*addr) == *preferred).unwrap_or(0);
+        *preferred = all.get((at + 1) % all.len().max(1)).copied();
+    }
+
+    fn preferred(&self) -> std::sync::MutexGuard<'_, Option<SocketAddr>> {
+        self.preferred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

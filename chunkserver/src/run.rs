@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_net::admin::Readiness;
+use atoll_net::masters::MASTERS_FILE;
 use atoll_net::task::{AbortOnDrop, Boxed, Tasks};
 use atoll_net::{Endpoint, Identity, Role, ServeLimits, Shutdown, admin, task, telemetry};
 use atoll_proto::cluster::{NodeInfo, NodeKind};
@@ -101,7 +102,8 @@ async fn serve(
     let (readiness, ready) = watch::channel(Readiness::not("starting"));
     let admin = admin::serve(config.admin, ready.clone(), shutdown.clone())?;
     let writer = Writer::start(Arc::clone(&store)).map_err(|error| system("start", error))?;
-    let masters = Masters::new(endpoint.clone(), config.masters.clone());
+    let file = Some(config.data.join(MASTERS_FILE));
+    let masters = Masters::new(endpoint.clone(), config.masters.clone(), file);
     let upkeep = Upkeep::new(config.upkeep(), pauses);
     let id = config.node();
     let node = Node::new(id, endpoint.clone(), store, writer, masters, placement, upkeep);

@@ -1,23 +1,27 @@
-//! A handle on a cluster: finds the leading master, keeps a session, caches the view.
+//! A handle on a cluster: keeps a session, caches the view; [`leader`] finds the leading master.
+
+mod leader;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use atoll_net::call::{CallError, CallOptions};
+use atoll_net::call::CallOptions;
 use atoll_net::endpoint::Endpoint;
-use atoll_net::identity::{Identity, Role};
-use atoll_net::retry::Backoff;
+use atoll_net::identity::Identity;
+use atoll_net::masters::KnownMasters;
 use atoll_net::task::Boxed;
 use atoll_proto::cluster::ClusterView;
 use atoll_proto::master::{Change, Changed, MasterRequest, MasterResponse};
+use atoll_proto::masters::{MasterView, MastersOp};
 use atoll_proto::namespace::{NamespaceOp, NamespaceQuery, NamespaceReply};
 use atoll_proto::publish::{Published, SiteOp};
-use atoll_proto::{ChunkId, Code, NodeId, Retry, SessionId, limits};
+use atoll_proto::{ChunkId, Code, NodeId, SessionId, limits};
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::locate::Load;
@@ -28,10 +32,8 @@ use crate::{ClientConfig, ClientError};
 const VIEW_FRESH: Duration = Duration::from_secs(2);
 /// How long a node that failed is asked last.
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
-/// How long one attempt at one master may take when there are others to try.
-const ATTEMPT: Duration = Duration::from_secs(4);
-/// The same for the renewal of a lease.
-const RENEW_ATTEMPT: Duration = Duration::from_secs(1);
+/// How long a new handle waits to hear which masters there are beside those it was told of.
+const LEARN_WAIT: Duration = Duration::from_secs(2);
 /// Requests of a session that may be open at once; the master allows 1,024.
 const OPEN_CHANGES: usize = 512;
 
@@ -43,10 +45,13 @@ pub struct Cluster {
 
 pub(crate) struct Inner {
     endpoint: Endpoint,
-    masters: Vec<SocketAddr>,
+    masters: Arc<KnownMasters>,
     token: Option<Arc<str>>,
     pub(crate) zone: Option<String>,
-    leader: AtomicUsize,
+    /// Which of the masters is asked first: the one that answered last.
+    leader: watch::Sender<usize>,
+    /// Who may look for the leader in a hurry.
+    hurry: tokio::sync::Semaphore,
     name: String,
     view: ArcSwapOption<(Instant, Arc<ClusterView>)>,
     view_lock: tokio::sync::Mutex<()>,
@@ -79,16 +84,23 @@ impl Cluster {
         let token = config.token.as_deref().map(Arc::from);
         let cluster = Self::named(
             endpoint,
-            config.masters.clone(),
+            (config.masters.clone(), config.remembers.clone()),
             token,
             config.zone_hint.clone(),
             name.to_owned(),
         );
-        cluster.refresh_view().await?;
-        Ok(cluster)
+        let learned = async {
+            cluster.inner.masters.is_due();
+            if let Ok(Err(error)) = tokio::time::timeout(LEARN_WAIT, cluster.learn_masters()).await
+            {
+                tracing::debug!(%error, "cannot learn which masters there are");
+            }
+        };
+        let (view, ()) = tokio::join!(cluster.refresh_view(), learned);
+        view.map(|_| cluster)
     }
 
-    /// A handle that uses an endpoint the caller has. Does no input or output.
+    /// A handle that uses an endpoint the caller has. Asks nobody yet.
     pub fn new(
         endpoint: Endpoint,
         masters: Vec<SocketAddr>,
@@ -96,23 +108,37 @@ impl Cluster {
         zone: Option<String>,
     ) -> Self {
         let name = endpoint.identity_peer().name.clone();
-        Self::named(endpoint, masters, token, zone, name)
+        Self::named(endpoint, (masters, None), token, zone, name)
+    }
+
+    /// The same for one that keeps in this file which masters there are, and reads it now: masters may
+    /// have come and gone since the configuration was written.
+    pub fn remembering(
+        endpoint: Endpoint,
+        masters: Vec<SocketAddr>,
+        file: PathBuf,
+        zone: Option<String>,
+    ) -> Self {
+        let name = endpoint.identity_peer().name.clone();
+        Self::named(endpoint, (masters, Some(file)), None, zone, name)
     }
 
     fn named(
         endpoint: Endpoint,
-        masters: Vec<SocketAddr>,
+        (masters, file): (Vec<SocketAddr>, Option<PathBuf>),
         token: Option<Arc<str>>,
         zone: Option<String>,
         name: String,
     ) -> Self {
+        let masters = KnownMasters::new(endpoint.identity_peer().cluster, masters, file);
         Self {
             inner: Arc::new(Inner {
                 endpoint,
-                masters,
+                masters: Arc::new(masters),
                 token,
                 zone,
-                leader: AtomicUsize::new(0),
+                leader: watch::Sender::new(0),
+                hurry: tokio::sync::Semaphore::new(leader::HURRIED_MAX),
                 name,
                 view: ArcSwapOption::empty(),
                 view_lock: tokio::sync::Mutex::new(()),
@@ -147,86 +173,7 @@ impl Cluster {
         request: &'a MasterRequest,
         deadline: Duration,
     ) -> Boxed<'a, Result<(MasterResponse, Bytes), ClientError>> {
-        Box::pin(self.ask_masters(request, deadline))
-    }
-
-    async fn ask_masters(
-        &self,
-        request: &MasterRequest,
-        deadline: Duration,
-    ) -> Result<(MasterResponse, Bytes), ClientError> {
-        let until = Instant::now() + deadline;
-        let backoff = Backoff {
-            base: Duration::from_millis(10),
-            max: Duration::from_millis(400),
-            factor: 2.0,
-        };
-        let mut attempt = 0;
-        loop {
-            let turn = self.inner.leader.load(Ordering::Relaxed);
-            let error = match self.ask_one_master(turn, request, until).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let elsewhere = match &error {
-                CallError::Refused(refusal) => match refusal.retry {
-                    Retry::Never => return Err(ClientError::from_call("the master", error)),
-                    Retry::Same => false,
-                    Retry::Elsewhere => true,
-                },
-                CallError::Malformed { .. } => {
-                    return Err(ClientError::from_call("the master", error));
-                }
-                _ => true,
-            };
-            if elsewhere {
-                // Others may have turned to the next one meanwhile: it is not passed over.
-                let (now, next) = (Ordering::Relaxed, turn.wrapping_add(1));
-                self.inner.leader.compare_exchange(turn, next, now, now).ok();
-            }
-            let pause = backoff.delay(attempt, rand::random::<f64>());
-            attempt += 1;
-            if Instant::now() + pause >= until {
-                return Err(match error {
-                    CallError::Deadline { .. } => {
-                        ClientError::Deadline { what: "the master".to_owned(), after: deadline }
-                    }
-                    other => ClientError::from_call("the master", other),
-                });
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn ask_one_master(
-        &self,
-        turn: usize,
-        request: &MasterRequest,
-        until: Instant,
-    ) -> Result<(MasterResponse, Bytes), CallError> {
-        let turn = turn % self.inner.masters.len().max(1);
-        let Some(addr) = self.inner.masters.get(turn).copied() else {
-            return Err(CallError::Unreachable {
-                addr: SocketAddr::from(([0, 0, 0, 0], 0)),
-                reason: "no master is configured".to_owned(),
-            });
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        // Long polls wait at one master; short questions leave time to try another.
-        let patience = match request {
-            MasterRequest::Watch { .. }
-            | MasterRequest::WaitApplied { .. }
-            | MasterRequest::WaitPublished { .. }
-            | MasterRequest::Backup(_) => left,
-            _ if self.inner.masters.len() == 1 => left,
-            // Its whole deadline is short: a lease must outlast a master that does not answer.
-            MasterRequest::Renew { .. } => left.min(RENEW_ATTEMPT),
-            _ => left.min(ATTEMPT),
-        };
-        self.inner
-            .endpoint
-            .call(addr, Role::Master, request, Vec::new(), self.options(patience))
-            .await
+        Box::pin(async move { self.ask_masters(request, deadline, &mut false).await })
     }
 
     pub(crate) fn options(&self, deadline: Duration) -> CallOptions {
@@ -266,7 +213,9 @@ impl Cluster {
             let request =
                 MasterRequest::Change { session: session.id, number, acked_below, change };
             let deadline = deadline_of(&request);
-            match self.master(&request, deadline).await {
+            let mut may_be_done = false;
+            let answer = self.ask_masters(&request, deadline, &mut may_be_done);
+            match Box::pin(answer).await.map(|(answer, _)| answer) {
                 Ok(MasterResponse::Changed { index, reply }) => return Ok((index, reply, open)),
                 Ok(_) => return Err((ClientError::unexpected("the master"), Some(open))),
                 Err(error) => {
@@ -276,6 +225,13 @@ impl Cluster {
                         return Err((error, Some(open)));
                     }
                     self.forget_session(session.id).await;
+                    // Under another number it could be done twice.
+                    if may_be_done {
+                        let what = "the master, which forgot the session of the change meanwhile";
+                        let error =
+                            ClientError::Deadline { what: what.to_owned(), after: deadline };
+                        return Err((error, Some(open)));
+                    }
                     let MasterRequest::Change { change: taken, .. } = request else {
                         return Err((ClientError::unexpected("this program"), None));
                     };
@@ -349,6 +305,29 @@ impl Cluster {
         match self.change(Change::Site(op)).await?.1 {
             Changed::Site(published) => Ok(published),
             Changed::Missing { ids } => Err(ClientError::Missing { ids }),
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    /// The masters.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn masters(&self) -> Result<Vec<MasterView>, ClientError> {
+        match self.master(&MasterRequest::Masters, limits::METADATA_DEADLINE).await? {
+            MasterResponse::Masters(masters) => Ok(masters),
+            _ => Err(ClientError::unexpected("the master")),
+        }
+    }
+
+    /// A step of a change of the masters; the masters after it.
+    ///
+    /// # Errors
+    /// As [`Cluster::master`].
+    pub async fn change_masters(&self, op: MastersOp) -> Result<Vec<MasterView>, ClientError> {
+        let request = MasterRequest::ChangeMasters(op);
+        match self.master(&request, limits::METADATA_DEADLINE * 3).await? {
+            MasterResponse::Masters(masters) => Ok(masters),
             _ => Err(ClientError::unexpected("the master")),
         }
     }
@@ -494,7 +473,7 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use atoll_net::identity::ClusterCa;
+    use atoll_net::identity::{ClusterCa, Role};
     use atoll_proto::ClusterId;
 
     use super::*;

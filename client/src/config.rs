@@ -21,6 +21,9 @@ pub struct ClientConfig {
     /// Prefer replicas of this zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_hint: Option<String>,
+    /// Where it is kept which masters there are by now; beside the file it was read from.
+    #[serde(skip)]
+    pub remembers: Option<PathBuf>,
 }
 
 impl ClientConfig {
@@ -39,6 +42,7 @@ impl ClientConfig {
             let base = path.parent().unwrap_or(Path::new("."));
             config.identity = base.join(&config.identity);
         }
+        config.remembers = Some(path.with_extension("masters.json"));
         Ok(config)
     }
 
@@ -76,11 +80,13 @@ mod tests {
             identity: PathBuf::from("id"),
             token: Some("t".to_owned()),
             zone_hint: None,
+            remembers: None,
         };
         config.save(&path).unwrap();
         let loaded = ClientConfig::load(&path).unwrap();
         assert_eq!(loaded.identity, dir.path().join("id"));
         assert_eq!(loaded.token, config.token);
+        assert_eq!(loaded.remembers, Some(dir.path().join("client.masters.json")));
     }
 
     #[test]

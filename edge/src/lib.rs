@@ -32,6 +32,7 @@ use atoll_client::Cluster;
 use atoll_net::admin::{self, Readiness};
 use atoll_net::endpoint::Endpoint;
 use atoll_net::identity::Identity;
+use atoll_net::masters::MASTERS_FILE;
 use atoll_net::service::ServeLimits;
 use atoll_net::shutdown::Shutdown;
 use atoll_net::task::{Boxed, Tasks};
@@ -204,7 +205,8 @@ struct Edge {
 impl Edge {
     async fn build(config: &Config, endpoint: Endpoint) -> Result<Edge, RunError> {
         let zone = Some(config.zone.clone());
-        let cluster = Cluster::new(endpoint.clone(), config.masters.clone(), None, zone);
+        let (masters, file) = (config.masters.clone(), config.data.join(MASTERS_FILE));
+        let cluster = Cluster::remembering(endpoint.clone(), masters, file, zone);
         // A shield asks the origin itself, so that shields never wait for each other.
         let shields = (!config.has(EdgeRole::Shield))
             .then(|| Arc::new(Shields::new(endpoint.clone(), config.region.clone())));

@@ -91,7 +91,8 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Enrol { .. }
         | MasterRequest::Relay { .. }
         | MasterRequest::Deploys { .. } => role == Role::Edge,
-        MasterRequest::Raft { .. } => role == Role::Master,
+        MasterRequest::Raft { .. } | MasterRequest::Greet { .. } => role == Role::Master,
+        MasterRequest::Masters => true,
         MasterRequest::OpenSession { .. }
         | MasterRequest::Change { .. }
         | MasterRequest::Namespace(_)
@@ -105,6 +106,7 @@ fn node(role: Role, name: &str, request: &MasterRequest) -> WireResult<Principal
         | MasterRequest::Status
         | MasterRequest::Audit { .. }
         | MasterRequest::Backup(_)
+        | MasterRequest::ChangeMasters(_)
         | MasterRequest::Tokens => false,
     };
     if !allowed {
@@ -199,6 +201,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         | MasterRequest::Cluster { .. }
         | MasterRequest::Known { .. }
         | MasterRequest::Erased { node: None, .. }
+        | MasterRequest::Masters
         | MasterRequest::WaitApplied { .. }
         | MasterRequest::WaitPublished { .. } => needs(&[], About::Anything),
         MasterRequest::Change { change, .. } => Some(needs_change(change)),
@@ -216,7 +219,8 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         | MasterRequest::ErasedBy { .. }
         | MasterRequest::Erasures { .. }
         | MasterRequest::Unreferenced { .. }
-        | MasterRequest::Backup(_) => needs(&[Verb::Admin], About::Everything),
+        | MasterRequest::Backup(_)
+        | MasterRequest::ChangeMasters(_) => needs(&[Verb::Admin], About::Everything),
         MasterRequest::Watch { edge: Some(_), .. }
         | MasterRequest::Erased { node: Some(_), .. }
         | MasterRequest::Farewell { .. }
@@ -227,6 +231,7 @@ fn needs(request: &MasterRequest) -> Option<Needs<'_>> {
         | MasterRequest::Heartbeat { .. }
         | MasterRequest::Deltas { .. }
         | MasterRequest::Walk { .. }
+        | MasterRequest::Greet { .. }
         | MasterRequest::Raft { .. } => None,
     }
 }

@@ -1,10 +1,12 @@
 //! What a data directory says about itself, so that a master never runs on foreign data, and
 //! never votes twice because its disk was lost.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use atoll_proto::ClusterId;
+use atoll_proto::masters::Incarnation;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -19,6 +21,49 @@ pub(crate) struct DataIdentity {
     cluster: String,
     id: u64,
     format: u32,
+    /// Whether its log is not empty any more. Versions before incarnations wrote the file only then.
+    #[serde(default = "yes")]
+    used: bool,
+    /// Tells this directory from any other, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    incarnation: Option<String>,
+    /// For a master that formed the cluster: all that did, with their incarnations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    founders: BTreeMap<u64, String>,
+}
+
+impl DataIdentity {
+    fn new(cluster: ClusterId, id: u64) -> DataIdentity {
+        DataIdentity {
+            cluster: cluster.to_string(),
+            id,
+            format: FORMAT_VERSION,
+            used: false,
+            incarnation: Some(Incarnation(rand::random()).to_string()),
+            founders: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the directory was in use before.
+    pub(crate) fn used(&self) -> bool {
+        self.used
+    }
+
+    /// Tells this directory from any other.
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        let text = self.incarnation.as_deref().unwrap_or_default();
+        text.parse().unwrap_or(Incarnation([0; 16]))
+    }
+
+    /// The masters this one formed the cluster with.
+    pub(crate) fn founders(&self) -> BTreeMap<u64, Incarnation> {
+        let founders = self.founders.iter();
+        founders.filter_map(|(id, text)| Some((*id, text.parse().ok()?))).collect()
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A data directory that must not be used.
@@ -35,8 +80,8 @@ impl DataError {
     }
 }
 
-/// Makes the directory if need be and checks whose it is. Returns whether it was used before.
-pub(crate) fn check(config: &Config) -> Result<bool, DataError> {
+/// Makes the directory if need be and checks whose it is. One that has no incarnation yet gets one.
+pub(crate) fn check(config: &Config) -> Result<DataIdentity, DataError> {
     let directory = &config.data;
     let wrong = |reason: String| DataError::new(directory, reason);
     if !directory.exists() {
@@ -45,13 +90,11 @@ pub(crate) fn check(config: &Config) -> Result<bool, DataError> {
             sync_directory(parent).map_err(|error| wrong(error.to_string()))?;
         }
     }
-    let text = match fs::read_to_string(directory.join(FILE)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(wrong(format!("{FILE}: {error}"))),
+    let Some(mut found) = read(directory)? else {
+        let identity = DataIdentity::new(config.cluster, config.id);
+        write(directory, &identity)?;
+        return Ok(identity);
     };
-    let found: DataIdentity =
-        serde_json::from_str(&text).map_err(|error| wrong(format!("{FILE}: {error}")))?;
     if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&found.format) {
         return Err(wrong(format!(
             "it has format {}, this program reads {FORMAT_VERSION_MIN} to {FORMAT_VERSION}: use \
@@ -71,7 +114,39 @@ pub(crate) fn check(config: &Config) -> Result<bool, DataError> {
             found.id, config.id
         )));
     }
-    Ok(true)
+    if let Some(text) = &found.incarnation {
+        text.parse::<Incarnation>().map_err(|reason| wrong(format!("{FILE}: {reason}")))?;
+    } else {
+        found.incarnation = DataIdentity::new(config.cluster, config.id).incarnation;
+        write(directory, &found)?;
+    }
+    Ok(found)
+}
+
+/// What the file says; `None` when there is none.
+fn read(directory: &Path) -> Result<Option<DataIdentity>, DataError> {
+    let wrong = |reason: String| DataError::new(directory, format!("{FILE}: {reason}"));
+    match fs::read_to_string(directory.join(FILE)) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| wrong(error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+fn write(directory: &Path, identity: &DataIdentity) -> Result<(), DataError> {
+    let wrong = |reason: String| DataError::new(directory, reason);
+    let text = serde_json::to_vec_pretty(identity).map_err(|error| wrong(error.to_string()))?;
+    write_durably(&directory.join(FILE), &text).map_err(|error| wrong(error.to_string()))
+}
+
+/// Writes down with whom this master forms the cluster.
+pub(crate) fn found(
+    config: &Config,
+    founders: &BTreeMap<u64, Incarnation>,
+) -> Result<(), DataError> {
+    let mut identity = check(config)?;
+    identity.founders = founders.iter().map(|(id, text)| (*id, text.to_string())).collect();
+    write(&config.data, &identity)
 }
 
 /// Refuses a directory that was used before but whose log is empty: a master that forgot its vote
@@ -118,8 +193,6 @@ pub(crate) fn claim(config: &Config) -> Result<(), DataError> {
 
 /// The same for a directory that no configuration names yet.
 pub(crate) fn claim_for(data: &Path, cluster: ClusterId, id: u64) -> Result<(), DataError> {
-    let identity = DataIdentity { cluster: cluster.to_string(), id, format: FORMAT_VERSION };
-    let wrong = |reason: String| DataError::new(data, reason);
-    let text = serde_json::to_vec_pretty(&identity).map_err(|error| wrong(error.to_string()))?;
-    write_durably(&data.join(FILE), &text).map_err(|error| wrong(error.to_string()))
+    let identity = read(data)?.unwrap_or_else(|| DataIdentity::new(cluster, id));
+    write(data, &DataIdentity { used: true, format: FORMAT_VERSION, ..identity })
 }

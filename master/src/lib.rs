@@ -5,6 +5,7 @@
 //! applied to `store`. It knows every chunk by name, length and count of references, but never
 //! touches file bytes; it reads manifest pages only, to admit them, and makes those of live sites.
 
+mod admission;
 mod audit;
 mod auth;
 mod clock;

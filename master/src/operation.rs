@@ -6,6 +6,7 @@
 
 use atoll_proto::cluster::Duty;
 use atoll_proto::master::{Changed, Grant, NodeOp, ObjectKind, UpkeepOp};
+use atoll_proto::masters::Incarnation;
 use atoll_proto::namespace::NamespaceOp;
 use atoll_proto::publish::SiteOp;
 use atoll_proto::receipt::ReceiptKey;
@@ -99,6 +100,16 @@ pub(crate) enum Operation {
     },
     /// Remove the aliases whose time is over.
     ExpireAliases,
+    /// The cluster takes these masters in: from now on their ids belong to these incarnations.
+    AdmitMasters {
+        /// Id and incarnation.
+        masters: Vec<(u64, Incarnation)>,
+    },
+    /// A master leaves: its id is never used again.
+    RetireMaster {
+        /// Which.
+        id: u64,
+    },
 }
 
 /// A numbered change. Variant numbers are stable in the log: only append.

@@ -11,13 +11,14 @@ use atoll_net::task::{Boxed, Tasks};
 use atoll_net::{Endpoint, Identity, NetError, Role, ServeLimits, Shutdown};
 use tokio::sync::watch;
 
+use crate::admission::{self, Admission};
 use crate::audit;
 use crate::config::Config;
 use crate::identity::{self, DataError};
 use crate::live;
 use crate::ops;
 use crate::raft::state::write_durably;
-use crate::raft::{Consensus, Storage};
+use crate::raft::{Consensus, LogBounds, Storage};
 use crate::server::{Master, MasterService, Settings};
 use crate::store::StoreError;
 use crate::tasks;
@@ -65,16 +66,17 @@ async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         );
         return Err(RunError::Config(message));
     }
-    let used_before = identity::check(&config)?;
+    let own = identity::check(&config)?;
     let (readiness, ready) = watch::channel(Readiness::not("starting"));
     let storage = open(&config).await?;
     let fresh = storage.log_is_empty().map_err(|error| DataError::new(&config.data, error))?;
-    identity::check_log(&config, used_before, fresh)?;
+    identity::check_log(&config, own.used(), fresh)?;
+    let admission = Admission::new(own.incarnation(), own.founders(), !fresh);
     check_cluster(&config, &storage)?;
 
     let endpoint = Endpoint::bind(config.listen, &identity)?;
     let admin = admin::serve(config.admin, ready, shutdown.clone())?;
-    let served = serve(&config, storage, fresh, endpoint.clone(), admin, readiness, shutdown);
+    let served = serve(&config, storage, admission, endpoint.clone(), admin, readiness, shutdown);
     let served = Box::pin(served).await;
     endpoint.close().await;
     served
@@ -89,6 +91,7 @@ fn describe_metrics() {
     describe_gauge!("atoll_master_leader", "1 while this master leads.");
     describe_gauge!("atoll_master_queue_length", "Changes waiting to be proposed.");
     describe_gauge!("atoll_master_unreferenced", "Chunks that nothing refers to any more.");
+    describe_counter!("atoll_master_log_syncs_total", "Syncs of the Raft log and vote.");
     describe_counter!("atoll_master_collected_total", "Chunks proposed for collection.");
     describe_gauge!(
         "atoll_master_groups_moving",
@@ -144,7 +147,7 @@ fn check_cluster(config: &Config, storage: &Storage) -> Result<(), DataError> {
 async fn serve(
     config: &Config,
     storage: Storage,
-    fresh: bool,
+    admission: Admission,
     endpoint: Endpoint,
     admin: SocketAddr,
     readiness: watch::Sender<Readiness>,
@@ -155,14 +158,14 @@ async fn serve(
     let others: BTreeMap<u64, SocketAddr> =
         masters.iter().filter(|(id, _)| **id != config.id).map(|(id, addr)| (*id, *addr)).collect();
     let consensus =
-        Consensus::start(config.id, storage, endpoint.clone(), others).await.map_err(failed)?;
-    if fresh && config.bootstrap {
-        consensus.bootstrap(masters).await.map_err(failed)?;
-    }
-    if !fresh || config.bootstrap {
+        Consensus::start(config.id, storage, endpoint.clone(), others, LogBounds::default())
+            .await
+            .map_err(failed)?;
+    let fresh = !admission.is_admitted();
+    if !fresh {
         identity::claim(config)?;
+        consensus.elect_if_alone().await;
     }
-    consensus.elect_if_alone().await;
 
     let settings = Settings {
         cluster: config.cluster,
@@ -177,8 +180,13 @@ async fn serve(
         data: config.data.clone(),
         replace_after_ms: config.replace_after_ms,
     };
-    let master =
-        Arc::new(Master::new(consensus.clone(), endpoint.clone(), settings, shutdown.clone()));
+    let master = Arc::new(Master::new(
+        consensus.clone(),
+        endpoint.clone(),
+        settings,
+        admission,
+        shutdown.clone(),
+    ));
     master.disk.measure(&config.data);
     remove_leftovers(&config.data);
     let running = Tasks::new();
@@ -190,14 +198,25 @@ async fn serve(
     running.spawn("sessions", tasks::sessions::run(master.clone()));
     running.spawn("aliases", tasks::aliases::run(master.clone()));
     running.spawn("upkeep", tasks::upkeep::run(master.clone(), config.data.clone()));
-    let started = Start { config: config.clone(), fresh, admin };
+    let started = Start { config: config.clone(), admin };
     running.spawn("readiness", report_ready(master.clone(), started, readiness));
 
     let limits = ServeLimits { drain: DRAIN, ..ServeLimits::default() };
     let service = Arc::new(MasterService(master.clone()));
     let serving = endpoint.serve(service, limits, shutdown.clone());
+    let joining = async {
+        let joined = if fresh { admission::join(&master, config).await } else { Ok(()) };
+        match joined {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
     let outcome = tokio::select! {
         () = serving => Ok(()),
+        error = Box::pin(joining) => {
+            tracing::error!(%error, "this master must not take part");
+            Err(error)
+        }
         reason = consensus.failed() => {
             tracing::error!(reason, "consensus failed; this master stops");
             Err(RunError::Failed(reason))
@@ -205,6 +224,9 @@ async fn serve(
     };
     drop(running);
     consensus.stop().await;
+    let databases = consensus.databases();
+    drop((master, consensus));
+    databases.closed().await;
     outcome
 }
 
@@ -223,7 +245,6 @@ fn remove_leftovers(data: &Path) {
 /// What is told once the master serves.
 struct Start {
     config: Config,
-    fresh: bool,
     admin: SocketAddr,
 }
 
@@ -261,10 +282,6 @@ async fn report_ready(master: Arc<Master>, start: Start, readiness: watch::Sende
 
 fn announce(master: &Master, start: &Start) -> Result<(), String> {
     let config = &start.config;
-    // A master that joined a cluster has a log by now.
-    if start.fresh && !config.bootstrap {
-        identity::claim(config).map_err(|error| error.to_string())?;
-    }
     tracing::info!(addr = %master.addr(), admin = %start.admin, id = config.id, "serving");
     let Some(file) = &config.ready_file else { return Ok(()) };
     let addresses = serde_json::json!({

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::auth::{self, Principal};
 use crate::disk::DiskGuard;
@@ -24,9 +25,9 @@ use crate::liveness::Liveness;
 use crate::ops::backup::Backups;
 use crate::ops::change::{Numbers, store_failed};
 use crate::ops::{
-    audit, backup, change, cluster, deltas, deploys, enrol, erased, farewell, heartbeat, known,
-    objects, open_session, query, register, relay, renew, seal, sites, status, tokens,
-    wait_applied, walk, watch as follow,
+    audit, backup, change, cluster, deltas, deploys, enrol, erased, farewell, greet, heartbeat,
+    known, masters, objects, open_session, query, register, relay, renew, seal, sites, status,
+    tokens, wait_applied, walk, watch as follow,
 };
 use crate::policies::Policies;
 use crate::raft::Consensus;
@@ -83,6 +84,8 @@ pub(crate) struct Master {
     pub(crate) backups: Backups,
     /// Live sites.
     pub(crate) live: Live,
+    /// Whether it takes part in consensus.
+    pub(crate) admission: Admission,
     liveness: Mutex<Liveness>,
     /// Which policies edges may go by.
     pub(crate) policies: Mutex<Policies>,
@@ -99,6 +102,7 @@ impl Master {
         consensus: Consensus,
         endpoint: Endpoint,
         settings: Settings,
+        admission: Admission,
         shutdown: Shutdown,
     ) -> Master {
         Master {
@@ -114,6 +118,7 @@ impl Master {
             audit: Audit::default(),
             backups: Backups::default(),
             live: Live::default(),
+            admission,
             liveness: Mutex::new(Liveness::new(None, Instant::now(), crate::clock::boot_ns())),
             policies: Mutex::default(),
             table: Mutex::new(Arc::new(PgTable::empty())),
@@ -189,8 +194,20 @@ impl Master {
         request: MasterRequest,
         body: Bytes,
     ) -> WireResult<Answer<MasterResponse>> {
+        if let MasterRequest::Greet { id, incarnation } = request {
+            auth::authorise(self, &context, &request).await?;
+            return greet::greet(self, id, incarnation).map(Answer::head);
+        }
         if let MasterRequest::Raft { message } = &request {
             auth::authorise(self, &context, &request).await?;
+            if !self.admission.is_admitted() {
+                return Err(WireError::unavailable("this master is not taken in yet"));
+            }
+            // One that lost its disk and knew no others has formed a cluster anew: it must not be
+            // taken for the one it was.
+            if self.consensus.votes_alone() {
+                return Err(WireError::unavailable("this master decides alone"));
+            }
             let message = self.consensus.answer(message, &body).await?;
             return Ok(Answer::head(MasterResponse::Raft { message }));
         }
@@ -268,7 +285,9 @@ impl Master {
             MasterRequest::Objects { ids } => objects::objects(self, ids).await,
             MasterRequest::Seal { site } => seal::seal(self, context, &site).await,
             MasterRequest::Audit { start } => Ok(audit::audit(self, start)),
-            MasterRequest::Backup(_) | MasterRequest::Raft { .. } => {
+            MasterRequest::Masters => masters::list(self).await,
+            MasterRequest::ChangeMasters(op) => masters::change(self, context, op).await,
+            MasterRequest::Backup(_) | MasterRequest::Raft { .. } | MasterRequest::Greet { .. } => {
                 Err(WireError::internal("answered elsewhere"))
             }
         }
@@ -314,6 +333,9 @@ impl Service for MasterService {
             MasterRequest::ErasedBy { .. } => "erased_by",
             MasterRequest::Erasures { .. } => "erasures",
             MasterRequest::Unreferenced { .. } => "unreferenced",
+            MasterRequest::Greet { .. } => "greet",
+            MasterRequest::Masters => "masters",
+            MasterRequest::ChangeMasters(_) => "change_masters",
         }
     }
 

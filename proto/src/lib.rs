@@ -19,6 +19,7 @@ pub mod lease;
 pub mod limits;
 pub mod manifest;
 pub mod master;
+pub mod masters;
 pub mod name;
 pub mod namespace;
 pub mod publish;

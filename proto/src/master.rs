@@ -9,6 +9,7 @@ use crate::{
     chunk::ChunkStat,
     cluster::{ClusterView, NodeInfo},
     erase::{ErasedBy, ErasedPart, ErasureRecord},
+    masters::{Greeting, Incarnation, MasterView, MastersOp},
     namespace::{NamespaceOp, NamespaceQuery, NamespaceReply},
     publish::{Alias, Deploy, PublishEntry, PublishSnapshot, Published, Site, SiteOp},
     receipt::{Receipt, ReceiptKey},
@@ -221,6 +222,19 @@ pub enum MasterRequest {
         /// Where the last answer ended.
         after: Option<(u64, ChunkId)>,
     },
+    /// Between masters, also such as are no members yet: who are you, and what do you know of me?
+    /// Answered with `Greeting`.
+    Greet {
+        /// The asker's id.
+        id: u64,
+        /// The asker's incarnation.
+        incarnation: Incarnation,
+    },
+    /// The masters, as the leader knows them. Answered with `Masters`.
+    Masters,
+    /// From an administrator: a step of a change of the masters. May be repeated. Answered with
+    /// `Masters` as they are then.
+    ChangeMasters(MastersOp),
 }
 
 /// How the recount of all references goes, as the leader sees it.
@@ -615,6 +629,10 @@ pub enum MasterResponse {
         /// Where to go on; `None` at the end.
         next: Option<(u64, ChunkId)>,
     },
+    /// To `Greet`.
+    Greeting(Greeting),
+    /// To `Masters` and `ChangeMasters`, by id.
+    Masters(Vec<MasterView>),
 }
 
 /// What came of a [`Change`].

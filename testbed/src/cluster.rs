@@ -56,6 +56,10 @@ pub fn find_binary() -> Result<PathBuf> {
     })
 }
 
+/// The variable with the number of masters of clusters that are not told: with 3 in it, the tests show
+/// that three masters are the same product as one.
+pub const MASTERS: &str = "ATOLL_TEST_MASTERS";
+
 /// How a cluster is made.
 #[derive(Debug, Clone)]
 pub struct DevBuilder {
@@ -91,6 +95,7 @@ impl DevBuilder {
     }
 
     fn count(mut self, flag: &'static str, count: usize) -> Self {
+        self.counts.retain(|(other, _)| *other != flag);
         self.counts.push((flag, count));
         self
     }
@@ -226,11 +231,12 @@ pub struct DevCluster {
 }
 
 impl DevCluster {
-    /// A cluster with the defaults of `atoll dev`.
+    /// A cluster with the defaults of `atoll dev`, but with as many masters as [`MASTERS`] says.
     pub fn builder() -> DevBuilder {
+        let masters = std::env::var(MASTERS).ok().and_then(|text| text.parse().ok());
         DevBuilder {
             atoll: None,
-            counts: Vec::new(),
+            counts: masters.map(|masters| ("--masters", masters)).into_iter().collect(),
             mount: false,
             seed: 0,
             repeat: None,

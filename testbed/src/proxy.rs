@@ -12,6 +12,7 @@
 
 pub mod line;
 mod masters;
+mod mesh;
 mod tcp;
 mod udp;
 
@@ -27,7 +28,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use line::Way;
-pub use masters::MasterLinks;
+pub use masters::{MasterLinks, configuration};
+pub use mesh::MasterMesh;
 
 use crate::seed;
 use line::Line;

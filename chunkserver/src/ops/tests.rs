@@ -54,7 +54,7 @@ impl Rig {
         let endpoint = Endpoint::client(&identity).unwrap();
         let store = Arc::new(MemoryStore::default());
         let writer = Writer::start(store.clone()).unwrap();
-        let masters = Masters::new(endpoint.clone(), vec![nowhere()]);
+        let masters = Masters::new(endpoint.clone(), vec![nowhere()], None);
         let placement = Placement::load(CLUSTER, store.clone()).unwrap();
         let upkeep = Upkeep::new(SETTINGS, None);
         let id = NodeId(1);

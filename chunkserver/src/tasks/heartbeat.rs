@@ -117,6 +117,7 @@ async fn beat_while_known(node: &Node, readiness: &watch::Sender<Readiness>) {
                 if !readiness.borrow().ready {
                     readiness.send_replace(Readiness::ready());
                 }
+                node.masters.learn_now_and_then().await;
             }
             Ok(false) => return,
             Err(reason) => {

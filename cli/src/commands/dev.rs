@@ -24,7 +24,8 @@ const DATA: &str = ".atoll";
   atoll dev --data ./lagoon --mount ./mnt --ready ./ready.json
   atoll dev stop chunkserver 2 --kill
   atoll dev start chunkserver 2
-  atoll dev add chunkserver --zone z4"
+  atoll dev add chunkserver --zone z4
+  atoll dev add master"
 )]
 pub(crate) struct DevArgs {
     /// A directory to deploy once the cluster is up, as a site of the same name
@@ -86,18 +87,20 @@ pub(crate) enum DevCommand {
   atoll dev stop chunkserver 2
   atoll dev stop edge 1 --kill --data ./lagoon")]
     Stop(StopArgs),
-    /// Add a chunkserver to the cluster; it gets its share of the data
+    /// Add a chunkserver, which gets its share of the data, or a master, which gets a vote
     #[command(after_help = "EXAMPLES
   atoll dev add chunkserver
+  atoll dev add master
   atoll dev add chunkserver --zone z4 --data ./lagoon
 
 It is started again with the others from now on. `atoll node ls` shows how it fills.")]
     Add(AddArgs),
-    /// Stop a chunkserver and never start it again; its id is not used a second time
+    /// Stop a chunkserver or a master and never start it again; its id is not used a second time
     #[command(after_help = "EXAMPLES
   atoll dev rm chunkserver 4
+  atoll dev rm master 2
 
-First let the cluster do without it: `atoll node drain chunkserver-4 --wait`, then
+A master leaves the others first. For a chunkserver: first let the cluster do without it: `atoll node drain chunkserver-4 --wait`, then
 `atoll node rm chunkserver-4`.")]
     Rm(OneNode),
 }
@@ -107,6 +110,8 @@ First let the cluster do without it: `atoll node drain chunkserver-4 --wait`, th
 pub(crate) enum Addition {
     /// Chunks
     Chunkserver,
+    /// Metadata
+    Master,
 }
 
 /// What to add.
@@ -166,6 +171,12 @@ pub(crate) async fn run(context: &Context, mut args: DevArgs) -> Result<(), Fail
         }
         Some(DevCommand::Add(AddArgs { role: Addition::Chunkserver, zone, data })) => {
             (data, Order::Add { zone })
+        }
+        Some(DevCommand::Add(AddArgs { role: Addition::Master, zone: None, data })) => {
+            (data, Order::AddMaster)
+        }
+        Some(DevCommand::Add(AddArgs { role: Addition::Master, zone: Some(_), .. })) => {
+            return Err(Failure::Usage("masters have no --zone".to_owned()));
         }
         Some(DevCommand::Rm(node)) => (node.data.clone(), Order::Forget { name: node.name() }),
     };

@@ -145,6 +145,7 @@ fn found(ca: &ClusterCa, args: &InitArgs) -> Result<(), Failure> {
         identity: "client".into(),
         token: Some(secret),
         zone_hint: None,
+        remembers: None,
     };
     Ok(client.save(&args.dir.join("client.toml"))?)
 }

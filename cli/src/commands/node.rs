@@ -5,6 +5,9 @@
 
 mod leave;
 mod ls;
+pub(crate) mod masters;
+
+use std::net::SocketAddr;
 
 use atoll_client::Cluster;
 use atoll_proto::cluster::{ClusterView, NodeKind, NodeView};
@@ -15,12 +18,14 @@ use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::report::Failure;
 
-/// List the nodes of the cluster; drain and replace chunkservers; remove nodes
+/// List the nodes of the cluster; add masters; drain and replace chunkservers; remove nodes
 #[derive(Debug, Subcommand)]
 #[command(after_help = "EXAMPLES
   atoll node ls
   atoll node drain chunkserver-2 --wait
-  atoll node rm chunkserver-2")]
+  atoll node rm chunkserver-2
+  atoll node add master-4 10.0.0.4:7000
+  atoll node replace master-2 master-4")]
 pub(crate) enum NodeCommand {
     /// List chunkservers and edges, where they are, how they do and what they keep
     #[command(after_help = "EXAMPLES
@@ -30,6 +35,15 @@ pub(crate) enum NodeCommand {
 `groups` are the placement groups a chunkserver keeps; with `+n` it is still read for n more that
 are moving away from it. `in sync` says whether it has exactly what it should have.")]
     Ls,
+    /// Add a master: it gets the log, and a vote once it has caught up
+    #[command(after_help = "EXAMPLES
+  atoll node add master-4 10.0.0.4:7000
+  atoll node add master-4 10.0.0.4:7000 --learner
+
+Start it first, with a new id, `bootstrap = false`, the others in `peers` and an empty data
+directory: it then waits to be added. With --learner it gets no vote; the same command without it,
+or `atoll node replace`, gives it one. Chunkservers and edges need not be added: they register.")]
+    Add(AddArgs),
     /// Move what a chunkserver keeps to others; it serves on until that is done
     #[command(after_help = "EXAMPLES
   atoll node drain chunkserver-2
@@ -43,16 +57,23 @@ your mind.")]
     #[command(after_help = "EXAMPLES
   atoll node undrain chunkserver-2")]
     Undrain(OneNode),
-    /// Declare a chunkserver lost: others, the new one among them, take over its groups at once
+    /// Declare a chunkserver lost: others take over its groups at once; or put a master in the place of
+    /// another
     #[command(after_help = "EXAMPLES
   atoll node replace chunkserver-2 chunkserver-5 --wait
+  atoll node replace master-2 master-4 --addr 10.0.0.4:7000
+
+A master takes the place of another in one step, once it has caught up; --addr is for one that
+`atoll node add` has not added yet. The id of the old one is never used again. A chunkserver:
 
 For a server that will not come back. The new one must be running. For one that still works,
 `atoll node drain` is gentler. Afterwards `atoll node rm` forgets the old one.")]
     Replace(ReplaceArgs),
-    /// Forget a chunkserver that keeps no groups, or an edge that is off; its id is never used again
+    /// Forget a chunkserver that keeps no groups, an edge that is off, or a master; its id is never
+    /// used again
     #[command(after_help = "EXAMPLES
   atoll node rm chunkserver-2
+  atoll node rm master-2
   atoll node rm chunkserver-2 --force
 
 With --force a server that still keeps groups is declared lost, its groups are given to others, and
@@ -82,6 +103,20 @@ pub(crate) struct DrainArgs {
     wait: bool,
 }
 
+/// A master to be added.
+#[derive(Debug, Args)]
+pub(crate) struct AddArgs {
+    /// Its name: master-ID
+    #[arg(value_name = "MASTER")]
+    master: String,
+    /// Where the others reach it
+    #[arg(value_name = "ADDRESS:PORT")]
+    addr: SocketAddr,
+    /// Without a vote
+    #[arg(long)]
+    learner: bool,
+}
+
 /// A node and the one that takes its place.
 #[derive(Debug, Args)]
 pub(crate) struct ReplaceArgs {
@@ -94,6 +129,9 @@ pub(crate) struct ReplaceArgs {
     /// Return once everything has its copies again
     #[arg(long)]
     wait: bool,
+    /// Where a new master is reached
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    addr: Option<SocketAddr>,
 }
 
 /// A node to be removed.
@@ -115,12 +153,17 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
             leave::drain(context, &cluster, &one.node, wait).await
         }
         NodeCommand::Undrain(OneNode { node }) => leave::undrain(context, &cluster, &node).await,
-        NodeCommand::Replace(ReplaceArgs { old, new, wait }) => {
-            leave::replace(context, &cluster, &old, &new, wait).await
+        NodeCommand::Add(AddArgs { master, addr, learner }) => {
+            masters::add(context, &cluster, &master, addr, learner).await
         }
-        NodeCommand::Rm(RmArgs { one, force }) => {
-            leave::remove(context, &cluster, &one.node, force).await
-        }
+        NodeCommand::Replace(ReplaceArgs { old, new, wait, addr }) => match masters::id_of(&old) {
+            Some(old) => masters::replace(context, &cluster, old, &new, addr).await,
+            None => leave::replace(context, &cluster, &old, &new, wait).await,
+        },
+        NodeCommand::Rm(RmArgs { one, force }) => match masters::id_of(&one.node) {
+            Some(id) => masters::remove(context, &cluster, id).await,
+            None => leave::remove(context, &cluster, &one.node, force).await,
+        },
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Order {
         /// Its failure domain; `None` for the usual one of its number.
         zone: Option<String>,
     },
+    /// Make and start one more master, and give it a vote.
+    AddMaster,
     /// Stop a process and never start it again.
     Forget {
         /// Such as `chunkserver-4`.

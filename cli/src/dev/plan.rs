@@ -253,18 +253,22 @@ impl Record {
         said.cloned().unwrap_or_else(|| name.zone().to_owned())
     }
 
-    /// A chunkserver that there is not and never was.
-    pub(crate) fn next_chunkserver(&self) -> Result<NodeName, String> {
-        let kind = Kind::Chunkserver;
+    /// One more of a kind, with a number that there is not and never was.
+    pub(crate) fn next(&self, kind: Kind) -> Result<NodeName, String> {
+        let of_shape = match kind {
+            Kind::Master => self.shape.masters,
+            Kind::Chunkserver => self.shape.chunkservers,
+            Kind::Edge => self.shape.edges,
+            Kind::Shield => self.shape.shields,
+        };
         let used = |number: u16| {
             let name = NodeName { kind, number }.to_string();
-            number <= self.shape.chunkservers
-                || self.added.contains_key(&name)
-                || self.forgotten.contains(&name)
+            number <= of_shape || self.added.contains_key(&name) || self.forgotten.contains(&name)
         };
         let number = (1..=NODES_MAX).find(|number| !used(*number));
-        let number = number
-            .ok_or_else(|| format!("there were {NODES_MAX} chunkservers, which is the most"))?;
+        let number = number.ok_or_else(|| {
+            format!("there were {NODES_MAX} {}s, which is the most", kind.as_str())
+        })?;
         Ok(NodeName { kind, number })
     }
 }
@@ -432,19 +436,19 @@ mod tests {
     fn what_is_added_stays_and_what_is_forgotten_never_returns() {
         let mut made = made(Shape::default());
         assert_eq!(made.names(), made.shape.names());
-        let four = made.next_chunkserver().unwrap();
+        let four = made.next(Kind::Chunkserver).unwrap();
         assert_eq!((four.to_string().as_str(), made.zone(four).as_str()), ("chunkserver-4", "z1"));
         made.added.insert(four.to_string(), "z9".into());
         assert_eq!(made.zone(four), "z9");
         assert_eq!(made.names()[4], four);
-        let five = made.next_chunkserver().unwrap();
+        let five = made.next(Kind::Chunkserver).unwrap();
         assert_eq!(five.number, 5);
         made.forgotten.insert(four.to_string());
         made.forgotten.insert("chunkserver-2".into());
         let names: Vec<String> = made.names().iter().map(NodeName::to_string).collect();
         assert_eq!(names[1..3], ["chunkserver-1", "chunkserver-3"]);
         assert!(!names.contains(&four.to_string()));
-        assert_eq!(made.next_chunkserver().unwrap(), five, "4 is used up");
+        assert_eq!(made.next(Kind::Chunkserver).unwrap(), five, "4 is used up");
         // Later asked for on the command line too: it is there once.
         made.added.insert(five.to_string(), "z2".into());
         made.shape.chunkservers = 5;

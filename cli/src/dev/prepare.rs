@@ -77,14 +77,16 @@ pub(crate) fn prepare(
     Ok(Prepared { record, names, ports: assigned.ports, moved: assigned.moved })
 }
 
-/// Everything one more chunkserver needs, while the others run. It is remembered.
-pub(crate) fn add_chunkserver(
+/// Everything one more chunkserver or master needs, while the others run. It is remembered. The
+/// files of chunkservers and edges name a new master from the next start on, those of masters at once.
+pub(crate) fn add(
     layout: &Layout,
     prepared: &mut Prepared,
+    kind: Kind,
     zone: Option<String>,
 ) -> Result<NodeName, Failure> {
     let mut record = prepared.record.clone();
-    let name = record.next_chunkserver().map_err(|reason| about(layout, &reason))?;
+    let name = record.next(kind).map_err(|reason| about(layout, &reason))?;
     let zone = zone.unwrap_or_else(|| name.zone().to_owned());
     if zone.is_empty() || zone.len() > ZONE_BYTES_MAX {
         let reason = format!("a zone has between 1 and {ZONE_BYTES_MAX} bytes");
@@ -105,8 +107,12 @@ pub(crate) fn add_chunkserver(
     ports.extend(assigned.ports);
     record.ports = by_text(&ports);
     let ca = ClusterCa::load(&layout.ca())?;
-    let token = ClientConfig::load(&layout.client_config())?.token.unwrap_or_default();
-    Files { layout, ca: &ca, record: &record, ports: &ports }.node(name, &token)?;
+    let files = Files { layout, ca: &ca, record: &record, ports: &ports };
+    let token = files.client()?;
+    files.node(name, &token)?;
+    if kind == Kind::Master {
+        files.masters_again(&token)?;
+    }
     layout.save_record(&record)?;
     *prepared = Prepared { names: record.names(), record, ports, moved: Vec::new() };
     Ok(name)
@@ -125,6 +131,14 @@ pub(crate) fn forget(
     prepared.names = record.names();
     prepared.ports.remove(&name);
     prepared.record = record;
+    if name.kind == Kind::Master {
+        // Users of this machine ask those that are left.
+        let ca = ClusterCa::load(&layout.ca())?;
+        let (record, ports) = (&prepared.record, &prepared.ports);
+        let files = Files { layout, ca: &ca, record, ports };
+        let token = files.client()?;
+        files.masters_again(&token)?;
+    }
     Ok(())
 }
 
@@ -162,6 +176,7 @@ impl Files<'_> {
             identity: Path::new("identity").join(CLIENT),
             token: Some(token.clone()),
             zone_hint: None,
+            remembers: None,
         };
         config.save(&path)?;
         Ok(token)
@@ -191,6 +206,11 @@ impl Files<'_> {
             Kind::Chunkserver => write_config(&path, &self.chunkserver(name)),
             Kind::Edge | Kind::Shield => write_config(&path, &self.edge(name)),
         }
+    }
+
+    /// One that lost its disk asks the others, and must know them all.
+    fn masters_again(&self, token: &str) -> Result<(), Failure> {
+        self.masters().into_iter().try_for_each(|(name, _)| self.node(name, token))
     }
 
     fn master(&self, name: NodeName, token: &str) -> MasterFile {
@@ -310,13 +330,13 @@ mod tests {
         layout.create().unwrap();
         let mut prepared = prepare(&layout, chunkservers(3), None).unwrap();
         let before = prepared.ports.clone();
-        assert!(add_chunkserver(&layout, &mut prepared, Some(String::new())).is_err());
-        let name = add_chunkserver(&layout, &mut prepared, Some("attic".into())).unwrap();
+        assert!(add(&layout, &mut prepared, Kind::Chunkserver, Some(String::new())).is_err());
+        let name = add(&layout, &mut prepared, Kind::Chunkserver, Some("attic".into())).unwrap();
         assert_eq!(name.to_string(), "chunkserver-4");
         assert!(before.iter().all(|(name, ports)| prepared.ports[name] == *ports));
         let config = atoll_chunkserver::Config::load(&layout.config(name)).unwrap();
         assert_eq!((config.zone.as_str(), config.id), ("attic", 4));
-        let next = add_chunkserver(&layout, &mut prepared, None).unwrap();
+        let next = add(&layout, &mut prepared, Kind::Chunkserver, None).unwrap();
         forget(&layout, &mut prepared, next).unwrap();
 
         let again = prepare(&layout, chunkservers(3), None).unwrap();

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use atoll_client::Cluster;
 use atoll_net::Shutdown;
+use atoll_net::masters::KNOWN_WITHIN;
+use atoll_proto::masters::MastersOp;
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
@@ -16,9 +19,10 @@ use super::control::{self, Order, Ordered, Outcome};
 use super::layout::Layout;
 use super::plan::{Kind, NodeName};
 use super::prepare::{self, Prepared};
-use super::ready::{Process, ReadyObject};
+use super::ready::{Process, ReadyObject, local};
 use super::{ZONE, probe, show};
 use crate::commands::dev::DevArgs;
+use crate::commands::node::masters;
 use crate::connect::Context;
 use crate::report::Failure;
 
@@ -32,6 +36,8 @@ const STOP: Duration = Duration::from_secs(8);
 const STOP_MOUNT: Duration = Duration::from_secs(3);
 /// With `--restart`: pause before a process that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Between two questions to a process that is starting.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The name of the mount's process.
 const MOUNT: &str = "mount";
 /// Ends of children waiting to be looked at.
@@ -160,6 +166,7 @@ impl<'a> Session<'a> {
             for spec in &specs {
                 self.start(spec)?;
             }
+            Box::pin(self.take_in_added(&group)).await?;
             let waits = specs.iter().map(|spec| self.until_ready(spec));
             for ready in join_all(waits).await {
                 ready?;
@@ -253,6 +260,7 @@ impl<'a> Session<'a> {
             Order::Start { name } => self.start_one(&name).await,
             Order::Stop { name, kill } => self.stop_one(&name, kill).await,
             Order::Add { zone } => self.add_one(zone).await,
+            Order::AddMaster => Box::pin(self.add_master()).await,
             Order::Forget { name } => self.forget_one(&name).await,
         };
         match result {
@@ -275,24 +283,130 @@ impl<'a> Session<'a> {
             return Err(Failure::Failed(format!("{name} runs already")));
         }
         self.start(&spec)?;
+        // A master alone is not ready until others run, and they could not be started meanwhile.
+        if self.lacks_masters(name) {
+            self.write_ready()?;
+            return Ok(format!("started {name}; it needs more masters before it serves"));
+        }
         let ready = self.until_ready(&spec).await;
         self.write_ready()?;
         ready.map(|()| format!("started {name}"))
     }
 
+    /// Whether this is a master, and too few of them run to have a leader.
+    fn lacks_masters(&self, name: &str) -> bool {
+        let masters = self.prepared.names.iter().filter(|name| name.kind == Kind::Master);
+        let (all, run) = masters.fold((0, 0), |(all, run), master| {
+            (all + 1, run + usize::from(self.pid(*master) != 0))
+        });
+        name.starts_with(Kind::Master.as_str()) && run * 2 <= all
+    }
+
     async fn add_one(&mut self, zone: Option<String>) -> Result<String, Failure> {
-        let name = prepare::add_chunkserver(&self.layout, &mut self.prepared, zone)?;
+        let kind = Kind::Chunkserver;
+        let name = prepare::add(&self.layout, &mut self.prepared, kind, zone)?;
         let zone = self.prepared.record.zone(name);
         self.start_one(&name.to_string()).await?;
         Ok(format!("added {name} in zone {zone}"))
     }
 
+    async fn add_master(&mut self) -> Result<String, Failure> {
+        let cluster = self.cluster().await?;
+        let name = prepare::add(&self.layout, &mut self.prepared, Kind::Master, None)?;
+        let spec = self.spec(name);
+        self.start(&spec)?;
+        self.write_ready()?;
+        let joined = Box::pin(self.join(&cluster, name, &spec)).await;
+        if let Err(failure) = joined {
+            // One that belongs to nobody would never be ready at the next start.
+            let left = cluster.change_masters(MastersOp::Remove { id: name.id() }).await;
+            if let Err(error) = left {
+                self.context.out.note(format_args!("atoll: {name} is left as it is: {error}"));
+            }
+            if self.children.contains_key(&name.to_string()) {
+                self.stop_one(&name.to_string(), false).await?;
+            }
+            prepare::forget(&self.layout, &mut self.prepared, name)?;
+            self.write_ready()?;
+            return Err(failure);
+        }
+        self.write_ready()?;
+        Ok(format!("added {name}"))
+    }
+
+    /// Gives those masters their votes that were added when this session ended: without one they would
+    /// never be ready.
+    async fn take_in_added(&self, group: &[NodeName]) -> Result<(), Failure> {
+        let added = &self.prepared.record.added;
+        let added =
+            |name: &&NodeName| name.kind == Kind::Master && added.contains_key(&name.to_string());
+        let added: Vec<NodeName> = group.iter().filter(added).copied().collect();
+        if added.is_empty() {
+            return Ok(());
+        }
+        let cluster = self.cluster().await?;
+        let known = cluster.masters().await?;
+        let votes = |name: &NodeName| known.iter().any(|it| it.id == name.id() && it.voter);
+        for name in added.iter().filter(|name| !votes(name)) {
+            Box::pin(self.join(&cluster, *name, &self.spec(*name))).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a new master has a vote.
+    async fn join(
+        &self,
+        cluster: &Cluster,
+        name: NodeName,
+        spec: &ChildSpec,
+    ) -> Result<(), Failure> {
+        // It is not ready before it belongs to the others.
+        let addr = local(self.prepared.ports[&name].quic);
+        self.until_answers(cluster, name, addr).await?;
+        masters::take_in(self.context, cluster, name.id(), None, None).await?;
+        self.until_ready(spec).await
+    }
+
+    /// Adds a master once it can be reached.
+    async fn until_answers(
+        &self,
+        cluster: &Cluster,
+        name: NodeName,
+        addr: SocketAddr,
+    ) -> Result<(), Failure> {
+        let until = Instant::now() + READY;
+        let op = MastersOp::Add { id: name.id(), addr };
+        loop {
+            let ended = self.children.get(&name.to_string()).is_none_or(|it| it.ended().is_some());
+            match cluster.change_masters(op.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) if ended || Instant::now() > until => return Err(error.into()),
+                Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
+    async fn cluster(&self) -> Result<Cluster, Failure> {
+        let config = atoll_client::ClientConfig::load(&self.layout.client_config())?;
+        crate::connect::connect(&config).await
+    }
+
     async fn forget_one(&mut self, name: &str) -> Result<String, Failure> {
         let known = self.known(name)?;
-        if known.kind != Kind::Chunkserver {
-            return Err(Failure::Failed(format!(
-                "{name} is no chunkserver: only those can be taken out of a cluster that runs"
-            )));
+        match known.kind {
+            Kind::Chunkserver => {}
+            Kind::Master => {
+                let op = MastersOp::Remove { id: known.id() };
+                Box::pin(self.cluster()).await?.change_masters(op).await?;
+                // Those that know no other yet still hear of the others from it.
+                tokio::time::sleep(KNOWN_WITHIN).await;
+            }
+            Kind::Edge | Kind::Shield => {
+                return Err(Failure::Failed(format!(
+                    "{name} is neither a master nor a chunkserver: only those can be taken out of \
+                     a cluster that runs"
+                )));
+            }
         }
         if self.children.contains_key(name) {
             self.stop_one(name, false).await?;
@@ -359,8 +473,7 @@ impl<'a> Session<'a> {
         let Some(dir) = &self.args.site_dir else {
             return Ok(None);
         };
-        let config = atoll_client::ClientConfig::load(&self.layout.client_config())?;
-        let cluster: Cluster = crate::connect::connect(&config).await?;
+        let cluster = self.cluster().await?;
         show::deploy(self.context, &cluster, dir).await.map(Some)
     }
 }

@@ -55,23 +55,32 @@ pub(crate) async fn change(
     change: Change,
 ) -> WireResult<MasterResponse> {
     let Numbers { session, number, acked_below } = numbers;
-    if let Some(stored) = check_session(master, principal, numbers).await? {
-        let abandons = matches!(change, Change::Abandon);
-        let stored = if abandons { numbered::abandoned(stored) } else { stored };
-        let StoredReply { index, reply } = stored;
-        return Ok(MasterResponse::Changed { index, reply: reply? });
-    }
-    if grows(&change) {
-        master.disk.check_room()?;
-    }
+    let abandons = matches!(change, Change::Abandon);
     if matches!(change, Change::Site(SiteOp::Unerase { .. })) {
         settle(master, context.deadline).await?;
     }
     // Until it is applied: what it takes receipts of old members for must not leave them meanwhile.
     let _relying = master.finishing.rely();
-    let change = match prepare(master, context, session, change).await? {
-        Prepared::Log(change) => change,
-        Prepared::Missing(ids) => {
+    let mut looked = Box::pin(look_at(master, context, principal, numbers, change.clone())).await;
+    if match &looked {
+        Ok(Looked::Missing(_)) => true,
+        Ok(Looked::Answered(_) | Looked::Log(_)) => false,
+        Err(error) => error.retry == Retry::Never,
+    } {
+        // It is answered from the state as this master has it. A new leader may not have applied
+        // yet what its predecessor acknowledged, this very request among it, and one that has lost
+        // its leadership never will.
+        master.consensus.read().await?;
+        looked = Box::pin(look_at(master, context, principal, numbers, change)).await;
+    }
+    let change = match looked? {
+        Looked::Log(change) => change,
+        Looked::Answered(stored) => {
+            let stored = if abandons { numbered::abandoned(stored) } else { stored };
+            let StoredReply { index, reply } = stored;
+            return Ok(MasterResponse::Changed { index, reply: reply? });
+        }
+        Looked::Missing(ids) => {
             let index = master.consensus.applied().borrow().index;
             return Ok(MasterResponse::Changed { index, reply: Changed::Missing { ids } });
         }
@@ -96,6 +105,35 @@ async fn settle(master: &Master, deadline: Instant) -> WireResult<()> {
         tokio::time::sleep(SETTLE_LOOK).await;
     }
     Ok(())
+}
+
+/// What the leader can say of a request before it is logged.
+enum Looked {
+    /// It was answered before.
+    Answered(StoredReply),
+    /// Chunks are missing.
+    Missing(Vec<ChunkId>),
+    /// It must be logged.
+    Log(LoggedChange),
+}
+
+async fn look_at(
+    master: &Master,
+    context: &Context,
+    principal: &Principal,
+    numbers: Numbers,
+    change: Change,
+) -> WireResult<Looked> {
+    if let Some(stored) = check_session(master, principal, numbers).await? {
+        return Ok(Looked::Answered(stored));
+    }
+    if grows(&change) {
+        master.disk.check_room()?;
+    }
+    Ok(match prepare(master, context, numbers.session, change).await? {
+        Prepared::Log(change) => Looked::Log(change),
+        Prepared::Missing(ids) => Looked::Missing(ids),
+    })
 }
 
 /// Proposes what a live site was sealed as, exactly once like every change.

@@ -16,8 +16,10 @@ pub(crate) mod deploys;
 pub(crate) mod enrol;
 pub(crate) mod erased;
 pub(crate) mod farewell;
+pub(crate) mod greet;
 pub(crate) mod heartbeat;
 pub(crate) mod known;
+pub(crate) mod masters;
 #[cfg(test)]
 mod membership_tests;
 pub(crate) mod move_groups;
@@ -131,5 +133,7 @@ fn carry_out(tx: &mut Transaction<'_>, now: Now, operation: Operation) -> Apply<
             site::expire(tx, now)?;
             Ok(Outcome::Done)
         }
+        Operation::AdmitMasters { masters } => masters::admit(tx, &masters),
+        Operation::RetireMaster { id } => masters::retire_now(tx, now, id),
     }
 }

@@ -13,8 +13,8 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader};
@@ -43,6 +43,11 @@ impl LogStore {
         LogStore { rocks: Arc::new(rocks), appended_bytes: Arc::default() }
     }
 
+    /// Is gone once the database is closed.
+    pub(super) fn open_mark(&self) -> Weak<()> {
+        self.rocks.open_mark()
+    }
+
     /// Whether nothing was ever written: no vote, no entry.
     pub(crate) fn is_empty(&self) -> Result<bool, StoreError> {
         Ok(!self.rocks.any(&[0], &[0xff])?)
@@ -57,6 +62,20 @@ impl LogStore {
     /// Bytes appended since the last call.
     pub(crate) fn take_appended_bytes(&self) -> u64 {
         self.appended_bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// The last entry before those that make up so many bytes at the end; `None` when there is none.
+    pub(crate) fn before_the_last(&self, bytes: u64) -> Result<Option<u64>, StoreError> {
+        let (mut sum, mut found) = (0, None);
+        let (from, to) = ([ENTRY], [ENTRY + 1]);
+        self.rocks.scan(&from, &to, Order::Descending, &mut |key, value| {
+            sum += value.len() as u64;
+            if sum > bytes {
+                found = key.get(1..).and_then(|key| Some(u64::from_be_bytes(key.try_into().ok()?)));
+            }
+            Ok(sum <= bytes)
+        })?;
+        Ok(found)
     }
 
     fn last(&self) -> Result<Option<LogId>, StoreError> {
@@ -88,9 +107,11 @@ impl LogStore {
         Ok(entries)
     }
 
-    async fn write(&self, batch: Batch, sync: bool) -> Result<(), StoreError> {
+    /// Writes and syncs.
+    async fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        metrics::counter!("atoll_master_log_syncs_total").increment(1);
         let rocks = self.rocks.clone();
-        atoll_net::task::spawn_blocking("log-write", move || rocks.write(batch, sync))
+        atoll_net::task::spawn_blocking("log-write", move || rocks.write(batch, true))
             .await
             .unwrap_or_else(|error| Err(StoreError::io("write", &error)))
     }
@@ -154,7 +175,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let mut batch = Batch::default();
         batch.put(&VOTE, &atoll_proto::encode(vote));
-        let written = self.write(batch, true).await;
+        let written = self.write(batch).await;
         written.map_err(|e| StorageIoError::write_vote(AnyError::new(&e)).into())
     }
 
@@ -194,7 +215,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             batch.put(&entry_key(entry.log_id.index), &value);
         }
         self.appended_bytes.fetch_add(bytes, Ordering::Relaxed);
-        match self.write(batch, true).await {
+        match self.write(batch).await {
             Ok(()) => {
                 callback.log_io_completed(Ok(()));
                 Ok(())
@@ -209,14 +230,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let mut batch = Batch::default();
         batch.delete_range(&entry_key(log_id.index), &[ENTRY + 1]);
-        self.write(batch, true).await.map_err(write_logs)
+        self.write(batch).await.map_err(write_logs)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let mut batch = Batch::default();
         batch.put(&PURGED, &atoll_proto::encode(&log_id));
         batch.delete_range(&[ENTRY], &entry_key(log_id.index.saturating_add(1)));
-        self.write(batch, true).await.map_err(write_logs)
+        self.write(batch).await.map_err(write_logs)
     }
 }
 
@@ -288,5 +309,9 @@ mod tests {
         assert!(log.take_appended_bytes() > 40);
         assert_eq!(log.take_appended_bytes(), 0);
         assert_eq!(log.limited_get_log_entries(2, 4).await.unwrap().len(), 2);
+        let bytes = atoll_proto::encode(&entry(1)).len() as u64;
+        assert_eq!(log.before_the_last(2 * bytes).unwrap(), Some(2));
+        assert_eq!(log.before_the_last(2 * bytes - 1).unwrap(), Some(3));
+        assert_eq!(log.before_the_last(4 * bytes).unwrap(), None);
     }
 }

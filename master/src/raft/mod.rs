@@ -5,6 +5,7 @@
 pub(crate) mod entry;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod propose;
 mod read;
@@ -12,19 +13,22 @@ pub(crate) mod seed;
 mod snapshot;
 pub(crate) mod state;
 #[cfg(test)]
+mod suite_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use atoll_net::Endpoint;
 use atoll_proto::{Code, WireError};
 use bytes::Bytes;
 use openraft::error::{InitializeError, RaftError};
-use openraft::{BasicNode, SnapshotPolicy};
+use openraft::metrics::RaftServerMetrics;
+use openraft::{BasicNode, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -38,17 +42,40 @@ pub(crate) use machine::Applied;
 use machine::StateMachine;
 #[cfg(test)]
 pub(crate) use machine::apply;
+pub(crate) use members::Changing;
 use network::{Heard, Network};
 use propose::Proposer;
 use read::ReadGate;
 use state::StateDb;
 
-/// Entries between two snapshots.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
-/// Bytes of entries after which a snapshot is made even when they are few.
-const SNAPSHOT_BYTES: u64 = 256 << 20;
-/// Entries kept after a snapshot, so that a follower that lags a little needs no snapshot.
-const KEPT_ENTRIES: u64 = 2_000;
+/// How long the log may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogBounds {
+    /// Entries between two snapshots.
+    pub(crate) snapshot_entries: u64,
+    /// Bytes of entries after which a snapshot is made even when they are few.
+    pub(crate) snapshot_bytes: u64,
+    /// Entries kept after a snapshot, so that a follower that lags a little needs no snapshot.
+    pub(crate) kept_entries: u64,
+    /// Bytes of entries kept after a snapshot, about: a follower that lacks more gets the snapshot.
+    pub(crate) kept_bytes: u64,
+}
+
+impl Default for LogBounds {
+    fn default() -> Self {
+        Self {
+            snapshot_entries: 10_000,
+            snapshot_bytes: 256 << 20,
+            kept_entries: 2_000,
+            kept_bytes: 64 << 20,
+        }
+    }
+}
+
+/// How long a stopping master waits until its databases are closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(3);
+/// Between two looks at that.
+const CLOSE_LOOK: Duration = Duration::from_millis(2);
 /// Length of the parts in which a snapshot travels.
 const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
 
@@ -97,6 +124,20 @@ pub(crate) struct Consensus {
     proposer: Proposer,
     gate: ReadGate,
     heard: Heard,
+    /// Addresses of the configuration.
+    peers: Arc<BTreeMap<u64, SocketAddr>>,
+    /// Held while the members change.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    bounds: LogBounds,
+}
+
+/// What [`Consensus::compact`] remembers from one call to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Grown {
+    /// Bytes appended since the last snapshot it asked for.
+    appended: u64,
+    /// The last snapshot it saw, by log index.
+    snapshot: u64,
 }
 
 /// Which role a master has in consensus.
@@ -119,20 +160,36 @@ impl Consensus {
         storage: Storage,
         endpoint: Endpoint,
         peers: BTreeMap<u64, SocketAddr>,
+        bounds: LogBounds,
     ) -> Result<Consensus, StoreError> {
         let Storage { log, state, machine } = storage;
         let floor = log.position()?;
         let (applied, marks) = (machine.applied(), machine.marks());
-        let network = Network::new(endpoint, peers);
+        let network = Network::new(endpoint, peers.clone());
         let heard = network.heard();
-        let config = Arc::new(config()?);
+        let peers = Arc::new(peers);
+        let config = Arc::new(config(&bounds)?);
         let raft = Raft::new(id, config, network, log.clone(), machine)
             .await
             .map_err(|error| StoreError::io("start consensus", &error))?;
         let proposer = Proposer::start(raft.clone());
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
-        Ok(Consensus { id, raft, log, state, applied, marks, proposer, gate, heard })
+        let changing = Arc::default();
+        Ok(Consensus {
+            id,
+            raft,
+            log,
+            state,
+            applied,
+            marks,
+            proposer,
+            gate,
+            heard,
+            peers,
+            changing,
+            bounds,
+        })
     }
 
     /// Forms a new cluster of these masters. Harmless when it is formed already.
@@ -150,13 +207,8 @@ impl Consensus {
 
     /// A lone voter need not wait for an election timeout: nobody else could lead.
     pub(crate) async fn elect_if_alone(&self) {
-        let alone = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow();
-            let mut voters = metrics.membership_config.membership().voter_ids();
-            let alone = voters.next() == Some(self.id) && voters.next().is_none();
-            alone && metrics.current_leader.is_none()
-        };
+        let alone =
+            self.votes_alone() && self.raft.server_metrics().borrow().current_leader.is_none();
         if alone && let Err(error) = self.raft.trigger().elect().await {
             tracing::warn!(%error, "cannot start an election; it starts by itself later");
         }
@@ -165,6 +217,11 @@ impl Consensus {
     /// This master's id.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether it has never taken part in consensus.
+    pub(crate) fn log_is_empty(&self) -> Result<bool, StoreError> {
+        self.log.is_empty()
     }
 
     /// The state as of now.
@@ -196,7 +253,7 @@ impl Consensus {
     /// [`Consensus::leadership_changed`] waits for: Raft tells its other metrics a moment later, and
     /// who was woken would be told that nothing has changed.
     pub(crate) fn leads(&self) -> bool {
-        self.raft.server_metrics().borrow().current_leader == Some(self.id)
+        leader_by(&self.raft.server_metrics().borrow()) == Some(self.id)
     }
 
     /// The term in which this master leads, as far as it knows. No two leaderships of a process
@@ -204,14 +261,14 @@ impl Consensus {
     pub(crate) fn leadership(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow();
-        (metrics.current_leader == Some(self.id)).then(|| metrics.vote.leader_id().term)
+        (leader_by(&metrics) == Some(self.id)).then(|| metrics.vote.leader_id().term)
     }
 
     /// Refuses unless this master leads, as far as it knows.
     pub(crate) fn check_leads(&self) -> Result<(), WireError> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow();
-        match metrics.current_leader {
+        match leader_by(&metrics) {
             Some(leader) if leader == self.id => Ok(()),
             leader => {
                 let node = leader.and_then(|id| {
@@ -239,13 +296,16 @@ impl Consensus {
             }
         }
         log.insert(self.id, metrics.last_log_index.unwrap_or(0));
+        let term = metrics.current_term;
         let role = match metrics.state {
-            openraft::ServerState::Leader => "leader",
-            openraft::ServerState::Follower => "follower",
-            openraft::ServerState::Candidate => "candidate",
-            openraft::ServerState::Learner | openraft::ServerState::Shutdown => "learner",
+            ServerState::Leader => "leader",
+            ServerState::Follower => "follower",
+            ServerState::Candidate => "candidate",
+            ServerState::Learner | ServerState::Shutdown => "learner",
         };
-        Position { leader: metrics.current_leader, term: metrics.current_term, log, role }
+        drop(metrics);
+        let leader = leader_by(&self.raft.server_metrics().borrow());
+        Position { leader, term, log, role }
     }
 
     /// Whether another master answers nothing, as far as this one knows, if it leads.
@@ -258,7 +318,7 @@ impl Consensus {
     pub(crate) async fn leadership_changed(&self, leads: bool) -> bool {
         let id = self.id;
         let mut metrics = self.raft.server_metrics();
-        metrics.wait_for(|metrics| (metrics.current_leader == Some(id)) != leads).await.is_ok()
+        metrics.wait_for(|metrics| (leader_by(metrics) == Some(id)) != leads).await.is_ok()
     }
 
     /// Resolves with a reason when consensus stopped because of an error: the process must end.
@@ -274,12 +334,29 @@ impl Consensus {
         }
     }
 
-    /// Makes a snapshot when much was appended since the last call that did.
-    pub(crate) async fn compact(&self, appended: &mut u64) {
-        *appended += self.log.take_appended_bytes();
-        if *appended >= SNAPSHOT_BYTES {
-            *appended = 0;
+    /// Makes a snapshot when much was appended since the last call that did, and drops entries
+    /// before a new one that are too many bytes to be kept.
+    pub(crate) async fn compact(&self, grown: &mut Grown) {
+        grown.appended += self.log.take_appended_bytes();
+        if grown.appended >= self.bounds.snapshot_bytes {
+            grown.appended = 0;
             self.snapshot().await;
+        }
+        let snapshot = self.raft.metrics().borrow().snapshot.map(|log_id| log_id.index);
+        let Some(index) = snapshot.filter(|index| *index > grown.snapshot) else { return };
+        grown.snapshot = index;
+        let (log, bytes) = (self.log.clone(), self.bounds.kept_bytes);
+        let looked =
+            atoll_net::task::spawn_blocking("log-length", move || log.before_the_last(bytes));
+        match looked.await {
+            Ok(Ok(Some(before))) => {
+                if let Err(error) = self.raft.trigger().purge_log(before.min(index)).await {
+                    tracing::warn!(%error, "cannot drop entries of the log that a snapshot has");
+                }
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot read how long the log is"),
+            Err(error) => tracing::warn!(%error, "cannot read how long the log is"),
         }
     }
 
@@ -288,6 +365,15 @@ impl Consensus {
         if let Err(error) = self.raft.trigger().snapshot().await {
             tracing::warn!(%error, "cannot make a snapshot; the log grows until it works");
         }
+    }
+
+    /// Whether nobody else can lead, as far as this master knows: to change that takes an entry of its
+    /// own log.
+    pub(crate) fn votes_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let mut voters = metrics.membership_config.membership().voter_ids();
+        voters.next() == Some(self.id) && voters.next().is_none()
     }
 
     /// Answers a message of another master.
@@ -301,6 +387,39 @@ impl Consensus {
             tracing::warn!(%error, "consensus did not stop in order");
         }
     }
+
+    /// The databases, to wait until they are closed.
+    pub(crate) fn databases(&self) -> Databases {
+        Databases([self.log.open_mark(), self.state.rocks().open_mark()])
+    }
+}
+
+/// The databases of a master that is stopping.
+#[derive(Debug)]
+pub(crate) struct Databases([Weak<()>; 2]);
+
+impl Databases {
+    /// Waits until all are closed. Tasks that were cancelled end a moment later, and a request that is
+    /// read from the disk just now cannot be; until then another master cannot be started on the
+    /// directory.
+    pub(crate) async fn closed(self) {
+        let in_use = || self.0.iter().any(|open| open.strong_count() > 0);
+        let until = Instant::now() + CLOSE_WAIT;
+        while in_use() {
+            if Instant::now() >= until {
+                tracing::warn!("the databases are still in use though this master has stopped");
+                return;
+            }
+            tokio::time::sleep(CLOSE_LOOK).await;
+        }
+    }
+}
+
+/// Who leads, as far as a master knows. Raft goes on naming one that removed itself as the leader, at
+/// that very master, until it hears of another.
+fn leader_by(metrics: &RaftServerMetrics<u64, BasicNode>) -> Option<u64> {
+    let leads = metrics.state == ServerState::Leader;
+    metrics.current_leader.filter(|leader| *leader != metrics.id || leads)
 }
 
 /// Stops Raft's clock while this master is the only voter and leads: there is nobody to send
@@ -322,18 +441,21 @@ async fn rest_when_alone(id: u64, raft: Raft) {
     }
 }
 
-fn config() -> Result<openraft::Config, StoreError> {
+fn config(bounds: &LogBounds) -> Result<openraft::Config, StoreError> {
     let config = openraft::Config {
         cluster_name: "atoll".to_owned(),
+        // A follower that heard nothing for the longest timeout, and then for its own (drawn once, at its
+        // start), stands for election: after 0.9 to 1.2 s, that is, six missing heartbeats. One that was
+        // ever told of a longer log waits twice the longest timeout more, until it stood.
         heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        election_timeout_min: 300,
+        election_timeout_max: 600,
         install_snapshot_timeout: 5000,
         max_payload_entries: 64,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(bounds.snapshot_entries),
         snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
-        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
-        replication_lag_threshold: SNAPSHOT_ENTRIES * 2,
+        max_in_snapshot_log_to_keep: bounds.kept_entries,
+        replication_lag_threshold: bounds.snapshot_entries * 2,
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StoreError::io("start consensus", &error))

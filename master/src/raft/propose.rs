@@ -27,6 +27,9 @@ const LINGER: Duration = Duration::from_millis(2);
 const IN_FLIGHT_MAX: usize = 2;
 /// Most operations waiting.
 const QUEUE: usize = 4096;
+/// An entry that is on its way for so long is not waited for any more, or two of them would keep all
+/// others back: longer than any operation's deadline.
+const ON_ITS_WAY_MAX: Duration = Duration::from_secs(60);
 
 struct Pending {
     operation: Bytes,
@@ -51,8 +54,8 @@ impl Proposer {
     /// Proposes an operation and waits until it is applied.
     ///
     /// # Errors
-    /// `Unavailable` when the queue is full, `NotLeader`, `Deadline`. After any of them but the
-    /// first two the operation may still be carried out.
+    /// `Unavailable` when the queue is full or leadership was lost, `Deadline`. After any of them but
+    /// a full queue the operation may still be carried out.
     pub(crate) async fn propose(&self, operation: &Operation, deadline: Instant) -> OpReply {
         let (reply, answer) = oneshot::channel();
         let operation = Bytes::from(atoll_proto::encode(operation));
@@ -136,20 +139,23 @@ async fn commit(raft: Raft, gathered: Vec<Pending>) {
     metrics::histogram!("atoll_master_operations_per_entry").record(operations.len() as f64);
     let at_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let at_ns = u64::try_from(at_ns).unwrap_or(u64::MAX);
-    let written = raft.client_write(EntryData { at_ns, operations }).await;
+    let written = raft.client_write(EntryData { at_ns, operations });
+    let written = tokio::time::timeout(ON_ITS_WAY_MAX, Box::pin(written)).await;
     metrics::histogram!("atoll_master_commit_seconds").record(now.elapsed().as_secs_f64());
     match written {
-        Ok(written) => {
+        Ok(Ok(written)) => {
             for (reply, answered) in waiting.into_iter().zip(written.data.replies) {
                 answer(reply, Ok(answered));
             }
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             let error = refused(&error);
             for reply in waiting {
                 answer(reply, Err(error.clone()));
             }
         }
+        // Nobody waits so long; whoever does is told by the closed channel.
+        Err(_) => tracing::warn!("an entry of the log was not committed in a minute"),
     }
 }
 
@@ -161,8 +167,13 @@ fn answer(reply: oneshot::Sender<Result<OpReply, WireError>>, answer: Result<OpR
 
 fn refused(error: &RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> WireError {
     match error {
+        // It may be in the log already, and then another leader may commit it: not the same as
+        // asking the wrong master.
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-            super::not_leader(forward.leader_id, forward.leader_node.as_ref())
+            let refusal = super::not_leader(forward.leader_id, forward.leader_node.as_ref());
+            WireError::unavailable(format!(
+                "the change was not acknowledged and may still be made: {refusal}"
+            ))
         }
         other => WireError::unavailable(format!("the master cannot commit: {other}")),
     }

@@ -15,7 +15,7 @@ use super::log;
 use super::state::write_durably;
 use crate::store::counters::{self, Counter};
 use crate::store::rocks::{Rocks, Tuning};
-use crate::store::{StoreError, Transaction, deltas, erased, meta, publish_log, upgrade};
+use crate::store::{StoreError, Transaction, deltas, erased, masters, meta, publish_log, upgrade};
 
 /// Far beyond what a lost history can have reached since the backup.
 pub(crate) const RAISE: u64 = 1 << 32;
@@ -45,6 +45,8 @@ pub(crate) fn seed(
     let membership = Membership::new(vec![ids], nodes);
     meta::set_membership(&mut tx, &StoredMembership::new(Some(applied), membership));
     meta::set_frozen(&mut tx, Some(frozen));
+    // The masters of the new history are others, whatever their ids are.
+    masters::drop_all(&mut tx)?;
     tx.commit_synced()?;
     drop(rocks);
 

@@ -10,7 +10,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -89,13 +89,10 @@ impl SnapshotStream {
         Ok(SnapshotStream { source: Source::Receiving(file), position: 0 })
     }
 
-    /// Writes what was received as files into a new directory, durably.
-    pub(crate) fn unpack(self, directory: &Path) -> io::Result<()> {
-        let Source::Receiving(mut file) = self.source else {
-            return Err(io::Error::other("only a received snapshot can be unpacked"));
-        };
-        file.seek(SeekFrom::Start(0))?;
-        let mut input = io::BufReader::with_capacity(1 << 20, file);
+    /// Writes its files into a new directory, durably.
+    pub(crate) fn unpack(mut self, directory: &Path) -> io::Result<()> {
+        self.position = 0;
+        let mut input = io::BufReader::with_capacity(1 << 20, Blocking(self));
         std::fs::create_dir(directory)?;
         while let Some(name) = read_name(&mut input)? {
             let mut len = [0; 8];
@@ -142,6 +139,15 @@ impl SnapshotStream {
         };
         self.position += count as u64;
         Ok(count)
+    }
+}
+
+/// Read without waiting.
+struct Blocking(SnapshotStream);
+
+impl Read for Blocking {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.read_some(out)
     }
 }
 

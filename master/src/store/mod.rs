@@ -20,6 +20,7 @@ pub(crate) mod groups;
 pub(crate) mod inodes;
 pub(crate) mod leaving;
 pub(crate) mod live;
+pub(crate) mod masters;
 pub(crate) mod meta;
 pub(crate) mod nodes;
 pub(crate) mod objects;
@@ -144,6 +145,9 @@ pub(crate) enum Family {
     /// their owner, and with the permission bits for those that hold access rules; deleted with
     /// the inode. An inode that has any says so in its mode.
     Xattr = 30,
+    /// Every master there ever was. Key: master id (u64). Value: [`masters::MasterRecord`]: its
+    /// incarnation, and whether it was retired. Kept for ever, so that no id is used twice.
+    Master = 31,
 }
 
 impl Family {
@@ -366,7 +370,8 @@ mod tests {
             Family::Below as u8,
             Family::Erasures as u8,
             Family::Xattr as u8,
+            Family::Master as u8,
         ];
-        assert_eq!(numbers.to_vec(), (1..=30).collect::<Vec<u8>>());
+        assert_eq!(numbers.to_vec(), (1..=31).collect::<Vec<u8>>());
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, Weak};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -29,6 +30,8 @@ pub(crate) enum Tuning {
 /// An open database.
 pub(crate) struct Rocks {
     db: DB,
+    /// Dropped after the database: it is gone once that is closed, with its lock.
+    open: Arc<()>,
 }
 
 /// Changes that are written together or not at all.
@@ -44,7 +47,7 @@ impl Rocks {
     /// Opens the database in `path`, making it if need be.
     pub(crate) fn open(path: &Path, tuning: Tuning) -> Result<Rocks, StoreError> {
         let db = DB::open(&options(tuning), path).map_err(|e| StoreError::io("open", &e))?;
-        Ok(Rocks { db })
+        Ok(Rocks { db, open: Arc::default() })
     }
 
     /// Opens a checkpoint to look into it.
@@ -53,7 +56,12 @@ impl Rocks {
         options.create_if_missing(false);
         let db = DB::open_for_read_only(&options, path, false)
             .map_err(|e| StoreError::io("open checkpoint", &e))?;
-        Ok(Rocks { db })
+        Ok(Rocks { db, open: Arc::default() })
+    }
+
+    /// Is gone once the database is closed.
+    pub(crate) fn open_mark(&self) -> Weak<()> {
+        Arc::downgrade(&self.open)
     }
 
     /// Writes a batch. With `sync` it is on disk when this returns; without, it survives the

@@ -1,5 +1,5 @@
 //! What happens when a master becomes the leader: it forgets what it heard of nodes before, and
-//! makes the cluster if there is none yet.
+//! makes the cluster if there is none yet, and settles who the masters are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use atoll_proto::receipt::ReceiptKey;
 use tokio::time::Instant;
 
 use crate::operation::Operation;
+use crate::ops::masters::settle_members;
 use crate::raft::TASK_DEADLINE;
 use crate::server::Master;
 
@@ -23,7 +24,13 @@ pub(crate) async fn run(master: Arc<Master>) {
         tracing::info!(id = master.consensus.id(), term = master.consensus.term(), "leading");
         metrics::gauge!("atoll_master_leader").set(1.0);
         make_cluster(&master).await;
-        if !wait_for(&master, false).await {
+        let lost = wait_for(&master, false);
+        tokio::pin!(lost);
+        let lost = tokio::select! {
+            known = &mut lost => known,
+            () = Box::pin(settle_members(&master)) => lost.await,
+        };
+        if !lost {
             return;
         }
         tracing::info!(id = master.consensus.id(), "no longer leading");

@@ -170,7 +170,7 @@ async fn three_masters_are_restored_from_one_backup() {
     }
     small.master.stop().await;
 
-    let addrs = free_ports();
+    let addrs = free_ports(3);
     let voters: BTreeMap<u64, SocketAddr> = (1..).zip(addrs.iter().copied()).collect();
     let peers: Vec<Peer> = voters.iter().map(|(id, addr)| Peer { id: *id, addr: *addr }).collect();
     let mut running = Vec::new();

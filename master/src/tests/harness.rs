@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atoll_net::{
-    Answer, CallError, CallOptions, ClusterCa, Context, Endpoint, Role, ServeLimits, Service,
-    ShutdownTrigger,
+    Answer, CallError, CallOptions, ClusterCa, Context, Endpoint, NetError, Role, ServeLimits,
+    Service, ShutdownTrigger,
 };
 use atoll_proto::chunk::{ChunkRequest, ChunkResponse, ChunkStat};
 use atoll_proto::cluster::{ClusterView, NodeInfo, NodeKind};
@@ -110,15 +110,24 @@ pub(super) fn start(config: &Config) -> (ShutdownTrigger, JoinHandle<Result<(), 
 pub(super) async fn start_and_wait(config: &Config) -> Running {
     let file = config.ready_file.clone().unwrap();
     drop(std::fs::remove_file(&file));
-    let (stop, task) = start(config);
-    let addr = eventually(async || {
-        assert!(!task.is_finished(), "the master ended early");
-        let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
-        let ready: serde_json::Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-        Ok(ready["addr"].as_str().unwrap().parse().unwrap())
-    })
-    .await;
-    Running { addr, stop, task }
+    let end = tokio::time::Instant::now() + WAIT;
+    let (mut stop, mut task) = start(config);
+    loop {
+        if task.is_finished() {
+            match task.await.unwrap() {
+                // The socket of an earlier run is closed a moment after its end.
+                Err(RunError::Net(NetError::Bind { .. })) => (stop, task) = start(config),
+                other => panic!("the master ended early: {other:?}"),
+            }
+        }
+        if let Ok(text) = std::fs::read_to_string(&file) {
+            let ready: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let addr = ready["addr"].as_str().unwrap().parse().unwrap();
+            return Running { addr, stop, task };
+        }
+        assert!(tokio::time::Instant::now() < end, "the master does not get ready");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A user with a token.

@@ -12,12 +12,14 @@ use atoll_proto::chunk::ChunkStat;
 use atoll_proto::cluster::{Duty, NodeInfo, NodeKind, PgTable};
 use atoll_proto::ids::PG_COUNT;
 use atoll_proto::master::{MasterResponse, NodeOp};
+use atoll_proto::masters::Incarnation;
 use atoll_proto::{NodeId, PgId, SessionId};
 use tokio::time::Instant;
 
 use super::harness::{CLUSTER, WAIT, eventually};
+use crate::admission::Admission;
 use crate::operation::{LoggedChange, Operation, Outcome};
-use crate::raft::{Consensus, Storage};
+use crate::raft::{Consensus, LogBounds, Storage};
 use crate::server::{Master, Settings};
 use crate::tasks;
 
@@ -34,8 +36,9 @@ impl Rig {
         let identity = ca.issue(Role::Master, "master-1").unwrap();
         let endpoint = Endpoint::bind(([127, 0, 0, 1], 0).into(), &identity).unwrap();
         let storage = Storage::open(dir).unwrap();
+        let (nobody, bounds) = (BTreeMap::new(), LogBounds::default());
         let consensus =
-            Consensus::start(1, storage, endpoint.clone(), BTreeMap::new()).await.unwrap();
+            Consensus::start(1, storage, endpoint.clone(), nobody, bounds).await.unwrap();
         consensus.bootstrap(BTreeMap::from([(1, endpoint.local_addr())])).await.unwrap();
         let (stop, shutdown) = atoll_net::shutdown::pair();
         let settings = Settings {
@@ -51,7 +54,8 @@ impl Rig {
             data: dir.to_owned(),
             replace_after_ms: 5_000,
         };
-        let master = Arc::new(Master::new(consensus, endpoint, settings, shutdown));
+        let admission = Admission::new(Incarnation([1; 16]), BTreeMap::new(), true);
+        let master = Arc::new(Master::new(consensus, endpoint, settings, admission, shutdown));
         atoll_net::task::spawn("leadership", tasks::leadership::run(master.clone()));
         let mut rig = Rig { master, stop, number: 0 };
         eventually(async || rig.master.cluster_record().map_err(|error| error.to_string())).await;

@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod erase;
 mod harness;
+mod masters;
 mod membership;
 mod relay;
 mod upkeep;
@@ -296,8 +297,8 @@ async fn a_damaged_log_is_refused_and_a_torn_one_goes_on() {
     assert!(error.contains("log of this master is damaged"), "{error}");
     assert!(error.contains(wal.to_str().unwrap()) && error.contains("backup"), "{error}");
     // Among others, a backup would bring back what they have left behind.
-    let peers = vec![Peer { id: 2, addr: free_ports()[0] }];
-    let among = Config { listen: free_ports()[0], peers, ..config.clone() };
+    let peers = vec![Peer { id: 2, addr: free_ports(1)[0] }];
+    let among = Config { listen: free_ports(1)[0], peers, ..config.clone() };
     let error = start(&among).1.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("damaged") && error.contains("a new id"), "{error}");
     assert!(error.contains("nor restored from a backup"), "{error}");
@@ -313,10 +314,10 @@ async fn a_damaged_log_is_refused_and_a_torn_one_goes_on() {
     master.stop().await;
 }
 
-/// Three free ports; another process could take them before they are used, but hardly does.
-fn free_ports() -> Vec<SocketAddr> {
+/// Free ports; another process could take them before they are used, but hardly does.
+fn free_ports(count: usize) -> Vec<SocketAddr> {
     let sockets: Vec<UdpSocket> =
-        (0..3).map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap()).collect();
+        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap()).collect();
     sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
 }
 
@@ -324,7 +325,7 @@ fn free_ports() -> Vec<SocketAddr> {
 async fn three_masters_survive_the_loss_of_their_leader() {
     let dir = tempfile::tempdir().unwrap();
     let ca = ClusterCa::create(CLUSTER).unwrap();
-    let addrs = free_ports();
+    let addrs = free_ports(3);
     let peers: Vec<Peer> =
         addrs.iter().zip(1..).map(|(addr, id)| Peer { id, addr: *addr }).collect();
     let configs: Vec<Config> = (1..=3)

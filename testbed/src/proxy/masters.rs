@@ -71,8 +71,11 @@ impl MasterLinks {
     }
 }
 
-/// The file on the node's command line.
-fn configuration(cluster: &DevCluster, node: Node) -> Result<PathBuf> {
+/// The file on a node's command line.
+///
+/// # Errors
+/// When the node does not run, or was started without one.
+pub fn configuration(cluster: &DevCluster, node: Node) -> Result<PathBuf> {
     let pid = cluster.pid(node).with_context(|| format!("{node} does not run"))?;
     let process = cluster.processes().into_iter().find(|process| process.pid == pid);
     let arguments = process.with_context(|| format!("{node} has ended"))?.arguments;

@@ -31,7 +31,7 @@ fn copies(status: &Value) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_backup_serves_the_old_state_and_keeps_what_it_does_not_know() -> Result<()> {
     let seed = seed::or(21);
-    let cluster = DevCluster::builder().seed(seed).start()?;
+    let cluster = DevCluster::builder().masters(1).seed(seed).start()?;
     let (old, new) = (Tree::ordinary(seed, 30), Tree::ordinary(seed + 1, 30));
     let source = cluster.work().join("site");
     old.write(&source)?;

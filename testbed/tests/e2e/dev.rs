@@ -15,7 +15,7 @@ use super::ensure_served_everywhere;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dev_starts_resumes_and_stops_as_promised() -> Result<()> {
     let seed = seed::or(16);
-    let builder = DevCluster::builder().chunkservers(4).edges(3).shields(1);
+    let builder = DevCluster::builder().masters(1).chunkservers(4).edges(3).shields(1);
     let cluster = builder.seed(seed).start()?;
     let ready = cluster.ready();
     ensure!(ready.masters.len() == 1 && ready.chunkservers.len() == 4, "{ready:?}");

@@ -37,7 +37,7 @@ impl Takedown {
     /// Two deploys of a site with the secrets, a third that was forgotten, and a site that has the tiny
     /// one too.
     fn start(seed: u64) -> Result<(Self, Value)> {
-        let cluster = DevCluster::builder().seed(seed).start()?;
+        let cluster = DevCluster::builder().masters(1).seed(seed).start()?;
         let mut rng = seed::rng(seed);
         let mut secrets: Vec<Bytes> =
             [300_000, 10_000, 500].iter().map(|size| random(&mut rng, *size)).collect();

@@ -75,7 +75,8 @@ fn refused(answer: &Answer) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_masters_each_site_is_served_as_its_policy_says() -> Result<()> {
-    let cluster = DevCluster::builder().edges(1).shields(0).seed(seed::or(41)).start()?;
+    let cluster =
+        DevCluster::builder().masters(1).edges(1).shields(0).seed(seed::or(41)).start()?;
     create_sites(&cluster)?;
     let one = version(&cluster, "one")?;
     for (site, _) in SITES {

@@ -90,7 +90,11 @@ fn what_makes_no_sense_is_refused(cluster: &DevCluster) -> Result<()> {
     refused(&["node", "rm", "chunkserver-1"], 4, "atoll node drain chunkserver-1")?;
     refused(&["node", "replace", "1", "1"], 1, "the one to be replaced")?;
     refused(&["node", "replace", "1", "9"], 1, "there is no node 9")?;
-    refused(&["dev", "rm", "edge", "1", "--data", word(&cluster.data())], 1, "no chunkserver")?;
+    refused(
+        &["dev", "rm", "edge", "1", "--data", word(&cluster.data())],
+        1,
+        "neither a master nor a chunkserver",
+    )?;
     // Three are needed: the groups stay, and the reason is said.
     cluster.atoll(&["node", "drain", "2"])?.ok()?;
     ensure!(listed(cluster, "chunkserver-2")?["duty"] == "draining");

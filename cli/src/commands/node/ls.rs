@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use atoll_client::Cluster;
 use atoll_proto::cluster::{Duty, NodeKind, NodeState, NodeView, PgTable};
 use atoll_proto::master::ChunkserverStatus;
+use atoll_proto::masters::MasterView;
 use atoll_proto::{Code, NodeId};
 use serde::Serialize;
 
@@ -18,6 +19,7 @@ struct NodesObject<'a> {
     epoch: u64,
     /// Groups on their way to other members.
     groups_moving: usize,
+    masters: Vec<MasterView>,
     nodes: Vec<NodeObject<'a>>,
 }
 
@@ -82,6 +84,19 @@ impl<'a> NodeObject<'a> {
     }
 }
 
+fn master_row(master: &MasterView) -> Vec<String> {
+    let state = match (master.leads, master.voter) {
+        (true, _) => "leads".to_owned(),
+        (false, true) if master.behind == 0 => "votes".to_owned(),
+        (false, true) => format!("votes, {} behind", master.behind),
+        (false, false) => format!("no vote, {} behind", master.behind),
+    };
+    let name = format!("master-{}", master.id);
+    let mut row = vec![master.id.to_string(), name, "master".to_owned(), state];
+    row.extend(["-", "-", "-", &master.addr, "-", "-", "-", "-"].map(str::to_owned));
+    row
+}
+
 fn kind(node: &NodeView) -> &'static str {
     match (&node.info.edge, node.info.kind) {
         (Some(edge), _) if edge.shield && !edge.serves => "shield",
@@ -115,6 +130,7 @@ pub(super) async fn run(context: &Context, cluster: &Cluster) -> Result<(), Fail
         Err(failure) if failure.code() == Some(Code::Denied) => Vec::new(),
         Err(failure) => return Err(failure),
     };
+    let masters = cluster.masters().await?;
     let status: HashMap<NodeId, &ChunkserverStatus> =
         status.iter().map(|server| (server.id, server)).collect();
     let nodes: Vec<NodeObject<'_>> = view
@@ -124,10 +140,11 @@ pub(super) async fn run(context: &Context, cluster: &Cluster) -> Result<(), Fail
         .collect();
     if context.out.json() {
         let groups_moving = view.table.leaving.len();
-        let object = NodesObject { epoch: view.table.epoch.0, groups_moving, nodes };
+        let object = NodesObject { epoch: view.table.epoch.0, groups_moving, masters, nodes };
         return context.out.object(&object);
     }
-    let rows: Vec<Vec<String>> = nodes.iter().map(NodeObject::row).collect();
+    let mut rows: Vec<Vec<String>> = masters.iter().map(master_row).collect();
+    rows.extend(nodes.iter().map(NodeObject::row));
     let heading = [
         ">id", "name", "kind", "state", "duty", "zone", "region", "address", ">chunks", ">bytes",
         ">groups", "in sync",
@@ -143,6 +160,24 @@ mod tests {
 
     use super::super::tests::view;
     use super::*;
+
+    #[test]
+    fn masters_say_who_leads_and_who_is_behind() {
+        let master = |voter, leads, behind| MasterView {
+            id: 4,
+            addr: "10.0.0.4:7000".into(),
+            voter,
+            leads,
+            log_index: 9,
+            behind,
+        };
+        let state = |master: MasterView| master_row(&master)[3].clone();
+        assert_eq!(state(master(true, true, 0)), "leads");
+        assert_eq!(state(master(true, false, 0)), "votes");
+        assert_eq!(state(master(true, false, 7)), "votes, 7 behind");
+        assert_eq!(state(master(false, false, 7)), "no vote, 7 behind");
+        assert_eq!(master_row(&master(true, true, 0)).len(), 12);
+    }
 
     #[test]
     fn a_row_says_what_a_chunkserver_keeps_and_what_leaves_it() {

@@ -6,10 +6,12 @@
 //! whether a figure is good.
 
 mod deploys;
+mod failover;
 mod latency;
 mod machine;
 mod model;
 mod mounts;
+mod names;
 mod publishes;
 mod redeploy;
 mod requests;
@@ -49,9 +51,12 @@ struct BenchArgs {
     /// Where the table is written [default: docs/BENCHMARKS.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Only these: deploy, redeploy, requests, unknown-urls, mount, latency, relay, idle, freeze, kill-write, flip, reconcile, rebuild, drain
+    /// Only these: deploy, redeploy, requests, unknown-urls, mount, latency, relay, names, idle, freeze, kill-write, flip, reconcile, rebuild, drain
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
+    /// Files for `names`, of which is told what one costs a master [default: 1,000,000]
+    #[arg(long, value_name = "N")]
+    files: Option<usize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +67,8 @@ enum Command {
     Scenario(scenario::ScenarioArgs),
     /// Publishes under faults from a seed, with visitors at every edge: none may see a stale answer
     Publishes(publishes::PublishesArgs),
+    /// Masters under faults from a seed, with clients whose history must be linearizable
+    Failover(failover::FailoverArgs),
 }
 
 /// How much of each workload.
@@ -84,6 +91,7 @@ async fn main() -> Result<()> {
         Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
         Some(Command::Scenario(args)) => scenario::run(&cli.atoll, args).await,
         Some(Command::Publishes(args)) => publishes::run(&cli.atoll, args).await,
+        Some(Command::Failover(args)) => failover::run(&cli.atoll, args).await,
         None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
     }
 }
@@ -125,6 +133,10 @@ async fn bench(atoll: &Path, args: &BenchArgs) -> Result<()> {
     if wanted("relay") {
         note("publishes through shields");
         Box::pin(latency::measure_relay(atoll, scale, &mut report)).await?;
+    }
+    if wanted("names") {
+        note("changes of the file system");
+        Box::pin(names::measure(atoll, scale, args.files, &mut report)).await?;
     }
     if storage::NAMES.into_iter().any(wanted) {
         let (atoll, only) = (atoll.to_owned(), args.only.clone());
