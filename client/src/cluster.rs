@@ -50,8 +50,8 @@ pub(crate) struct Inner {
     pub(crate) zone: Option<String>,
     /// Which of the masters is asked first: the one that answered last.
     leader: watch::Sender<usize>,
-    /// Who may look for the leader in a hurry.
-    hurry: tokio::sync::Semaphore,
+    /// Held by whoever looks for the leader while a master is silent.
+    looking: tokio::sync::Semaphore,
     name: String,
     view: ArcSwapOption<(Instant, Arc<ClusterView>)>,
     view_lock: tokio::sync::Mutex<()>,
@@ -97,7 +97,9 @@ impl Cluster {
             }
         };
         let (view, ()) = tokio::join!(cluster.refresh_view(), learned);
-        view.map(|_| cluster)
+        view?;
+        cluster.learn_when_idle();
+        Ok(cluster)
     }
 
     /// A handle that uses an endpoint the caller has. Asks nobody yet.
@@ -138,7 +140,7 @@ impl Cluster {
                 token,
                 zone,
                 leader: watch::Sender::new(0),
-                hurry: tokio::sync::Semaphore::new(leader::HURRIED_MAX),
+                looking: tokio::sync::Semaphore::new(leader::LOOKING_MAX),
                 name,
                 view: ArcSwapOption::empty(),
                 view_lock: tokio::sync::Mutex::new(()),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_net::call::CallError;
@@ -21,10 +22,14 @@ use crate::ClientError;
 const ATTEMPT: Duration = Duration::from_secs(4);
 /// A master that says nothing for so long is not given up, but others are asked as well.
 const SILENCE: Duration = Duration::from_millis(300);
-/// After that, whoever is in a hurry asks another one so often, until one leads.
-const HURRY: Duration = Duration::from_millis(100);
-/// How many requests may be in a hurry at once; the others wait for what those find.
-pub(super) const HURRIED_MAX: usize = 1;
+/// While one is silent, one request of a process looks so often whether another leads by now.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long one look may take.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// How many requests may look at once; all others hear of what it finds.
+pub(super) const LOOKING_MAX: usize = 1;
+/// How often one that asks nothing looks whether it is time to learn which masters there are.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// How long an attempt at the renewal of a lease may take.
 const RENEW_ATTEMPT: Duration = Duration::from_secs(1);
 
@@ -40,7 +45,7 @@ impl Cluster {
         let until = Instant::now() + deadline;
         let backoff = Backoff {
             base: Duration::from_millis(10),
-            max: Duration::from_millis(400),
+            max: Duration::from_millis(200),
             factor: 2.0,
         };
         let mut attempt = 0;
@@ -96,39 +101,60 @@ impl Cluster {
         let all = &*masters;
         let ask =
             |at: usize| async move { (at, self.ask_one_master(all, at, request, until).await) };
-        let mut asked = FuturesUnordered::new();
+        let look = |at: usize| async move { (at, self.leads(all, at).await) };
+        let (mut asked, mut looks) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut silent: BTreeSet<usize> = BTreeSet::from([turn % count]);
+        let mut looked_at: BTreeSet<usize> = BTreeSet::new();
         asked.push(ask(turn));
-        let mut last = turn;
-        let mut hurried = None;
-        let mut pause = SILENCE;
+        let (mut last, mut last_look) = (turn, turn);
+        let mut next_ask = Instant::now() + SILENCE;
+        let mut next_look = next_ask;
+        let mut looking = None;
         let mut found = self.inner.leader.subscribe();
         loop {
-            let more = silent.len() < count;
+            let others = silent.len() < count;
             let event = tokio::select! {
                 biased;
                 Some((at, answer)) = asked.next() => Event::Answered(at, answer),
-                Ok(()) = found.changed() => Event::Found(*found.borrow_and_update()),
-                () = tokio::time::sleep(pause), if more => Event::Silence,
+                Some((at, leads)) = looks.next() => Event::Looked(at, leads),
+                Ok(()) = found.changed() => Event::Leads(*found.borrow_and_update()),
+                () = tokio::time::sleep_until(next_ask), if others => Event::Silence,
+                () = tokio::time::sleep_until(next_look), if others && looking.is_some() => {
+                    Event::Look
+                }
             };
             let (at, answer) = match event {
                 Event::Answered(at, answer) => (at, answer),
-                Event::Found(at) => {
+                Event::Looked(at, leads) => {
+                    looked_at.remove(&(at % count));
+                    if leads {
+                        self.turn_to(turn, at);
+                    }
+                    continue;
+                }
+                Event::Leads(at) => {
                     if silent.insert(at % count) {
                         asked.push(ask(at));
                     }
                     continue;
                 }
                 Event::Silence => {
-                    hurried = hurried.or_else(|| self.inner.hurry.try_acquire().ok());
-                    pause = if hurried.is_some() { HURRY } else { SILENCE };
+                    next_ask = Instant::now() + SILENCE;
+                    looking = looking.or_else(|| self.inner.looking.try_acquire().ok());
                     // In turn: who said that others lead is not asked again before those are.
-                    last = last.wrapping_add(1);
-                    while silent.contains(&(last % count)) {
-                        last = last.wrapping_add(1);
-                    }
+                    last = next_but(last, count, &silent);
                     silent.insert(last % count);
                     asked.push(ask(last));
+                    continue;
+                }
+                Event::Look => {
+                    next_look = Instant::now() + LOOK;
+                    let busy = silent.union(&looked_at).copied().collect::<BTreeSet<usize>>();
+                    if busy.len() < count {
+                        last_look = next_but(last_look, count, &busy);
+                        looked_at.insert(last_look % count);
+                        looks.push(look(last_look));
+                    }
                     continue;
                 }
             };
@@ -144,6 +170,12 @@ impl Cluster {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether this master says that it leads.
+    async fn leads(&self, masters: &[SocketAddr], turn: usize) -> bool {
+        let until = Instant::now() + LOOK_PATIENCE;
+        self.ask_one_master(masters, turn, &MasterRequest::Masters, until).await.is_ok()
     }
 
     async fn ask_one_master(
@@ -201,6 +233,19 @@ impl Cluster {
         }));
     }
 
+    /// The same for one that may ask nothing for long, as a mount that nobody uses; ends with the last
+    /// handle.
+    pub(super) fn learn_when_idle(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        drop(atoll_net::task::spawn("client-masters-idle", async move {
+            loop {
+                tokio::time::sleep(IDLE_LOOK).await;
+                let Some(inner) = inner.upgrade() else { return };
+                Cluster { inner }.learn_now_and_then();
+            }
+        }));
+    }
+
     /// Asks which masters there are and turns to those from now on.
     pub(super) async fn learn_masters(&self) -> Result<(), ClientError> {
         let named = self.masters().await?;
@@ -225,10 +270,23 @@ impl Cluster {
 enum Event {
     /// One of those asked says something.
     Answered(usize, Result<(MasterResponse, Bytes), CallError>),
-    /// Another request was answered by this one.
-    Found(usize),
-    /// Nobody says anything.
+    /// Whether this one leads.
+    Looked(usize, bool),
+    /// Another request was answered by this one, or has seen that it leads.
+    Leads(usize),
+    /// Nobody has said anything for a while.
     Silence,
+    /// It is time to look for the leader.
+    Look,
+}
+
+/// The next in turn that is not among these, of which there are fewer than masters.
+fn next_but(last: usize, count: usize, but: &BTreeSet<usize>) -> usize {
+    let mut next = last.wrapping_add(1);
+    while but.contains(&(next % count)) {
+        next = next.wrapping_add(1);
+    }
+    next
 }
 
 /// Whether a request may wait at one master for as long as it takes.
@@ -269,7 +327,6 @@ fn is_final(error: &CallError) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use atoll_net::identity::ClusterCa;
@@ -303,6 +360,9 @@ mod tests {
             _: Bytes,
         ) -> WireResult<Answer<MasterResponse>> {
             if request == MasterRequest::Masters {
+                if !self.leads {
+                    return Err(WireError::new(Code::NotLeader, "another leads"));
+                }
                 return Ok(Answer::head(MasterResponse::Masters(Vec::new())));
             }
             self.asked.fetch_add(1, Ordering::SeqCst);
@@ -358,7 +418,7 @@ mod tests {
         let ca = ClusterCa::create(ClusterId([1; 16])).unwrap();
         let (never, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (_dead, first, _stop) = serve(&ca, "master-1", true, &never);
-        let (follows, second, _stop_too) = serve(&ca, "master-2", false, &Arc::default());
+        let (_follows, second, _stop_too) = serve(&ca, "master-2", false, &Arc::default());
         let (leads, third, _stop_as_well) = serve(&ca, "master-3", true, &told);
         let endpoint = Endpoint::client(&ca.issue(Role::Client, "test").unwrap()).unwrap();
         let cluster = Cluster::new(endpoint, vec![first, second, third], None, None);
@@ -369,7 +429,6 @@ mod tests {
         while leads.asked.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(follows.asked.load(Ordering::SeqCst) < 3, "it said at once that others lead");
         told.notify_one();
         assert!(asking.await.unwrap().is_ok());
     }

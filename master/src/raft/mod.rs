@@ -11,6 +11,7 @@ mod propose;
 mod read;
 pub(crate) mod seed;
 mod snapshot;
+mod stand;
 pub(crate) mod state;
 #[cfg(test)]
 mod suite_tests;
@@ -126,6 +127,8 @@ pub(crate) struct Consensus {
     heard: Heard,
     /// Addresses of the configuration.
     peers: Arc<BTreeMap<u64, SocketAddr>>,
+    /// When a leader was heard of last.
+    heard: stand::Heard,
     /// Held while the members change.
     changing: Arc<tokio::sync::Mutex<()>>,
     bounds: LogBounds,
@@ -176,6 +179,9 @@ impl Consensus {
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
         let changing = Arc::default();
+        let heard = stand::Heard::new();
+        let standing = stand::stand_in_time(id, raft.clone(), heard.clone());
+        drop(atoll_net::task::spawn("raft-stand", standing));
         Ok(Consensus {
             id,
             raft,
@@ -187,6 +193,7 @@ impl Consensus {
             gate,
             heard,
             peers,
+            heard,
             changing,
             bounds,
         })
@@ -378,7 +385,7 @@ impl Consensus {
 
     /// Answers a message of another master.
     pub(crate) async fn answer(&self, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
-        network::answer(&self.raft, message, body).await
+        network::answer(&self.raft, &self.heard, message, body).await
     }
 
     /// Stops the node.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::entry::{Raft, TypeConfig};
+use super::stand::Heard;
 
 /// Messages up to this length travel in the head.
 const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -48,15 +49,32 @@ type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 ///
 /// # Errors
 /// When it does not decode.
-pub(crate) async fn answer(raft: &Raft, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
+pub(super) async fn answer(
+    raft: &Raft,
+    heard: &Heard,
+    message: &Bytes,
+    body: &Bytes,
+) -> Result<Bytes, WireError> {
     let bytes = if message.is_empty() { body } else { message };
     let message = atoll_proto::decode(bytes)
         .map_err(|error| WireError::invalid(format!("Raft message: {error}")))?;
     let answer = match message {
-        RaftMessage::Append(request) => atoll_proto::encode(&raft.append_entries(request).await),
+        RaftMessage::Append(request) => {
+            let answer = raft.append_entries(request).await;
+            // A leader of an earlier term is none.
+            if !matches!(&answer, Ok(AppendEntriesResponse::HigherVote(_)) | Err(_)) {
+                heard.now();
+            }
+            atoll_proto::encode(&answer)
+        }
         RaftMessage::Vote(request) => atoll_proto::encode(&raft.vote(request).await),
         RaftMessage::Snapshot(request) => {
-            atoll_proto::encode(&raft.install_snapshot(request).await)
+            let vote = request.vote;
+            let answer = raft.install_snapshot(request).await;
+            if answer.as_ref().is_ok_and(|answer| answer.vote == vote) {
+                heard.now();
+            }
+            atoll_proto::encode(&answer)
         }
     };
     Ok(answer.into())

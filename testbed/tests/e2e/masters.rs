@@ -91,7 +91,8 @@ async fn one_master_becomes_three_and_the_first_leaves() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_told_of_the_first_master_only_finds_those_that_came_later() -> Result<()> {
     let seed = seed::or(60);
-    let cluster = DevCluster::builder().masters(1).edges(1).shields(0).seed(seed).start()?;
+    let cluster =
+        DevCluster::builder().masters(1).edges(1).shields(0).mounted().seed(seed).start()?;
     let tree = Tree::ordinary(seed, 10);
     let source = cluster.work().join("site");
     tree.write(&source)?;
@@ -134,6 +135,8 @@ async fn who_was_told_of_the_first_master_only_finds_those_that_came_later() -> 
     }
     cluster.wait_healthy()?;
     cluster.atoll(&["ls", "/", "--config", word(&old)])?.ok()?;
+    // The mount was not used since it was made.
+    fs::write(cluster.mount().join("note"), "after")?;
     cluster.deploy(&source, "after")?;
     ensure_served_everywhere(&cluster, "before", &tree, &[Version::H2]).await?;
     ensure_served_everywhere(&cluster, "after", &tree, &[Version::H2]).await?;

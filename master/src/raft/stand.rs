@@ -1,0 +1,86 @@
+//! Standing for election in time.
+//!
+//! openraft's own timer waits twice the longest timeout more once it has been told of a longer log, and
+//! forgets that only when it stands itself: a follower that was behind for a moment, long ago, makes a
+//! failover longer. So a voter that hears nothing of a leader stands by this clock too. Standing is
+//! always safe, whoever does it and when (Raft, 5.2); this only bounds how long nobody does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use openraft::ServerState;
+use tokio::time::Instant;
+
+use super::entry::Raft;
+
+/// A follower refuses to elect another for so long after it heard of a leader.
+const LEASE: Duration = Duration::from_millis(600);
+/// After that, it waits for a time drawn anew each time: at least this, in ms,
+const WAIT_MS_MIN: u64 = 300;
+/// and less than this.
+const WAIT_MS_MAX: u64 = 600;
+/// How often it stands during one silence; after that openraft's clock goes on alone, so that one that
+/// lacks entries does not keep the others from it.
+const ATTEMPTS_MAX: u32 = 3;
+const LOOK: Duration = Duration::from_millis(25);
+
+/// When a leader was heard of last.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    began: Instant,
+    after_ms: Arc<AtomicU64>,
+}
+
+impl Heard {
+    pub(super) fn new() -> Heard {
+        Heard { began: Instant::now(), after_ms: Arc::default() }
+    }
+
+    /// A leader has spoken, and was followed.
+    pub(super) fn now(&self) {
+        let after = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.after_ms.store(after, Ordering::Relaxed);
+    }
+
+    fn at(&self) -> Instant {
+        self.began + Duration::from_millis(self.after_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// Ends with Raft.
+pub(super) async fn stand_in_time(id: u64, raft: Raft, heard: Heard) {
+    let metrics = raft.server_metrics();
+    let drawn = || Duration::from_millis(rand::random_range(WAIT_MS_MIN..WAIT_MS_MAX));
+    let mut heard_at = heard.at();
+    let mut due = heard_at + LEASE + drawn();
+    let mut attempts = 0;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let stands = {
+            let metrics = metrics.borrow();
+            if metrics.state == ServerState::Shutdown {
+                return;
+            }
+            let mut voters = metrics.membership_config.membership().voter_ids();
+            // Alone it need not wait at all: `elect_if_alone`.
+            metrics.state != ServerState::Leader
+                && voters.any(|voter| voter == id)
+                && metrics.membership_config.membership().voter_ids().nth(1).is_some()
+        };
+        let latest = heard.at();
+        if latest != heard_at || !stands {
+            (heard_at, attempts) = (latest, 0);
+            due = latest.max(Instant::now() - LEASE) + LEASE + drawn();
+            continue;
+        }
+        if Instant::now() < due || attempts >= ATTEMPTS_MAX {
+            continue;
+        }
+        attempts += 1;
+        due = Instant::now() + drawn();
+        if raft.trigger().elect().await.is_err() {
+            return;
+        }
+    }
+}
