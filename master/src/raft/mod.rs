@@ -127,8 +127,8 @@ pub(crate) struct Consensus {
     heard: Heard,
     /// Addresses of the configuration.
     peers: Arc<BTreeMap<u64, SocketAddr>>,
-    /// When a leader was heard of last.
-    heard: stand::Heard,
+    /// When a leader spoke last.
+    spoken: stand::Spoken,
     /// Held while the members change.
     changing: Arc<tokio::sync::Mutex<()>>,
     bounds: LogBounds,
@@ -179,8 +179,8 @@ impl Consensus {
         let gate = ReadGate::start(raft.clone(), floor);
         drop(atoll_net::task::spawn("raft-clock", rest_when_alone(id, raft.clone())));
         let changing = Arc::default();
-        let heard = stand::Heard::new();
-        let standing = stand::stand_in_time(id, raft.clone(), heard.clone());
+        let spoken = stand::Spoken::new();
+        let standing = stand::stand_in_time(id, raft.clone(), spoken.clone());
         drop(atoll_net::task::spawn("raft-stand", standing));
         Ok(Consensus {
             id,
@@ -193,7 +193,7 @@ impl Consensus {
             gate,
             heard,
             peers,
-            heard,
+            spoken,
             changing,
             bounds,
         })
@@ -385,7 +385,7 @@ impl Consensus {
 
     /// Answers a message of another master.
     pub(crate) async fn answer(&self, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
-        network::answer(&self.raft, &self.heard, message, body).await
+        network::answer(&self.raft, &self.spoken, message, body).await
     }
 
     /// Stops the node.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::entry::{Raft, TypeConfig};
-use super::stand::Heard;
+use super::stand::Spoken;
 
 /// Messages up to this length travel in the head.
 const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -51,7 +51,7 @@ type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 /// When it does not decode.
 pub(super) async fn answer(
     raft: &Raft,
-    heard: &Heard,
+    spoken: &Spoken,
     message: &Bytes,
     body: &Bytes,
 ) -> Result<Bytes, WireError> {
@@ -63,7 +63,7 @@ pub(super) async fn answer(
             let answer = raft.append_entries(request).await;
             // A leader of an earlier term is none.
             if !matches!(&answer, Ok(AppendEntriesResponse::HigherVote(_)) | Err(_)) {
-                heard.now();
+                spoken.now();
             }
             atoll_proto::encode(&answer)
         }
@@ -72,7 +72,7 @@ pub(super) async fn answer(
             let vote = request.vote;
             let answer = raft.install_snapshot(request).await;
             if answer.as_ref().is_ok_and(|answer| answer.vote == vote) {
-                heard.now();
+                spoken.now();
             }
             atoll_proto::encode(&answer)
         }

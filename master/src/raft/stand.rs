@@ -25,16 +25,16 @@ const WAIT_MS_MAX: u64 = 600;
 const ATTEMPTS_MAX: u32 = 3;
 const LOOK: Duration = Duration::from_millis(25);
 
-/// When a leader was heard of last.
+/// When a leader spoke last, to this master.
 #[derive(Debug, Clone)]
-pub(super) struct Heard {
+pub(super) struct Spoken {
     began: Instant,
     after_ms: Arc<AtomicU64>,
 }
 
-impl Heard {
-    pub(super) fn new() -> Heard {
-        Heard { began: Instant::now(), after_ms: Arc::default() }
+impl Spoken {
+    pub(super) fn new() -> Spoken {
+        Spoken { began: Instant::now(), after_ms: Arc::default() }
     }
 
     /// A leader has spoken, and was followed.
@@ -49,10 +49,10 @@ impl Heard {
 }
 
 /// Ends with Raft.
-pub(super) async fn stand_in_time(id: u64, raft: Raft, heard: Heard) {
+pub(super) async fn stand_in_time(id: u64, raft: Raft, spoken: Spoken) {
     let metrics = raft.server_metrics();
     let drawn = || Duration::from_millis(rand::random_range(WAIT_MS_MIN..WAIT_MS_MAX));
-    let mut heard_at = heard.at();
+    let mut heard_at = spoken.at();
     let mut due = heard_at + LEASE + drawn();
     let mut attempts = 0;
     loop {
@@ -68,7 +68,7 @@ pub(super) async fn stand_in_time(id: u64, raft: Raft, heard: Heard) {
                 && voters.any(|voter| voter == id)
                 && metrics.membership_config.membership().voter_ids().nth(1).is_some()
         };
-        let latest = heard.at();
+        let latest = spoken.at();
         if latest != heard_at || !stands {
             (heard_at, attempts) = (latest, 0);
             due = latest.max(Instant::now() - LEASE) + LEASE + drawn();
