@@ -29,6 +29,10 @@ use crate::store::masters::{self, MasterRecord};
 const BEHIND_MAX: u64 = 1000;
 /// Within which a master must say that it is there.
 const GREETING: Duration = Duration::from_secs(2);
+/// So long a master that is to vote is given to catch up.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// What is left of a request's time for the change itself.
+const FOR_THE_CHANGE: Duration = Duration::from_secs(3);
 /// Between two looks at how far a master is.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -115,12 +119,14 @@ impl Step<'_> {
     }
 
     async fn promote(&self, id: u64, instead_of: Option<u64>) -> WireResult<()> {
-        let members = caught_up(self.master, id).await?;
+        let members = caught_up(self.master, id, self.deadline).await?;
         let member = find(&members, id)?;
         let record = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
         check_stays(id, record)?;
         if !is_there(self.master, member, record).await {
-            let message = format!("master {id} cannot be reached: it votes once it runs");
+            let message = format!(
+                "master {id} cannot be reached, or does not take part: it votes once it does"
+            );
             return Err(WireError::new(Code::Conflict, message));
         }
         let mut voters = voters(&members);
@@ -193,20 +199,30 @@ fn check_stays(id: u64, record: Option<MasterRecord>) -> WireResult<()> {
     Ok(())
 }
 
-/// The members, once this one is not far behind.
-async fn caught_up(master: &Master, id: u64) -> WireResult<Vec<MasterView>> {
-    let until = Instant::now() + GREETING;
+/// The members, once this one is not far behind and has acknowledged an entry: in a young cluster who
+/// has nothing at all is not far behind either, and one that takes part in nothing must not vote.
+async fn caught_up(master: &Master, id: u64, deadline: Instant) -> WireResult<Vec<MasterView>> {
+    let latest = deadline.checked_sub(FOR_THE_CHANGE).unwrap_or(deadline);
+    let until = latest.min(Instant::now() + CATCH_UP);
     loop {
         let members = master.consensus.members();
+        let acknowledges = master.consensus.has_acknowledged(id);
         let member = find(&members, id)?;
-        if member.voter || member.behind <= BEHIND_MAX {
+        if member.voter || (acknowledges && member.behind <= BEHIND_MAX) {
             return Ok(members);
         }
         // One that leads for moments only has not heard yet what others have.
         if Instant::now() >= until {
             let behind = member.behind;
-            let message =
-                format!("master {id} is {behind} entries behind: it votes once it has caught up");
+            let message = if acknowledges {
+                format!("master {id} is {behind} entries behind: it votes once it has caught up")
+            } else {
+                format!(
+                    "master {id} has acknowledged nothing yet: it votes once it takes part. It must \
+                     run and reach the other masters, which its `peers` must name; its log says \
+                     what it waits for"
+                )
+            };
             return Err(WireError::new(Code::Conflict, message));
         }
         tokio::time::sleep(LOOK).await;
@@ -263,16 +279,23 @@ async fn check_majority(
     Err(WireError::new(Code::Conflict, message))
 }
 
-/// Whether a member answers, with the directory that its id belongs to.
+/// Whether a member answers and takes part, with the directory that its id belongs to. One that is not
+/// registered yet, by a cluster that earlier versions formed, is known by what it acknowledges to this
+/// leader: one that lost its disk and formed a cluster anew acknowledges nothing.
 async fn is_there(master: &Master, member: &MasterView, record: Option<MasterRecord>) -> bool {
     if member.id == master.consensus.id() {
         return true;
     }
     let Some(addr) = master.consensus.addr_of(member) else { return false };
-    ask(master, addr).await.is_ok_and(|greeting| {
-        greeting.id == member.id
-            && record.is_none_or(|record| record.incarnation == greeting.incarnation)
-    })
+    let Ok(greeting) = ask(master, addr).await else { return false };
+    let known = match record {
+        Some(record) => record.incarnation == greeting.incarnation,
+        None => {
+            master.consensus.has_acknowledged(member.id) && !master.consensus.is_silent(member.id)
+        }
+    };
+    // Who has no log yet answers no message of the consensus protocol.
+    greeting.id == member.id && greeting.formed && known
 }
 
 /// As long as this master leads: finishes what its predecessor began, and makes sure that the state

@@ -53,6 +53,14 @@ impl Consensus {
         membership.nodes().map(view).collect()
     }
 
+    /// Whether a member has acknowledged anything to this master since it leads.
+    pub(crate) fn has_acknowledged(&self, id: u64) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let told = metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
+        id == self.id || told.is_some()
+    }
+
     /// Where a member is reached: as the configuration says, or else as the log does.
     pub(crate) fn addr_of(&self, member: &MasterView) -> Option<SocketAddr> {
         self.peers.get(&member.id).copied().or_else(|| member.addr.parse().ok())

@@ -214,6 +214,40 @@ async fn one_master_grows_and_restarts_between_every_two_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_reaches_nobody_gets_no_vote() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::create(CLUSTER).unwrap();
+    let one = Config { listen: free_ports(1)[0], ..config(&ca, dir.path(), 1) };
+    let first = start_and_wait(&one).await;
+    let user = User::new(&ca, vec![one.listen], SECRET).await;
+    // It runs and answers, but asks nobody whether it may take part.
+    let two = joins(&ca, dir.path(), 2, &[]);
+    let (stop, task) = start(&two);
+    let added = eventually_step(&user, MastersOp::Add { id: 2, addr: two.listen }).await;
+    assert!(added.iter().any(|master| master.id == 2 && !master.voter), "{added:?}");
+    let error = step(&user, MastersOp::Promote { id: 2, instead_of: None }).await.unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    assert!(error.message.contains("acknowledged nothing"), "{error}");
+    let MasterResponse::Masters(masters) = user.ask(&MasterRequest::Masters).await.unwrap() else {
+        panic!("no masters")
+    };
+    assert_eq!(voters(&masters), [1]);
+    stop.trigger();
+    task.await.unwrap().unwrap();
+
+    // Told of the other, the same one takes part.
+    let peers = vec![Peer { id: 1, addr: one.listen }];
+    let (stop, task) = start_again(&ca, &Config { peers, ..two }).await;
+    let voted = eventually_step(&user, MastersOp::Promote { id: 2, instead_of: None }).await;
+    assert_eq!(voters(&voted), [1, 2]);
+    let left = eventually_step(&user, MastersOp::Remove { id: 2 }).await;
+    assert_eq!(voters(&left), [1]);
+    first.stop().await;
+    stop.trigger();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_that_get_their_votes_at_once_both_have_them() {
     let dir = tempfile::tempdir().unwrap();
     let ca = ClusterCa::create(CLUSTER).unwrap();
