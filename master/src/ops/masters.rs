@@ -95,6 +95,13 @@ impl Step<'_> {
         if id == 0 {
             return Err(WireError::invalid("masters are numbered from 1"));
         }
+        if let Some(other) = self.master.consensus.member_at(addr) {
+            let message = format!(
+                "master {other} is reached at {addr}: give master {id} another address or port, also \
+                 when it is to take that one's place"
+            );
+            return Err(WireError::new(Code::Exists, message));
+        }
         let greeting = ask(self.master, addr).await.map_err(|reason| {
             let message = format!("master {id} cannot be added, as it does not answer: {reason}");
             WireError::new(Code::Conflict, message)

@@ -66,6 +66,18 @@ impl Consensus {
         self.peers.get(&member.id).copied().or_else(|| member.addr.parse().ok())
     }
 
+    /// The member that is reached at this address, by the configuration or by the log. No two may
+    /// be: what is said to one would be said to the other.
+    pub(crate) fn member_at(&self, addr: SocketAddr) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let mut members = metrics.membership_config.membership().nodes();
+        let found = members.find(|(id, node)| {
+            self.peers.get(*id) == Some(&addr) || node.addr.parse().ok() == Some(addr)
+        });
+        found.map(|(id, _)| *id)
+    }
+
     /// Waits until nobody else changes the members, and finishes what was left half done. One change at a
     /// time: two that began with the same members would undo each other.
     pub(crate) async fn begin_change(&self, deadline: Instant) -> WireResult<Changing> {

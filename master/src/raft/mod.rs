@@ -385,7 +385,7 @@ impl Consensus {
 
     /// Answers a message of another master.
     pub(crate) async fn answer(&self, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
-        network::answer(&self.raft, &self.spoken, message, body).await
+        network::answer(self.id, &self.raft, &self.spoken, message, body).await
     }
 
     /// Stops the node.

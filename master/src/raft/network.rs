@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use atoll_net::{CallError, CallOptions, Endpoint, Role};
 use atoll_proto::master::{MasterRequest, MasterResponse};
-use atoll_proto::{WireError, limits};
+use atoll_proto::{Code, WireError, limits};
 use bytes::Bytes;
 use openraft::error::{
     InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
@@ -34,13 +34,57 @@ const HEAD_MESSAGE_BYTES_MAX: usize = 64 << 10;
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// One that was not asked for so long is given time again. Longer than any call takes.
 const ASKED_ANEW: Duration = Duration::from_secs(10);
+/// So long a master that does not know messages with an address gets such as have none. Then it is tried
+/// again: it may have been upgraded.
+const PLAIN_FOR: Duration = Duration::from_secs(30);
 
-/// What one master asks of another. Variant numbers are stable: only append.
+/// What one master asks of another. Variant numbers are stable: only append. Those that say whom they
+/// are for are refused by everybody else: Raft itself takes whoever answers for the one it asked.
 #[derive(Serialize, Deserialize)]
 enum RaftMessage {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<u64>),
     Snapshot(InstallSnapshotRequest<TypeConfig>),
+    AppendTo(u64, AppendEntriesRequest<TypeConfig>),
+    VoteTo(u64, VoteRequest<u64>),
+    SnapshotTo(u64, InstallSnapshotRequest<TypeConfig>),
+}
+
+impl RaftMessage {
+    /// The same for this master only.
+    fn addressed(self, id: u64) -> RaftMessage {
+        match self {
+            RaftMessage::Append(request) | RaftMessage::AppendTo(_, request) => {
+                RaftMessage::AppendTo(id, request)
+            }
+            RaftMessage::Vote(request) | RaftMessage::VoteTo(_, request) => {
+                RaftMessage::VoteTo(id, request)
+            }
+            RaftMessage::Snapshot(request) | RaftMessage::SnapshotTo(_, request) => {
+                RaftMessage::SnapshotTo(id, request)
+            }
+        }
+    }
+
+    /// As earlier versions know it.
+    fn plain(self) -> RaftMessage {
+        match self {
+            RaftMessage::AppendTo(_, request) => RaftMessage::Append(request),
+            RaftMessage::VoteTo(_, request) => RaftMessage::Vote(request),
+            RaftMessage::SnapshotTo(_, request) => RaftMessage::Snapshot(request),
+            plain => plain,
+        }
+    }
+
+    /// Whom it is for, if it says so.
+    fn target(&self) -> Option<u64> {
+        match self {
+            RaftMessage::AppendTo(id, _)
+            | RaftMessage::VoteTo(id, _)
+            | RaftMessage::SnapshotTo(id, _) => Some(*id),
+            RaftMessage::Append(_) | RaftMessage::Vote(_) | RaftMessage::Snapshot(_) => None,
+        }
+    }
 }
 
 type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
@@ -48,18 +92,23 @@ type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 /// Answers a message of another master.
 ///
 /// # Errors
-/// When it does not decode.
+/// When it does not decode, or is for another master.
 pub(super) async fn answer(
+    id: u64,
     raft: &Raft,
     spoken: &Spoken,
     message: &Bytes,
     body: &Bytes,
 ) -> Result<Bytes, WireError> {
     let bytes = if message.is_empty() { body } else { message };
-    let message = atoll_proto::decode(bytes)
+    let message: RaftMessage = atoll_proto::decode(bytes)
         .map_err(|error| WireError::invalid(format!("Raft message: {error}")))?;
+    if let Some(target) = message.target().filter(|target| *target != id) {
+        let message = format!("this is master {id}, not master {target}");
+        return Err(WireError::new(Code::Conflict, message));
+    }
     let answer = match message {
-        RaftMessage::Append(request) => {
+        RaftMessage::Append(request) | RaftMessage::AppendTo(_, request) => {
             let answer = raft.append_entries(request).await;
             // A leader of an earlier term is none.
             if !matches!(&answer, Ok(AppendEntriesResponse::HigherVote(_)) | Err(_)) {
@@ -67,8 +116,10 @@ pub(super) async fn answer(
             }
             atoll_proto::encode(&answer)
         }
-        RaftMessage::Vote(request) => atoll_proto::encode(&raft.vote(request).await),
-        RaftMessage::Snapshot(request) => {
+        RaftMessage::Vote(request) | RaftMessage::VoteTo(_, request) => {
+            atoll_proto::encode(&raft.vote(request).await)
+        }
+        RaftMessage::Snapshot(request) | RaftMessage::SnapshotTo(_, request) => {
             let vote = request.vote;
             let answer = raft.install_snapshot(request).await;
             if answer.as_ref().is_ok_and(|answer| answer.vote == vote) {
@@ -87,6 +138,24 @@ pub(crate) struct Network {
     /// Addresses of the configuration; they win over those in the log, so that a master may move.
     peers: Arc<BTreeMap<u64, SocketAddr>>,
     heard: Heard,
+    plain: Plain,
+}
+
+/// Which masters do not know messages that say whom they are for, and since when. Clones share it.
+#[derive(Debug, Clone, Default)]
+struct Plain(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Plain {
+    fn note(&self, id: u64, now: Instant) {
+        let mut masters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        masters.insert(id, now);
+    }
+
+    fn has(&self, id: u64, now: Instant) -> bool {
+        let masters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = masters.get(&id);
+        noted.is_some_and(|noted| now.saturating_duration_since(*noted) < PLAIN_FOR)
+    }
 }
 
 /// When the other masters were last asked and heard of. Clones share it.
@@ -127,7 +196,8 @@ impl Heard {
 impl Network {
     /// A network over this endpoint.
     pub(crate) fn new(endpoint: Endpoint, peers: BTreeMap<u64, SocketAddr>) -> Network {
-        Network { endpoint, peers: Arc::new(peers), heard: Heard::default() }
+        let (heard, plain) = (Heard::default(), Plain::default());
+        Network { endpoint, peers: Arc::new(peers), heard, plain }
     }
 
     /// When the others were last heard of.
@@ -141,7 +211,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Link {
         let addr = self.peers.get(&target).copied().or_else(|| node.addr.parse().ok());
-        Link { endpoint: self.endpoint.clone(), target, addr, heard: self.heard.clone() }
+        let (heard, plain) = (self.heard.clone(), self.plain.clone());
+        Link { endpoint: self.endpoint.clone(), target, addr, heard, plain }
     }
 }
 
@@ -151,9 +222,11 @@ pub(crate) struct Link {
     target: u64,
     addr: Option<SocketAddr>,
     heard: Heard,
+    plain: Plain,
 }
 
 impl Link {
+    /// Sends a message to the master that it is for, and to nobody else.
     async fn send<R, E>(&self, message: RaftMessage, ttl: Duration) -> Result<R, Failure<E>>
     where
         R: DeserializeOwned,
@@ -164,25 +237,20 @@ impl Link {
             let reason = format!("master {} has no address in `peers`", self.target);
             return Err(unreachable(reason).into());
         };
-        let message = Bytes::from(atoll_proto::encode(&message));
-        if message.len() > limits::BODY_BYTES_MAX {
-            let reason = format!("a log entry of {} bytes cannot be sent", message.len());
-            return Err(unreachable(reason).into());
-        }
-        let (head, body) = if message.len() <= HEAD_MESSAGE_BYTES_MAX {
-            (MasterRequest::Raft { message }, Vec::new())
-        } else {
-            (MasterRequest::Raft { message: Bytes::new() }, vec![message])
-        };
-        let options = CallOptions::within(ttl);
         self.heard.asks(self.target, Instant::now());
-        let called = self.endpoint.call(addr, Role::Master, &head, body, options).await;
+        let plain = self.plain.has(self.target, Instant::now());
+        let message = if plain { message } else { message.addressed(self.target) };
+        let mut called = self.call(addr, &message, ttl).await;
+        let senseless = |error: &WireError| error.code == Code::Invalid && !plain;
+        if matches!(&called, Err(CallError::Refused(error)) if senseless(error)) {
+            self.plain.note(self.target, Instant::now());
+            called = self.call(addr, &message.plain(), ttl).await;
+        }
         let answer = match called {
-            Ok((MasterResponse::Raft { message }, _)) => {
+            Ok(message) => {
                 self.heard.answered(self.target, Instant::now());
                 message
             }
-            Ok(_) => return Err(network(&"an answer of another kind").into()),
             Err(error @ CallError::Unreachable { .. }) => {
                 return Err(unreachable(error.to_string()).into());
             }
@@ -191,6 +259,33 @@ impl Link {
         let answer: Result<R, RaftError<u64, E>> =
             atoll_proto::decode(&answer).map_err(|error| network(&error))?;
         answer.map_err(|error| RemoteError::new(self.target, error).into())
+    }
+
+    async fn call(
+        &self,
+        addr: SocketAddr,
+        message: &RaftMessage,
+        ttl: Duration,
+    ) -> Result<Bytes, CallError> {
+        let message = Bytes::from(atoll_proto::encode(message));
+        if message.len() > limits::BODY_BYTES_MAX {
+            let reason = format!("a log entry of {} bytes cannot be sent", message.len());
+            return Err(CallError::Refused(WireError::new(Code::Limit, reason)));
+        }
+        let (head, body) = if message.len() <= HEAD_MESSAGE_BYTES_MAX {
+            (MasterRequest::Raft { message }, Vec::new())
+        } else {
+            (MasterRequest::Raft { message: Bytes::new() }, vec![message])
+        };
+        let options = CallOptions::within(ttl);
+        match self.endpoint.call(addr, Role::Master, &head, body, options).await {
+            Ok((MasterResponse::Raft { message }, _)) => Ok(message),
+            Ok(_) => {
+                let reason = "an answer of another kind".to_owned();
+                Err(CallError::Malformed { addr, reason })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -228,9 +323,55 @@ impl RaftNetwork<TypeConfig> for Link {
     }
 }
 
+/// A request for a vote that is for this master, as it travels.
+#[cfg(test)]
+pub(super) fn vote_to(id: u64) -> Bytes {
+    let request = VoteRequest { vote: openraft::Vote::new(1, 9), last_log_id: None };
+    atoll_proto::encode(&RaftMessage::VoteTo(id, request)).into()
+}
+
+/// Whether a message says whom it is for.
+#[cfg(test)]
+pub(super) fn is_addressed(message: &Bytes, body: &Bytes) -> bool {
+    let bytes = if message.is_empty() { body } else { message };
+    atoll_proto::decode::<RaftMessage>(bytes).is_ok_and(|message| message.target().is_some())
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    /// The messages of versions before those that say whom they are for.
+    #[derive(Serialize, Deserialize)]
+    enum Earlier {
+        Append(AppendEntriesRequest<TypeConfig>),
+        Vote(VoteRequest<u64>),
+        Snapshot(InstallSnapshotRequest<TypeConfig>),
+    }
+
+    #[test]
+    fn earlier_versions_are_understood_and_understand_what_is_plain() {
+        let request = VoteRequest { vote: openraft::Vote::new(3, 2), last_log_id: None };
+        let said = atoll_proto::encode(&Earlier::Vote(request.clone()));
+        let heard: RaftMessage = atoll_proto::decode(&said).unwrap();
+        assert!(matches!(&heard, RaftMessage::Vote(it) if *it == request));
+        assert_eq!(heard.target(), None);
+        let addressed = heard.addressed(7);
+        assert_eq!(addressed.target(), Some(7));
+        assert!(atoll_proto::decode::<Earlier>(&atoll_proto::encode(&addressed)).is_err());
+        let heard: Earlier = atoll_proto::decode(&atoll_proto::encode(&addressed.plain())).unwrap();
+        assert!(matches!(heard, Earlier::Vote(it) if it == request));
+    }
+
+    #[test]
+    fn an_earlier_version_is_tried_again_after_a_while() {
+        let (plain, now) = (Plain::default(), Instant::now());
+        assert!(!plain.has(2, now));
+        plain.note(2, now);
+        assert!(plain.has(2, now) && !plain.has(3, now));
+        assert!(!plain.has(2, now + PLAIN_FOR));
+    }
 
     #[test]
     fn who_is_asked_and_never_answers_is_silent() {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atoll_net::{Answer, ClusterCa, Context, Endpoint, Role, ServeLimits, Service};
@@ -26,6 +26,8 @@ struct RaftService {
     consensus: Consensus,
     bodies: AtomicUsize,
     refused: Arc<AtomicUsize>,
+    /// Answers as a version does that knows no messages that say whom they are for.
+    earlier: Arc<AtomicBool>,
 }
 
 impl Service for RaftService {
@@ -50,6 +52,10 @@ impl Service for RaftService {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(WireError::unavailable("no more"));
         }
+        if self.earlier.load(Ordering::SeqCst) && super::network::is_addressed(&message, &body) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(WireError::invalid("Raft message: unknown"));
+        }
         let message = self.consensus.answer(&message, &body).await?;
         Ok(Answer::head(MasterResponse::Raft { message }))
     }
@@ -59,6 +65,7 @@ struct Node {
     consensus: Consensus,
     endpoint: Endpoint,
     refused: Arc<AtomicUsize>,
+    earlier: Arc<AtomicBool>,
     stop: atoll_net::ShutdownTrigger,
     data: tempfile::TempDir,
 }
@@ -89,13 +96,15 @@ async fn start(
     let consensus = started.await.unwrap();
     let (stop, shutdown) = atoll_net::shutdown::pair();
     let refused = Arc::new(AtomicUsize::new(0));
-    let service = RaftService { consensus: consensus.clone(), bodies: bodies.into(), refused };
+    let earlier = Arc::new(AtomicBool::new(false));
+    let bodies = bodies.into();
+    let service = RaftService { consensus: consensus.clone(), bodies, refused, earlier };
     let (serving, service) = (endpoint.clone(), Arc::new(service));
-    let refused = service.refused.clone();
+    let (refused, earlier) = (service.refused.clone(), service.earlier.clone());
     atoll_net::task::spawn("test-raft", async move {
         serving.serve(service, ServeLimits::default(), shutdown).await;
     });
-    Node { consensus, endpoint, refused, stop, data }
+    Node { consensus, endpoint, refused, earlier, stop, data }
 }
 
 impl Node {
@@ -325,6 +334,29 @@ async fn add_learner(leader: &Node, id: u64, addr: SocketAddr) {
 async fn set_voters(leader: &Node, voters: BTreeSet<u64>, leaves: Option<u64>) {
     let changing = leader.consensus.begin_change(within()).await.unwrap();
     leader.consensus.set_voters(&changing, voters, leaves, within()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_for_another_is_refused_and_earlier_versions_follow() {
+    let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
+    let (one, two) = (node(&ca, 1).await, node(&ca, 2).await);
+    let addr = one.endpoint.local_addr();
+    one.consensus.bootstrap(BTreeMap::from([(1, addr)])).await.unwrap();
+    one.consensus.raft.wait(None).current_leader(1, "bootstrap").await.unwrap();
+    let nothing = Bytes::new();
+    let other = two.consensus.answer(&super::network::vote_to(7), &nothing).await.unwrap_err();
+    assert_eq!(other.code, Code::Conflict, "{other}");
+    assert!(two.consensus.log_is_empty().unwrap());
+
+    two.earlier.store(true, Ordering::SeqCst);
+    add_learner(&one, 2, two.endpoint.local_addr()).await;
+    until("it has something", || one.consensus.has_acknowledged(2)).await;
+    assert!(two.refused.load(Ordering::SeqCst) > 0);
+    assert_eq!(one.consensus.member_at(two.endpoint.local_addr()), Some(2));
+    set_voters(&one, [1, 2].into(), None).await;
+    open_session(&one).await;
+    two.consensus.stop().await;
+    one.consensus.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

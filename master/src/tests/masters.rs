@@ -126,8 +126,11 @@ async fn a_master_that_lost_its_disk_is_refused_and_another_takes_its_place() {
     stop.trigger();
     task.await.unwrap().unwrap();
 
-    // A new one comes in its place, restarted on the way.
+    // A new one comes in its place, restarted on the way, and not at its address.
     let four = joins(&ca, dir.path(), 4, &addrs);
+    let error = step(&user, MastersOp::Add { id: 4, addr: addrs[2] }).await.unwrap_err();
+    assert_eq!(error.code, Code::Exists, "{error}");
+    assert!(error.message.contains("another address or port"), "{error}");
     let add = MastersOp::Add { id: 4, addr: four.listen };
     let error = step(&user, add.clone()).await.unwrap_err();
     assert!(error.message.contains("does not answer"), "{error}");
