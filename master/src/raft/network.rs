@@ -251,7 +251,9 @@ impl Link {
                 self.heard.answered(self.target, Instant::now());
                 message
             }
-            Err(error @ CallError::Unreachable { .. }) => {
+            // One that refuses is left alone for a moment, as one that is not there: openraft sends the
+            // next message at once after any other error.
+            Err(error @ (CallError::Unreachable { .. } | CallError::Refused(_))) => {
                 return Err(unreachable(error.to_string()).into());
             }
             Err(error) => return Err(network(&error).into()),

@@ -15,9 +15,13 @@ use atoll_proto::master::{MasterRequest, MasterResponse};
 use atoll_proto::{ClusterId, Code, WireError};
 use bytes::Bytes;
 use futures_util::FutureExt;
+use openraft::error::RPCError;
+use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::VoteRequest;
 use openraft::{BasicNode, ChangeMembers};
 use tokio::time::Instant;
 
+use super::network::Network;
 use super::{Consensus, Grown, LogBounds, Storage};
 use crate::operation::{Operation, Outcome};
 use crate::store::{Read, meta, sessions};
@@ -347,6 +351,12 @@ async fn what_is_for_another_is_refused_and_earlier_versions_follow() {
     let other = two.consensus.answer(&super::network::vote_to(7), &nothing).await.unwrap_err();
     assert_eq!(other.code, Code::Conflict, "{other}");
     assert!(two.consensus.log_is_empty().unwrap());
+    // Who is refused waits before it asks again.
+    let mut network = Network::new(one.endpoint.clone(), BTreeMap::new());
+    let mut link = network.new_client(7, &BasicNode::new(two.endpoint.local_addr())).await;
+    let request = VoteRequest { vote: openraft::Vote::new(1, 9), last_log_id: None };
+    let refused = link.vote(request, RPCOption::new(Duration::from_secs(20))).await.unwrap_err();
+    assert!(matches!(refused, RPCError::Unreachable(_)), "{refused}");
 
     two.earlier.store(true, Ordering::SeqCst);
     add_learner(&one, 2, two.endpoint.local_addr()).await;
