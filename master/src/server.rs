@@ -203,11 +203,6 @@ impl Master {
             if !self.admission.is_admitted() {
                 return Err(WireError::unavailable("this master is not taken in yet"));
             }
-            // One that lost its disk and knew no others has formed a cluster anew: it must not be
-            // taken for the one it was.
-            if self.consensus.votes_alone() {
-                return Err(WireError::unavailable("this master decides alone"));
-            }
             let message = self.consensus.answer(message, &body).await?;
             return Ok(Answer::head(MasterResponse::Raft { message }));
         }

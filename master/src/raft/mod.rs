@@ -36,8 +36,8 @@ use tokio::time::Instant;
 use crate::live::marks::Marks;
 use crate::operation::{OpReply, Operation};
 use crate::store::rocks::{Rocks, Tuning};
-use crate::store::{StoreError, wal};
-use entry::Raft;
+use crate::store::{StoreError, masters, wal};
+use entry::{Raft, Vote};
 use log::LogStore;
 pub(crate) use machine::Applied;
 use machine::StateMachine;
@@ -383,9 +383,33 @@ impl Consensus {
         voters.next() == Some(self.id) && voters.next().is_none()
     }
 
-    /// Answers a message of another master.
+    /// Answers a message of another master. One that decides alone answers only who led it before:
+    /// one that lost its disk and knew no others has formed a cluster anew, and must not be taken for
+    /// the one it was.
     pub(crate) async fn answer(&self, message: &Bytes, body: &Bytes) -> Result<Bytes, WireError> {
-        network::answer(self.id, &self.raft, &self.spoken, message, body).await
+        let message = network::read(message, body);
+        if self.votes_alone() && !message.as_ref().is_ok_and(|message| self.was_led(message)) {
+            return Err(WireError::unavailable("this master decides alone"));
+        }
+        network::answer(self.id, &self.raft, &self.spoken, message?).await
+    }
+
+    /// Whether a message is from the leader that made this master the only voter and left: it must
+    /// hear that it has, also when the first answer was lost. Either this master holds its vote still,
+    /// durably, and so has forgotten nothing of that term; or it has seen a higher term and knows that
+    /// the other was retired: then Raft answers with the higher vote and changes nothing here.
+    fn was_led(&self, message: &network::RaftMessage) -> bool {
+        let Some(vote) = message.leader().filter(Vote::is_committed) else { return false };
+        let Some(leader) = vote.leader_id().voted_for().filter(|id| *id != self.id) else {
+            return false;
+        };
+        let own = self.raft.server_metrics().borrow().vote;
+        if vote == own {
+            return true;
+        }
+        let record = masters::get(&*self.state(), leader).ok().flatten();
+        let retired = record.is_some_and(|record| record.retired_ms.is_some());
+        retired && vote.leader_id().term < own.leader_id().term
     }
 
     /// Stops the node.

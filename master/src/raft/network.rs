@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::entry::{Raft, TypeConfig};
+use super::entry::{Raft, TypeConfig, Vote};
 use super::stand::Spoken;
 
 /// Messages up to this length travel in the head.
@@ -41,7 +41,7 @@ const PLAIN_FOR: Duration = Duration::from_secs(30);
 /// What one master asks of another. Variant numbers are stable: only append. Those that say whom they
 /// are for are refused by everybody else: Raft itself takes whoever answers for the one it asked.
 #[derive(Serialize, Deserialize)]
-enum RaftMessage {
+pub(super) enum RaftMessage {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<u64>),
     Snapshot(InstallSnapshotRequest<TypeConfig>),
@@ -76,6 +76,14 @@ impl RaftMessage {
         }
     }
 
+    /// The vote of a leader that sends entries.
+    pub(super) fn leader(&self) -> Option<Vote> {
+        match self {
+            RaftMessage::Append(request) | RaftMessage::AppendTo(_, request) => Some(request.vote),
+            _ => None,
+        }
+    }
+
     /// Whom it is for, if it says so.
     fn target(&self) -> Option<u64> {
         match self {
@@ -89,20 +97,25 @@ impl RaftMessage {
 
 type Failure<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 
+/// The message in a request.
+///
+/// # Errors
+/// When it does not decode.
+pub(super) fn read(message: &Bytes, body: &Bytes) -> Result<RaftMessage, WireError> {
+    let bytes = if message.is_empty() { body } else { message };
+    atoll_proto::decode(bytes).map_err(|error| WireError::invalid(format!("Raft message: {error}")))
+}
+
 /// Answers a message of another master.
 ///
 /// # Errors
-/// When it does not decode, or is for another master.
+/// When it is for another master.
 pub(super) async fn answer(
     id: u64,
     raft: &Raft,
     spoken: &Spoken,
-    message: &Bytes,
-    body: &Bytes,
+    message: RaftMessage,
 ) -> Result<Bytes, WireError> {
-    let bytes = if message.is_empty() { body } else { message };
-    let message: RaftMessage = atoll_proto::decode(bytes)
-        .map_err(|error| WireError::invalid(format!("Raft message: {error}")))?;
     if let Some(target) = message.target().filter(|target| *target != id) {
         let message = format!("this is master {id}, not master {target}");
         return Err(WireError::new(Code::Conflict, message));
@@ -335,8 +348,23 @@ pub(super) fn vote_to(id: u64) -> Bytes {
 /// Whether a message says whom it is for.
 #[cfg(test)]
 pub(super) fn is_addressed(message: &Bytes, body: &Bytes) -> bool {
-    let bytes = if message.is_empty() { body } else { message };
-    atoll_proto::decode::<RaftMessage>(bytes).is_ok_and(|message| message.target().is_some())
+    read(message, body).is_ok_and(|message| message.target().is_some())
+}
+
+/// What a leader with this vote sends when it has nothing to send, as it travels.
+#[cfg(test)]
+pub(super) fn append_under(vote: Vote) -> Bytes {
+    let request =
+        AppendEntriesRequest { vote, prev_log_id: None, entries: vec![], leader_commit: None };
+    atoll_proto::encode(&RaftMessage::Append(request)).into()
+}
+
+/// Whether an answer tells a leader that it is none any more.
+#[cfg(test)]
+pub(super) fn unseats(answer: &Bytes) -> bool {
+    let answer: Result<AppendEntriesResponse<u64>, RaftError<u64>> =
+        atoll_proto::decode(answer).expect("an answer");
+    matches!(answer, Ok(AppendEntriesResponse::HigherVote(_)))
 }
 
 #[cfg(test)]

@@ -405,6 +405,38 @@ async fn a_leader_that_leaves_does_not_think_that_it_leads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_decides_alone_tells_the_leader_that_left_and_nobody_else() {
+    let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
+    let (mut nodes, at) = three(&ca).await;
+    let old = nodes.remove(at);
+    let last = nodes.remove(0);
+    let (id, term) = (old.consensus.id(), old.consensus.term());
+    let operation = Operation::RetireMaster { id };
+    old.consensus.propose(&operation, within()).await.unwrap();
+    set_voters(&old, [last.consensus.id()].into(), Some(id)).await;
+    until("it decides alone", || last.consensus.leads() && last.consensus.votes_alone()).await;
+    until("the other leads no more", || !old.consensus.leads()).await;
+
+    let says = async |vote: openraft::Vote<u64>| {
+        let message = super::network::append_under(vote);
+        last.consensus.answer(&message, &Bytes::new()).await
+    };
+    let answer = says(openraft::Vote::new_committed(term, id)).await.unwrap();
+    assert!(super::network::unseats(&answer));
+    let own = last.consensus.term();
+    for vote in [
+        openraft::Vote::new_committed(term, 7),
+        openraft::Vote::new_committed(own + 5, id),
+        openraft::Vote::new_committed(own, id),
+        openraft::Vote::new_committed(own, last.consensus.id()),
+    ] {
+        let refused = says(vote).await.unwrap_err();
+        assert!(refused.message.contains("decides alone"), "{vote}: {refused}");
+    }
+    assert!(last.consensus.leads() && last.consensus.term() == own);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_was_removed_counts_for_nothing_when_it_is_back() {
     let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
     let (mut nodes, at) = three(&ca).await;
