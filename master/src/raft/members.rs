@@ -13,6 +13,7 @@ use openraft::{BasicNode, ChangeMembers};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+use super::entry::LogId;
 use super::{Consensus, not_leader};
 
 /// Between two attempts at a change while another is under way.
@@ -21,7 +22,12 @@ const IN_PROGRESS_LOOK: Duration = Duration::from_millis(20);
 /// Held by who changes the members, until the change is over, whoever waits for it: what is changed
 /// follows from what there was.
 #[derive(Clone)]
-pub(crate) struct Changing(#[allow(dead_code, reason = "held")] Arc<OwnedMutexGuard<()>>);
+pub(crate) struct Changing {
+    #[allow(dead_code, reason = "held")]
+    held: Arc<OwnedMutexGuard<()>>,
+    /// The entry that said who the members are when it began.
+    since: Option<LogId>,
+}
 
 type Refusal = RaftError<u64, ClientWriteError<u64, BasicNode>>;
 
@@ -86,22 +92,29 @@ impl Consensus {
             let message = "another change of the masters is under way: try again in a moment";
             return Err(WireError::new(Code::Conflict, message));
         };
-        let changing = Changing(Arc::new(held));
+        let mut changing = Changing { held: Arc::new(held), since: None };
         self.see_members(deadline).await?;
         self.finish_change(&changing, deadline).await?;
+        changing.since = self.see_members(deadline).await?;
         Ok(changing)
     }
 
-    /// Waits until [`Consensus::members`] says what Raft goes by: it is told a moment later.
-    pub(crate) async fn see_members(&self, deadline: Instant) -> WireResult<()> {
-        let stopped = |_| WireError::unavailable("the master is stopping");
+    /// The entry that says who the members are.
+    async fn members_since(&self) -> WireResult<Option<LogId>> {
         let now = self.raft.with_raft_state(|state| *state.membership_state.effective().log_id());
-        let now = now.await.map_err(|error| WireError::unavailable(error.to_string()))?;
+        now.await.map_err(|error| WireError::unavailable(error.to_string()))
+    }
+
+    /// Waits until [`Consensus::members`] says what Raft goes by: it is told a moment later. The entry
+    /// that says it.
+    pub(crate) async fn see_members(&self, deadline: Instant) -> WireResult<Option<LogId>> {
+        let stopped = |_| WireError::unavailable("the master is stopping");
+        let now = self.members_since().await?;
         let (mut all, mut some) = (self.raft.metrics(), self.raft.server_metrics());
         let seen = async {
             all.wait_for(|it| *it.membership_config.log_id() >= now).await.map_err(stopped)?;
             some.wait_for(|it| *it.membership_config.log_id() >= now).await.map_err(stopped)?;
-            Ok(())
+            Ok(now)
         };
         let late = |_| WireError::new(Code::Deadline, "the master does not answer in time");
         tokio::time::timeout_at(deadline, seen).await.map_err(late)?
@@ -120,7 +133,8 @@ impl Consensus {
     }
 
     /// From now on these vote; who voted before and does not any more is forgotten, and so is
-    /// `leaves`.
+    /// `leaves`. Refused when the members are others than when the change began: another master may
+    /// have led meanwhile, and who voted by then would lose their votes.
     pub(crate) async fn set_voters(
         &self,
         changing: &Changing,
@@ -128,6 +142,11 @@ impl Consensus {
         leaves: Option<u64>,
         deadline: Instant,
     ) -> WireResult<()> {
+        if self.members_since().await? != changing.since {
+            let message = "the masters were changed meanwhile by another leader: look at \
+                           `atoll node ls`, and try again";
+            return Err(WireError::new(Code::Conflict, message));
+        }
         self.change(changing, ChangeMembers::ReplaceAllVoters(voters), deadline).await?;
         match leaves.filter(|id| self.members().iter().any(|member| member.id == *id)) {
             // It got the log without voting.
@@ -151,7 +170,8 @@ impl Consensus {
             }
         };
         tracing::info!(voters = ?last, "finishing a change of the masters");
-        self.change(changing, ChangeMembers::ReplaceAllVoters(last), deadline).await
+        // None are added to those that are to vote then, whoever those are by now.
+        self.change(changing, ChangeMembers::AddVoterIds(BTreeSet::new()), deadline).await
     }
 
     /// Carries a change out that may take two entries of the log. It goes on by itself when nobody

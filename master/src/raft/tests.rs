@@ -386,6 +386,27 @@ async fn members_are_changed_by_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_are_not_set_by_what_is_no_longer_so() {
+    let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
+    let (nodes, at) = three(&ca).await;
+    let leader = &nodes[at];
+    let all: BTreeSet<u64> = nodes.iter().map(|node| node.consensus.id()).collect();
+    let rest: BTreeSet<u64> =
+        all.iter().copied().filter(|id| *id != nodes[(at + 1) % 3].consensus.id()).collect();
+    let changing = leader.consensus.begin_change(within()).await.unwrap();
+    // As another leader would meanwhile.
+    let change = ChangeMembers::RemoveVoters(all.difference(&rest).copied().collect());
+    leader.consensus.raft.change_membership(change, false).await.unwrap();
+    let late = leader.consensus.set_voters(&changing, all, None, within()).await.unwrap_err();
+    assert_eq!(late.code, Code::Conflict, "{late}");
+    drop(changing);
+    leader.consensus.see_members(within()).await.unwrap();
+    let voters = leader.consensus.members().into_iter().map(|member| member.id);
+    assert_eq!(voters.collect::<BTreeSet<u64>>(), rest);
+    set_voters(leader, rest, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_leaves_does_not_think_that_it_leads() {
     let ca = ClusterCa::create(ClusterId([4; 16])).unwrap();
     let (mut nodes, at) = three(&ca).await;
