@@ -86,11 +86,11 @@ impl Step<'_> {
         if let Some(member) = members.iter().find(|member| member.id == id) {
             let record = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
             check_stays(id, record)?;
-            if member.addr == addr.to_string() {
-                return Ok(());
+            if member.addr != addr.to_string() {
+                let message = format!("master {id} is a member already, at {}", member.addr);
+                return Err(WireError::new(Code::Exists, message));
             }
-            let message = format!("master {id} is a member already, at {}", member.addr);
-            return Err(WireError::new(Code::Exists, message));
+            return check_formed(self.master, id, addr, record).await;
         }
         if id == 0 {
             return Err(WireError::invalid("masters are numbered from 1"));
@@ -204,6 +204,27 @@ fn check_stays(id: u64, record: Option<MasterRecord>) -> WireResult<()> {
         return Err(WireError::new(Code::Conflict, message));
     }
     Ok(())
+}
+
+/// Whether a member that is asked for again may be said to be there. Of one that is not registered yet
+/// nothing says which directory its id belongs to: one that lost its disk would pass for it.
+async fn check_formed(
+    master: &Master,
+    id: u64,
+    addr: SocketAddr,
+    record: Option<MasterRecord>,
+) -> WireResult<()> {
+    if record.is_some() || id == master.consensus.id() {
+        return Ok(());
+    }
+    let reason = match ask(master, addr).await {
+        Ok(greeting) if greeting.id != id => format!("master {} answers at {addr}", greeting.id),
+        Ok(greeting) if greeting.formed => return Ok(()),
+        Ok(_) => "it has no log: it was never in use, or lost it".to_owned(),
+        Err(reason) => reason,
+    };
+    let message = format!("master {id} is a member already, but does not take part: {reason}");
+    Err(WireError::new(Code::Conflict, message))
 }
 
 /// The members, once this one is not far behind and has acknowledged an entry: in a young cluster who

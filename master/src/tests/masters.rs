@@ -251,6 +251,42 @@ async fn one_that_reaches_nobody_gets_no_vote() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_not_registered_and_has_no_log_is_not_said_to_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::create(CLUSTER).unwrap();
+    let one = Config { listen: free_ports(1)[0], ..config(&ca, dir.path(), 1) };
+    let first = start_and_wait(&one).await;
+    let user = User::new(&ca, vec![one.listen], SECRET).await;
+    let two = joins(&ca, dir.path(), 2, &[one.listen]);
+    let (stop, task) = start(&two);
+    let add = MastersOp::Add { id: 2, addr: two.listen };
+    eventually_step(&user, add.clone()).await;
+    first.stop().await;
+    stop.trigger();
+    task.await.unwrap().unwrap();
+
+    // As after an upgrade from a version that registered nobody; and the disk of the other is lost.
+    {
+        let storage = Storage::open(&one.data).unwrap();
+        let state = storage.state();
+        let mut tx = Transaction::new(&state);
+        tx.delete(Family::Master.key(&[&2u64.to_be_bytes()]));
+        tx.commit_synced().unwrap();
+    }
+    std::fs::remove_dir_all(&two.data).unwrap();
+    let first = start_and_wait(&one).await;
+    let error = step(&user, add.clone()).await.unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "it does not run: {error}");
+    let (stop, task) = start_again(&ca, &Config { peers: vec![], ..two }).await;
+    let error = step(&user, add).await.unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    assert!(error.message.contains("has no log"), "{error}");
+    first.stop().await;
+    stop.trigger();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_that_get_their_votes_at_once_both_have_them() {
     let dir = tempfile::tempdir().unwrap();
     let ca = ClusterCa::create(CLUSTER).unwrap();
@@ -311,6 +347,8 @@ async fn data_of_before_there_were_incarnations_is_registered() {
     })
     .await;
     assert_eq!(standing(Incarnation([7; 16])).await, Standing::Refused);
+    let there = step(&user, MastersOp::Add { id: 1, addr: one.listen }).await.unwrap();
+    assert_eq!(voters(&there), [1]);
     assert_eq!(user.mkdir("kept").await.unwrap_err().code, Code::Exists);
 
     // While it decides alone, nobody else can lead it.

@@ -69,7 +69,7 @@ async fn one_master_becomes_three_and_the_first_leaves() -> Result<()> {
         ensure!(outcome.code != Some(0) && outcome.stderr.contains(reason), "{outcome}");
         Ok(())
     };
-    refused(&["node", "add", "master-1", &addr], "has the id")?;
+    refused(&["node", "add", "master-1", &addr], "another address or port")?;
     refused(&["node", "add", "master-9", "127.0.0.1:1"], "does not answer")?;
     refused(&["node", "add", "chunkserver-9", &addr], "not the name of a master")?;
     refused(&["node", "rm", "master-9"], "there is no master 9")?;
