@@ -141,7 +141,14 @@ impl Config {
         if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first() == Some(&0) {
             return Err("`peers` must have distinct ids from 1".to_owned());
         }
-        if self.masters(self.listen).len() > 1 {
+        let masters = self.masters(self.listen);
+        if let Some(own) = masters.get(&self.id).filter(|own| own.ip().is_unspecified()) {
+            return Err(format!(
+                "nobody can reach {own}: set `advertise` to this machine's address, or correct this \
+                 master's entry in `peers`"
+            ));
+        }
+        if masters.len() > 1 {
             let others = self.peers.iter().filter(|peer| peer.id != self.id);
             if others.clone().any(|peer| peer.addr.port() == 0) {
                 return Err("`peers` must have real port numbers".to_owned());
@@ -278,6 +285,11 @@ mod tests {
         assert!(small.contains("chunk_bytes"), "{small}");
         let soon = load(&FULL.replace("60000", "60")).unwrap_err().to_string();
         assert!(soon.contains("replace_after_ms"), "{soon}");
+        let any = FULL.replace("127.0.0.1:7000", "0.0.0.0:7000");
+        assert_eq!(load(&any).unwrap().listen.port(), 7000);
+        let nowhere = load(&any.replace("advertise = \"10.0.0.1:7000\"\n", ""));
+        let nowhere = nowhere.unwrap_err().to_string();
+        assert!(nowhere.contains("advertise"), "{nowhere}");
         let hex = load(&FULL.replace("00112233445566778899aabbccddeeff", "xyz"));
         assert!(hex.unwrap_err().to_string().contains("hex"));
     }

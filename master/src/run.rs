@@ -1,6 +1,5 @@
 //! A running master: opens its data, joins consensus, serves until shutdown.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -155,10 +154,8 @@ async fn serve(
 ) -> Result<(), RunError> {
     let failed = |error: StoreError| RunError::Failed(error.to_string());
     let masters = config.masters(endpoint.local_addr());
-    let others: BTreeMap<u64, SocketAddr> =
-        masters.iter().filter(|(id, _)| **id != config.id).map(|(id, addr)| (*id, *addr)).collect();
     let consensus =
-        Consensus::start(config.id, storage, endpoint.clone(), others, LogBounds::default())
+        Consensus::start(config.id, storage, endpoint.clone(), masters, LogBounds::default())
             .await
             .map_err(failed)?;
     let fresh = !admission.is_admitted();

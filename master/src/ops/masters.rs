@@ -314,7 +314,7 @@ async fn is_there(master: &Master, member: &MasterView, record: Option<MasterRec
     if member.id == master.consensus.id() {
         return true;
     }
-    let Some(addr) = master.consensus.addr_of(member) else { return false };
+    let Ok(addr) = member.addr.parse() else { return false };
     let Ok(greeting) = ask(master, addr).await else { return false };
     let known = match record {
         Some(record) => record.incarnation == greeting.incarnation,
@@ -362,7 +362,7 @@ async fn register_now(master: &Master) -> WireResult<bool> {
             Some(master.admission.incarnation())
         } else if let Some(founder) = master.admission.founder(member.id) {
             Some(founder)
-        } else if let Some(addr) = master.consensus.addr_of(member) {
+        } else if let Ok(addr) = member.addr.parse() {
             // One without a log may have lost it.
             let greeting = ask(master, addr).await.ok();
             let greeting = greeting.filter(|it| it.id == member.id && it.formed);

@@ -32,7 +32,8 @@ pub(crate) struct Changing {
 type Refusal = RaftError<u64, ClientWriteError<u64, BasicNode>>;
 
 impl Consensus {
-    /// All members, with how far they are as far as this master knows.
+    /// All members, with how far they are as far as this master knows, and where they are reached as
+    /// the configuration says, or else as the log does.
     pub(crate) fn members(&self) -> Vec<MasterView> {
         let leader = super::leader_by(&self.raft.server_metrics().borrow());
         let metrics = self.raft.metrics();
@@ -49,7 +50,8 @@ impl Consensus {
             };
             MasterView {
                 id: *id,
-                addr: node.addr.clone(),
+                // What the log says of a master may be old, or, of one that was restored alone, nothing.
+                addr: self.peers.get(id).map_or_else(|| node.addr.clone(), ToString::to_string),
                 voter: voters.contains(id),
                 leads: leader == Some(*id),
                 log_index,
@@ -65,11 +67,6 @@ impl Consensus {
         let metrics = metrics.borrow();
         let told = metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
         id == self.id || told.is_some()
-    }
-
-    /// Where a member is reached: as the configuration says, or else as the log does.
-    pub(crate) fn addr_of(&self, member: &MasterView) -> Option<SocketAddr> {
-        self.peers.get(&member.id).copied().or_else(|| member.addr.parse().ok())
     }
 
     /// The member that is reached at this address, by the configuration or by the log. No two may

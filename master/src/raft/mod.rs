@@ -157,7 +157,8 @@ pub(crate) struct Position {
 }
 
 impl Consensus {
-    /// Starts the Raft node. `peers` are the addresses of the other masters.
+    /// Starts the Raft node. `peers` are the addresses of the masters that the configuration has, this
+    /// one's own among them.
     pub(crate) async fn start(
         id: u64,
         storage: Storage,
