@@ -1,7 +1,7 @@
 //! What a data directory says about itself, so that a master never runs on foreign data, and
 //! never votes twice because its disk was lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -150,9 +150,10 @@ pub(crate) fn found(
 }
 
 /// Refuses a directory that was used before but whose log is empty: a master that forgot its vote
-/// could vote twice, and two leaders could be elected.
+/// could vote twice, and two leaders could be elected. `voters`: who votes by its state.
 pub(crate) fn check_log(
     config: &Config,
+    voters: &BTreeSet<u64>,
     used_before: bool,
     log_is_empty: bool,
 ) -> Result<(), DataError> {
@@ -162,20 +163,22 @@ pub(crate) fn check_log(
             format!(
                 "it was in use by master {} but its log is empty. {}",
                 config.id,
-                way_back(config)
+                way_back(config, voters)
             ),
         ));
     }
     Ok(())
 }
 
-/// What helps a master whose log is damaged or gone.
+/// What helps a master whose log is damaged or gone, and by whose state these vote. Its configuration may
+/// not name those that came later.
 ///
 /// One among others has forgotten votes it gave and entries it acknowledged: it could elect a second
 /// leader in the same term, or one that lacks what was committed. So it must not come back under its
 /// id, be it empty and filled by the others or restored from a backup.
-pub(crate) fn way_back(config: &Config) -> &'static str {
-    if config.peers.iter().any(|peer| peer.id != config.id) {
+pub(crate) fn way_back(config: &Config, voters: &BTreeSet<u64>) -> &'static str {
+    let peers = config.peers.iter().map(|peer| &peer.id);
+    if peers.chain(voters).any(|id| *id != config.id) {
         "It must not take part again under this id, neither emptied nor restored from a backup: it has \
          forgotten what it promised to the others, and changes that were acknowledged could be undone. \
          Leave it off, which the others bear as long as most of them run, and let a new master with \

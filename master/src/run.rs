@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::identity::{self, DataError};
 use crate::live;
 use crate::ops;
-use crate::raft::state::write_durably;
+use crate::raft::state::{stored_voters, write_durably};
 use crate::raft::{Consensus, LogBounds, Storage};
 use crate::server::{Master, MasterService, Settings};
 use crate::store::StoreError;
@@ -69,7 +69,8 @@ async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let (readiness, ready) = watch::channel(Readiness::not("starting"));
     let storage = open(&config).await?;
     let fresh = storage.log_is_empty().map_err(|error| DataError::new(&config.data, error))?;
-    identity::check_log(&config, own.used(), fresh)?;
+    let voters = storage.voters().map_err(|error| DataError::new(&config.data, error))?;
+    identity::check_log(&config, &voters, own.used(), fresh)?;
     let admission = Admission::new(own.incarnation(), own.founders(), !fresh);
     check_cluster(&config, &storage)?;
 
@@ -114,17 +115,21 @@ fn describe_metrics() {
 
 /// Opens the databases, which may have to replay their logs.
 async fn open(config: &Config) -> Result<Storage, RunError> {
-    let data = config.data.clone();
-    let opened = atoll_net::task::spawn_blocking("open-storage", move || Storage::open(&data));
-    let opened = opened.await.map_err(|error| RunError::Failed(error.to_string()))?;
-    opened.map_err(|error| {
-        let damaged = matches!(error, StoreError::Damaged { .. });
-        let reason = match damaged {
-            true => format!("{error}. {}", identity::way_back(config)),
-            false => error.to_string(),
-        };
-        DataError::new(&config.data, reason).into()
-    })
+    let config = config.clone();
+    let open = move || {
+        Storage::open(&config.data).map_err(|error| {
+            let reason = match error {
+                StoreError::Damaged { .. } => {
+                    let voters = stored_voters(&config.data);
+                    format!("{error}. {}", identity::way_back(&config, &voters))
+                }
+                _ => error.to_string(),
+            };
+            DataError::new(&config.data, reason)
+        })
+    };
+    let opened = atoll_net::task::spawn_blocking("open-storage", open).await;
+    Ok(opened.map_err(|error| RunError::Failed(error.to_string()))??)
 }
 
 /// The state itself says of which cluster it is, too.

@@ -18,7 +18,7 @@ mod suite_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use crate::live::marks::Marks;
 use crate::operation::{OpReply, Operation};
 use crate::store::rocks::{Rocks, Tuning};
-use crate::store::{StoreError, masters, wal};
+use crate::store::{StoreError, masters, meta, wal};
 use entry::{Raft, Vote};
 use log::LogStore;
 pub(crate) use machine::Applied;
@@ -105,6 +105,11 @@ impl Storage {
     /// Whether this master never took part in consensus.
     pub(crate) fn log_is_empty(&self) -> Result<bool, StoreError> {
         self.log.is_empty()
+    }
+
+    /// Who votes by the state as it was left.
+    pub(crate) fn voters(&self) -> Result<BTreeSet<u64>, StoreError> {
+        Ok(meta::membership(&*self.state())?.voter_ids().collect())
     }
 
     /// The state as it was left.

@@ -9,6 +9,7 @@
 //! ```
 //! Every switch is one rename, so that a crash leaves either the old or the new.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -126,6 +127,17 @@ impl StateDb {
         // disk until the next start: readers may still hold it.
         self.checkpoint().map(drop)
     }
+}
+
+/// Who votes by the state in a data directory that no master runs on, read without changing it; nobody
+/// when it cannot be read.
+pub(crate) fn stored_voters(directory: &Path) -> BTreeSet<u64> {
+    let Ok(name) = fs::read_to_string(directory.join("state-current")) else {
+        return BTreeSet::new();
+    };
+    let rocks = Rocks::open_read_only(&directory.join(name.trim()));
+    let membership = rocks.and_then(|rocks| meta::membership(&rocks));
+    membership.map(|membership| membership.voter_ids().collect()).unwrap_or_default()
 }
 
 /// Makes a file with these bytes, or leaves the one that was there.

@@ -1,5 +1,6 @@
 //! Masters that come and go: who is taken in, who is refused, what survives a restart on the way.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use super::harness::{
 };
 use crate::config::{Config, Peer};
 use crate::raft::Storage;
+use crate::raft::state::stored_voters;
 use crate::run::RunError;
 use crate::store::{Family, Transaction};
 
@@ -248,6 +250,29 @@ async fn one_that_reaches_nobody_gets_no_vote() {
     first.stop().await;
     stop.trigger();
     task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_others_joined_is_not_told_to_restore_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::create(CLUSTER).unwrap();
+    // Its configuration names nobody.
+    let one = Config { listen: free_ports(1)[0], ..config(&ca, dir.path(), 1) };
+    let first = start_and_wait(&one).await;
+    let user = User::new(&ca, vec![one.listen], SECRET).await;
+    let two = joins(&ca, dir.path(), 2, &[one.listen]);
+    let (stop, task) = start(&two);
+    eventually_step(&user, MastersOp::Add { id: 2, addr: two.listen }).await;
+    eventually_step(&user, MastersOp::Promote { id: 2, instead_of: None }).await;
+    first.stop().await;
+    assert_eq!(stored_voters(&one.data), BTreeSet::from([1, 2]));
+    std::fs::remove_dir_all(one.data.join("log")).unwrap();
+    let error = start(&one).1.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("its log is empty"), "{error}");
+    assert!(error.contains("nor restored from a backup"), "{error}");
+    stop.trigger();
+    task.await.unwrap().unwrap();
+    assert!(stored_voters(dir.path()).is_empty(), "there is no state");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
