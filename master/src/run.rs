@@ -174,6 +174,7 @@ async fn serve(
         zone: config.zone.clone(),
         url_template: config.url_template.clone(),
         chunk_bytes: config.chunk_bytes,
+        bootstrap: config.bootstrap,
         bootstrap_token: config.bootstrap_token_hash,
         placement_settle_ms: config.placement_settle_ms,
         collect_after_ms: config.collect_after_ms,

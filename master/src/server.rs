@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) url_template: Option<String>,
     /// Chunk size for new files, when the cluster is made.
     pub(crate) chunk_bytes: u32,
+    /// Whether it forms a cluster when it knows of none.
+    pub(crate) bootstrap: bool,
     /// Hash of the first token, when the cluster is made.
     pub(crate) bootstrap_token: Option<ChunkId>,
     /// How long the set of chunkservers must be quiet before placement, in milliseconds.

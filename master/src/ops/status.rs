@@ -97,6 +97,7 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
     let mut live = master.live.notes();
     // Whether other masters' disks are full, only they know.
     live.extend(master.disk.check_room().err().map(|full| full.message));
+    live.extend(names_nobody(master));
     let status = Status {
         index: applied.index,
         masters: masters(master),
@@ -119,6 +120,22 @@ pub(crate) async fn status(master: &Master) -> WireResult<MasterResponse> {
         placement: master.placement.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
     Ok(MasterResponse::Status(Box::new(status)))
+}
+
+/// Says so when this master, without its disk, would ask nobody whether there is a cluster, and form
+/// another one.
+fn names_nobody(master: &Master) -> Option<String> {
+    let (others, named) = master.consensus.other_voters();
+    if !master.settings.bootstrap || named || others.is_empty() {
+        return None;
+    }
+    let others: Vec<String> = others.iter().map(u64::to_string).collect();
+    Some(format!(
+        "master {} would form a cluster of its own if it lost its disk: name those that vote with it \
+         ({}) in its `peers`, and restart it",
+        master.consensus.id(),
+        others.join(", ")
+    ))
 }
 
 fn masters(master: &Master) -> Vec<MasterStatus> {

@@ -81,6 +81,16 @@ impl Consensus {
         found.map(|(id, _)| *id)
     }
 
+    /// The other voters, and whether the configuration names any of them.
+    pub(crate) fn other_voters(&self) -> (Vec<u64>, bool) {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let voters = metrics.membership_config.membership().voter_ids();
+        let others: Vec<u64> = voters.filter(|id| *id != self.id).collect();
+        let named = others.iter().any(|id| self.peers.contains_key(id));
+        (others, named)
+    }
+
     /// Waits until nobody else changes the members, and finishes what was left half done. One change at a
     /// time: two that began with the same members would undo each other.
     pub(crate) async fn begin_change(&self, deadline: Instant) -> WireResult<Changing> {

@@ -264,6 +264,12 @@ async fn one_that_others_joined_is_not_told_to_restore_itself() {
     let (stop, task) = start(&two);
     eventually_step(&user, MastersOp::Add { id: 2, addr: two.listen }).await;
     eventually_step(&user, MastersOp::Promote { id: 2, instead_of: None }).await;
+    // As long as it asks nobody, there is something to do.
+    let MasterResponse::Status(status) = user.ask(&MasterRequest::Status).await.unwrap() else {
+        panic!("no status")
+    };
+    let told = status.live;
+    assert!(told.iter().any(|told| told.contains("`peers`") && told.contains("(2)")), "{told:?}");
     first.stop().await;
     assert_eq!(stored_voters(&one.data), BTreeSet::from([1, 2]));
     std::fs::remove_dir_all(one.data.join("log")).unwrap();

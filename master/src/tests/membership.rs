@@ -46,6 +46,7 @@ impl Rig {
             zone: None,
             url_template: None,
             chunk_bytes: 1 << 20,
+            bootstrap: true,
             bootstrap_token: None,
             placement_settle_ms: 50,
             collect_after_ms: 24 * 3600 * 1000,
