@@ -77,6 +77,10 @@ impl Default for LogBounds {
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 /// Between two looks at that.
 const CLOSE_LOOK: Duration = Duration::from_millis(2);
+/// A follower refuses to elect another for so long after it heard of a leader.
+const LEASE_MS: u64 = 600;
+/// How long a vote is waited for.
+const VOTE_MS: u64 = 500;
 /// Length of the parts in which a snapshot travels.
 const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
 
@@ -481,12 +485,15 @@ async fn rest_when_alone(id: u64, raft: Raft) {
 fn config(bounds: &LogBounds) -> Result<openraft::Config, StoreError> {
     let config = openraft::Config {
         cluster_name: "atoll".to_owned(),
-        // A follower that heard nothing for the longest timeout, and then for its own (drawn once, at its
-        // start), stands for election: after 0.9 to 1.2 s, that is, six missing heartbeats. One that was
-        // ever told of a longer log waits twice the longest timeout more, until it stood.
+        // For the longest timeout after it heard of a leader a follower elects nobody. By openraft's
+        // clock it stands after that and its own timeout (drawn once, at its start): after 1.1 to 1.2 s
+        // and eleven missing heartbeats; by that of `stand` after 0.9 to 1.2 s, nine at least. One that
+        // was ever told of a longer log waits twice the longest timeout more by openraft's clock. The
+        // shortest timeout is also how long a vote is waited for, which the voter syncs before it
+        // answers: openraft has no other option for that, and it must be below the longest.
         heartbeat_interval: 100,
-        election_timeout_min: 300,
-        election_timeout_max: 600,
+        election_timeout_min: VOTE_MS,
+        election_timeout_max: LEASE_MS,
         install_snapshot_timeout: 5000,
         max_payload_entries: 64,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(bounds.snapshot_entries),

@@ -130,7 +130,13 @@ pub(super) async fn answer(
             atoll_proto::encode(&answer)
         }
         RaftMessage::Vote(request) | RaftMessage::VoteTo(_, request) => {
-            atoll_proto::encode(&raft.vote(request).await)
+            let asked = spoken.asked();
+            let answer = raft.vote(request).await;
+            if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
+                spoken.gave_vote();
+            }
+            drop(asked);
+            atoll_proto::encode(&answer)
         }
         RaftMessage::Snapshot(request) | RaftMessage::SnapshotTo(_, request) => {
             let vote = request.vote;
