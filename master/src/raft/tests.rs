@@ -485,14 +485,24 @@ async fn one_that_was_removed_counts_for_nothing_when_it_is_back() {
     let left = nodes.remove(1 - at);
     let lone = nodes.remove(0);
     let before = lone.consensus.term();
-    left.end().await;
+    let left_id = left.consensus.id();
+    let (data, addr) = left.end().await;
     let seen = back.consensus.term();
     until("it stands for election again", || back.consensus.term() > seen + 2).await;
-    assert!(lone.consensus.read().await.is_err() && !back.consensus.leads());
+    let refused = lone.consensus.read().await.unwrap_err();
+    assert!(refused.message.contains("are the other masters running?"), "{refused}");
+    assert!(!back.consensus.leads());
     let operation = Operation::OpenSession { name: "n".into(), owner: "o".into() };
     let soon = Instant::now() + Duration::from_secs(1);
-    assert!(lone.consensus.propose(&operation, soon).await.is_err());
+    let late = lone.consensus.propose(&operation, soon).await.unwrap_err();
+    assert_eq!(late.code, Code::Deadline, "{late}");
     assert_eq!(lone.consensus.term(), before);
+    // Nothing was lacking but the one that votes.
+    let left = start(&ca, left_id, data, addr, LogBounds::default(), usize::MAX).await;
+    let both = [lone, left];
+    let at = leading(&both).await;
+    open_session(&both[at]).await;
+    assert!(!back.consensus.leads());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

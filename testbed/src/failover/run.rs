@@ -250,7 +250,8 @@ impl Run {
         Ok(())
     }
 
-    /// One fault from its beginning to its end. When it began, in the history's time.
+    /// One fault from its beginning to its end. When it had begun, in the history's time: what is asked for
+    /// after that meets it.
     fn strike(&mut self, stage: &Stage, round: &Round) -> Result<u64> {
         let leader = self.leader()?;
         let followers: Vec<u64> =
@@ -261,28 +262,41 @@ impl Run {
         let (leads, follows) = (Node::master(leader), Node::master(follower));
         let now = || micros(stage.began);
         self.cluster.tell(format_args!("master-{leader} leads: {}", round.hurt.as_str()));
-        let since = now();
+        let mut since = now();
         match round.hurt {
             Hurt::Nothing => hold(),
             Hurt::KillLeader | Hurt::KillFollower => {
                 let node = if round.hurt == Hurt::KillLeader { leads } else { follows };
                 self.cluster.kill9(node)?;
+                since = now();
                 hold();
                 self.cluster.start_node(node)?;
             }
             Hurt::FreezeLeader => {
                 self.cluster.freeze(leads)?;
+                since = now();
                 hold();
                 self.cluster.thaw(leads)?;
             }
             Hurt::CutLeader | Hurt::CutWithClient => {
                 self.mesh.isolate(leader, round.hurt == Hurt::CutWithClient);
+                since = now();
                 hold();
                 self.mesh.mend();
                 self.cluster.tell("all links are well");
             }
-            Hurt::KillAll => self.kill_all(hold)?,
-            Hurt::ReplaceFollower => self.replace(follows, hold)?,
+            Hurt::KillAll => {
+                self.kill_all(|| {
+                    since = now();
+                    hold();
+                })?;
+            }
+            Hurt::ReplaceFollower => {
+                self.replace(follows, || {
+                    since = now();
+                    hold();
+                })?;
+            }
             Hurt::RestartInTurn => {
                 for master in followers.into_iter().chain([leader]) {
                     self.cluster.stop_node(Node::master(master))?;
@@ -296,7 +310,7 @@ impl Run {
     }
 
     /// The disk of a master is lost; with an empty one it must not take part, and another comes.
-    fn replace(&self, node: Node, hold: impl Fn()) -> Result<()> {
+    fn replace(&self, node: Node, hold: impl FnOnce()) -> Result<()> {
         self.cluster.kill9(node)?;
         Fault::Wipe(node).apply(&self.cluster)?;
         hold();
@@ -314,7 +328,7 @@ impl Run {
         Ok(())
     }
 
-    fn kill_all(&self, hold: impl Fn()) -> Result<()> {
+    fn kill_all(&self, hold: impl FnOnce()) -> Result<()> {
         self.cluster.tell("kill -9 of every master");
         let nodes: Vec<Node> = self.masters().into_iter().map(Node::master).collect();
         let pids = nodes

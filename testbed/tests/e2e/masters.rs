@@ -2,6 +2,7 @@
 //! and a copy into the mount run through the death of the leader without an error.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -165,7 +166,8 @@ fn a_master_joins_while_the_leader_dies() -> Result<()> {
     let cluster = DevCluster::builder().masters(3).edges(1).shields(0).seed(seed).start()?;
     let mut add = cluster.command();
     add.args(["dev", "add", "master", "--data", word(&cluster.data())]);
-    let (died, adding) = kill_leader_amid(&cluster, add)?;
+    let joins = || -> Result<bool> { Ok(masters(&cluster)?.iter().any(|(id, ..)| *id == 4)) };
+    let (died, adding) = kill_leader_amid(&cluster, add, joins)?;
     adding.finish(Duration::from_secs(120))?.ok()?;
     cluster.start_node(died)?;
     ensure!(voters(&cluster)? == [1, 2, 3, 4], "{:?}", masters(&cluster)?);
@@ -202,22 +204,36 @@ fn a_master_takes_the_place_of_another_in_one_step() -> Result<()> {
     cluster.finish()
 }
 
-/// How often a master has written to its log.
-fn log_writes(cluster: &DevCluster, node: Node) -> Result<f64> {
+/// Chunks that the chunkservers have stored since they started.
+fn stored(cluster: &DevCluster) -> Result<f64> {
     let ready = cluster.ready();
-    let master = ready.masters.iter().find(|master| master.id == node.id);
-    let admin = master.and_then(|master| master.admin).context("its metrics are somewhere")?;
-    Ok(Scrape::of(admin)?.sum("atoll_master_log_syncs_total"))
+    let mut sum = 0.0;
+    for server in &ready.chunkservers {
+        let admin = server.admin.context("its metrics are somewhere")?;
+        sum += Scrape::of(admin)?.sum("atoll_chunk_stored_total");
+    }
+    Ok(sum)
 }
 
-/// Starts a command and kills the leader as soon as that has changed anything.
-fn kill_leader_amid(cluster: &DevCluster, command: Command) -> Result<(Node, Running)> {
+/// Files below a directory.
+fn files(directory: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        count += if path.is_dir() { files(&path)? } else { 1 };
+    }
+    Ok(count)
+}
+
+/// Starts a command and kills the leader as soon as so much of what it does is done.
+fn kill_leader_amid(
+    cluster: &DevCluster,
+    command: Command,
+    begun: impl Fn() -> Result<bool>,
+) -> Result<(Node, Running)> {
     let leads = leader(cluster)?;
-    let before = log_writes(cluster, leads)?;
     let running = Running::start(command)?;
-    wait::until("the first change", PATIENCE, || {
-        Ok((log_writes(cluster, leads)? > before).then_some(()))
-    })?;
+    wait::until("the first part of it", PATIENCE, || Ok(begun()?.then_some(())))?;
     cluster.kill9(leads)?;
     Ok((leads, running))
 }
@@ -232,7 +248,9 @@ async fn a_deploy_runs_through_the_death_of_the_leader() -> Result<()> {
     cluster.tell("a deploy of thousands of files");
     let mut deploy = cluster.command();
     deploy.args(["deploy", word(&source), "--site", "big", "--create"]);
-    let (died, running) = kill_leader_amid(&cluster, deploy)?;
+    let before = stored(&cluster)?;
+    let uploads = || -> Result<bool> { Ok(stored(&cluster)? >= before + 300.0) };
+    let (died, running) = kill_leader_amid(&cluster, deploy, uploads)?;
     running.finish(Duration::from_secs(180))?.ok()?;
     cluster.start_node(died)?;
     cluster.wait_healthy()?;
@@ -251,7 +269,8 @@ fn a_copy_into_the_mount_runs_through_the_death_of_the_leader() -> Result<()> {
     let target = cluster.mount().join("copy");
     let mut copy = Command::new("cp");
     copy.args(["-r", word(&source), word(&target)]);
-    let (died, running) = kill_leader_amid(&cluster, copy)?;
+    let copies = || -> Result<bool> { Ok(files(&target)? >= 20) };
+    let (died, running) = kill_leader_amid(&cluster, copy, copies)?;
     running.finish(Duration::from_secs(180))?.ok()?;
     tree.ensure_equals(&Tree::read(&target)?, "the copy in the mount")?;
     cluster.start_node(died)?;
