@@ -98,10 +98,7 @@ pub(crate) async fn take_in(
         Some(addr) => cluster.change_masters(MastersOp::Add { id, addr }).await?,
         None => cluster.masters().await?,
     };
-    let behind = |masters: &[MasterView]| {
-        let found = masters.iter().find(|master| master.id == id);
-        found.map(|master| if master.voter { 0 } else { master.behind })
-    };
+    let behind = |masters: &[MasterView]| masters.iter().find(|master| master.id == id).map(lacks);
     let gone = || Failure::Failed(format!("master-{id} is no member any more"));
     let mut before = behind(&masters).ok_or_else(gone)?;
     let countdown = Countdown::new(&context.out, "entries left", before);
@@ -125,6 +122,16 @@ pub(crate) async fn take_in(
     }
     countdown.clear();
     Ok(cluster.change_masters(MastersOp::Promote { id, instead_of }).await?)
+}
+
+/// How many entries a master lacks before it votes. One that has acknowledged none yet is waited for,
+/// however few there are.
+fn lacks(master: &MasterView) -> u64 {
+    match master {
+        MasterView { voter: true, .. } => 0,
+        MasterView { log_index: 0, behind, .. } => (*behind).max(BEHIND_MAX + 1),
+        MasterView { behind, .. } => *behind,
+    }
 }
 
 fn required(typed: &str) -> Result<u64, Failure> {
@@ -169,6 +176,17 @@ fn note_addresses(context: &Context) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_has_acknowledged_nothing_is_waited_for() {
+        let view = |voter, log_index, behind| {
+            let addr = "10.0.0.4:7000".to_owned();
+            lacks(&MasterView { id: 4, addr, voter, leads: false, log_index, behind })
+        };
+        assert!(view(false, 0, 3) > BEHIND_MAX && view(false, 0, 9000) == 9000);
+        assert_eq!(view(false, 7, 3), 3);
+        assert_eq!(view(true, 0, 9), 0);
+    }
 
     #[test]
     fn masters_are_named_by_role_and_number() {
