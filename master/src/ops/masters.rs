@@ -86,7 +86,9 @@ impl Step<'_> {
         if let Some(member) = members.iter().find(|member| member.id == id) {
             let record = masters::get(&*self.master.consensus.state(), id).map_err(store_failed)?;
             check_stays(id, record)?;
-            if member.addr != addr.to_string() {
+            // By the configuration or by the log.
+            let here = self.master.consensus.member_at(addr) == Some(id);
+            if !here {
                 let message = format!("master {id} is a member already, at {}", member.addr);
                 return Err(WireError::new(Code::Exists, message));
             }
