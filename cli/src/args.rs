@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Node(commands::node::NodeCommand),
     #[command(subcommand)]
     Token(commands::token::TokenCommand),
+    #[command(subcommand)]
+    Dns(commands::dns::DnsCommand),
     Get(commands::get::GetArgs),
     Verify(commands::verify::VerifyArgs),
     Dev(commands::dev::DevArgs),
@@ -273,6 +275,8 @@ mod tests {
             "atoll dev --masters 2",
             "atoll dev add edge",
             "atoll node drain",
+            "atoll dns explain blog.cdn.example",
+            "atoll dns explain blog.cdn.example --client nobody",
             "atoll node replace c1",
             "atoll get https://x --http1 --http2",
         ] {

@@ -95,6 +95,9 @@ pub(crate) struct TlsLines {
 pub(crate) struct DnsLines {
     pub(crate) listen: SocketAddr,
     pub(crate) zone: String,
+    /// All name servers, in the same order in every file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ns_addrs: Vec<IpAddr>,
 }
 
 /// Writes a configuration file; it appears whole or not at all.
@@ -215,7 +218,11 @@ mod tests {
                 key: path("key.pem"),
                 authority: Some(path("ca")),
             },
-            dns: Some(DnsLines { listen: addr(6), zone: "atoll.test".into() }),
+            dns: Some(DnsLines {
+                listen: addr(6),
+                zone: "atoll.test".into(),
+                ns_addrs: vec![[192, 0, 2, 1].into()],
+            }),
         };
         write_config(&path("edge.toml"), &edge).unwrap();
         atoll_edge::Config::load(&path("edge.toml")).unwrap();

@@ -189,7 +189,8 @@ impl Config {
         let tls = self.tls.iter_mut().flat_map(|tls| {
             [Some(&mut tls.cert), Some(&mut tls.key), tls.authority.as_mut()].into_iter().flatten()
         });
-        for path in paths.into_iter().flatten().chain(tls) {
+        let databases = self.dns.iter_mut().flat_map(|dns| &mut dns.mmdb);
+        for path in paths.into_iter().flatten().chain(tls).chain(databases) {
             *path = base.join(&*path);
         }
     }

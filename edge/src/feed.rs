@@ -11,7 +11,7 @@ use atoll_client::Cluster;
 use atoll_net::retry::Pace;
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::NodeId;
-use atoll_proto::cluster::{ClusterView, NodeState, NodeView};
+use atoll_proto::cluster::{ClusterView, Duty, NodeState, NodeView};
 use tokio::sync::watch;
 
 use crate::clock;
@@ -115,7 +115,8 @@ fn dns_view(view: &ClusterView, table: &Table) -> DnsView {
             addrs: edge.public.clone(),
             https_port: edge.https_port,
             ready: is_well(node),
-            weight: node.info.weight,
+            // One that is draining gets no visitors, as long as there are others.
+            weight: if node.duty == Duty::Active { node.info.weight } else { 0 },
         })
     };
     let sites: BTreeSet<String> =
@@ -150,7 +151,7 @@ fn publish(dns: &watch::Sender<Arc<DnsView>>, mut view: DnsView) {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use atoll_proto::ClusterId;
-    use atoll_proto::cluster::{Duty, EdgeInfo, NodeInfo, NodeKind, PgTable};
+    use atoll_proto::cluster::{EdgeInfo, NodeInfo, NodeKind, PgTable};
 
     use super::*;
 
@@ -223,6 +224,10 @@ mod tests {
         assert!(first.edges[0].ready && !first.ready);
         publish(&sender, dns_view(&all, &table));
         assert_eq!(receiver.borrow().serial, first.serial);
+        let mut draining = all.clone();
+        draining.nodes[0].duty = Duty::Draining;
+        publish(&sender, dns_view(&draining, &table));
+        assert_eq!(receiver.borrow().edges[0].weight, 0);
         let fewer = view(vec![node(1, true, false, false)]);
         publish(&sender, dns_view(&fewer, &table));
         assert!(receiver.borrow().serial > first.serial);

@@ -45,7 +45,7 @@ use cache::Cache;
 use dns::DnsView;
 use fetch::Chunks;
 use fetch::origin::Origin;
-use fetch::serve::ShieldService;
+use fetch::serve::{EdgeService, ShieldParts};
 use fetch::shield::Shields;
 use fetch::upstream::Route;
 use http::respond::Responder;
@@ -137,7 +137,8 @@ async fn run_here(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let visitors = bind_visitors(&config)?;
     let dns = match &config.dns {
         Some(dns) if config.has(EdgeRole::Dns) => {
-            Some(dns::bind(dns).await.map_err(|error| RunError::Dns { error })?)
+            let certificate = visitors.as_ref().map(|(_, certificate)| certificate);
+            Some(bind_dns(dns, &config.name, certificate).await?)
         }
         _ => None,
     };
@@ -270,6 +271,8 @@ impl Edge {
                 shutdown.clone(),
             ),
         );
+        let explainer =
+            dns.as_ref().map(|dns| dns::explain::Explainer::new(dns.current(), dns.local_addr()));
         let mut names = None;
         if let Some(dns) = dns {
             let (sender, answers) = watch::channel(Arc::new(DnsView::default()));
@@ -282,11 +285,14 @@ impl Edge {
             "feed",
             feed::run(cluster.clone(), own, shields, index.clone(), names, shutdown.clone()),
         );
-        if let Some(hub) = hub {
-            let service = Arc::new(ShieldService::new(self.chunks.clone(), hub.clone()));
-            tasks.spawn("relay", hub::run(hub, own));
+        let shield = hub.map(|hub| {
+            tasks.spawn("relay", hub::run(hub.clone(), own));
+            ShieldParts::new(self.chunks.clone(), hub)
+        });
+        if shield.is_some() || explainer.is_some() {
+            let service = Arc::new(EdgeService::new(shield, explainer));
             let (endpoint, shutdown) = (self.endpoint.clone(), shutdown.clone());
-            tasks.spawn("shield", async move {
+            tasks.spawn("service", async move {
                 let limits = ServeLimits { drain: http::DRAIN, ..ServeLimits::default() };
                 endpoint.serve(service, limits, shutdown).await;
             });
@@ -331,6 +337,20 @@ fn bind_visitors(config: &Config) -> Result<Option<(Bound, Arc<Certificate>)>, R
     };
     let secret = http::reset::ResetSecret::of(&config.data);
     Ok(Some((http::server::bind(http, https)?.with_secret(secret), certificate)))
+}
+
+async fn bind_dns(
+    config: &dns::DnsConfig,
+    name: &str,
+    certificate: Option<&Arc<Certificate>>,
+) -> Result<dns::DnsListener, RunError> {
+    let mut config = config.clone();
+    config.nsid.get_or_insert_with(|| name.to_owned());
+    let tls = match (config.tls_listen, certificate) {
+        (Some(_), Some(certificate)) => Some(certificate.dns()?),
+        _ => None,
+    };
+    dns::bind(&config, tls).await.map_err(|error| RunError::Dns { error })
 }
 
 fn node_info(config: &Config, addresses: &Addresses) -> NodeInfo {
@@ -412,6 +432,32 @@ fn describe_metrics() {
     describe_counter!("atoll_edge_cache_cleared_total", "Invalidations that emptied the cache.");
     describe_counter!("atoll_edge_erased_chunks_total", "Chunks of the cache taken down.");
     describe_counter!("atoll_edge_invalidated_chunks_total", "Chunks dropped by invalidations.");
+    describe_counter!("atoll_dns_queries_total", "Queries answered, by type, code and transport.");
+    describe_counter!(
+        "atoll_dns_routes_total",
+        "Answers with edges, by the rule that placed the client."
+    );
+    describe_counter!("atoll_dns_packets_dropped_total", "Packets that must not be answered.");
+    describe_counter!(
+        "atoll_dns_responses_limited_total",
+        "Answers not sent: too many equal ones."
+    );
+    describe_counter!("atoll_dns_responses_cut_total", "Answers cut: too many equal ones.");
+    describe_counter!("atoll_dns_replies_unsent_total", "Replies that the system did not take.");
+    describe_counter!("atoll_dns_connections_refused_total", "Connections over the bound.");
+    describe_counter!("atoll_dns_handshakes_failed_total", "TLS handshakes for DNS that failed.");
+    describe_counter!(
+        "atoll_dns_panics_total",
+        "Queries whose answer failed by a mistake of ours."
+    );
+    describe_counter!("atoll_dns_database_reloads_total", "Geographic databases put in force.");
+    describe_counter!("atoll_dns_database_errors_total", "Geographic databases not readable.");
+    describe_gauge!("atoll_dns_database_built_seconds", "When the oldest database was made.");
+    describe_gauge!("atoll_dns_atlas_bytes", "Memory of the table of addresses.");
+    describe_gauge!("atoll_dns_atlas_places", "Different places in the table of addresses.");
+    describe_gauge!("atoll_dns_routes_bytes", "Memory of the answers beside that table.");
+    describe_histogram!("atoll_dns_answer_seconds", "Time of an answer; over UDP of a batch.");
+    describe_histogram!("atoll_dns_build_seconds", "Time of building the answers anew.");
 }
 
 #[cfg(test)]

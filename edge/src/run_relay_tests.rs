@@ -35,6 +35,9 @@ impl Service for Cheat {
                 Ok(Answer::head(EdgeResponse::Log { entries: Vec::new(), upto: Seq(0) }))
             }
             EdgeRequest::Chunk { .. } => Err(WireError::unavailable("no chunks here")),
+            EdgeRequest::ExplainDns { .. } | EdgeRequest::DnsServer => {
+                Err(WireError::invalid("no DNS here"))
+            }
         }
     }
 }

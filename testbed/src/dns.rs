@@ -41,13 +41,21 @@ pub fn ask(
     }
     message.set_edns(edns);
     let packet = message.to_vec()?;
-    let answer = match transport {
-        Transport::Udp => over_udp(server, &packet)?,
-        Transport::Tcp => over_tcp(server, &packet)?,
-    };
+    let answer = exchange(server, transport, &packet)?;
     let answer = Message::from_vec(&answer).context("the answer is a DNS message")?;
     ensure!(answer.metadata.id == message.metadata.id, "the answer has another id");
     Ok(answer)
+}
+
+/// Sends a packet, whatever it is, and returns what comes back.
+///
+/// # Errors
+/// When nothing does.
+pub fn exchange(server: SocketAddr, transport: Transport, packet: &[u8]) -> Result<Vec<u8>> {
+    match transport {
+        Transport::Udp => over_udp(server, packet),
+        Transport::Tcp => over_tcp(server, packet),
+    }
 }
 
 fn over_udp(server: SocketAddr, packet: &[u8]) -> Result<Vec<u8>> {

@@ -206,7 +206,11 @@ fn add_edge(
         public: vec![node.addr.ip()],
         dns_zone: args.zone.clone(),
         tls: TlsLines { cert: "web.pem".into(), key: "web.key".into(), authority: None },
-        dns: Some(DnsLines { listen: any(53), zone: args.zone.clone() }),
+        dns: Some(DnsLines {
+            listen: any(53),
+            zone: args.zone.clone(),
+            ns_addrs: args.edges.iter().map(|edge| edge.addr.ip()).collect(),
+        }),
     };
     write_config(&dir.join("edge.toml"), &file)
 }

@@ -8,6 +8,7 @@ pub(crate) mod cp;
 pub(crate) mod deploy;
 pub(crate) mod deploys;
 pub(crate) mod dev;
+pub(crate) mod dns;
 pub(crate) mod fsck;
 pub(crate) mod get;
 pub(crate) mod init;
@@ -70,6 +71,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Token(command) => token::run(context, command).await,
         Command::Get(args) => Box::pin(get::run(context, args)).await,
         Command::Verify(args) => Box::pin(verify::run(context, args)).await,
+        Command::Dns(command) => dns::run(context, command).await,
         Command::Dev(args) => dev::run(context, args).await,
         Command::Init(args) => init::run(context, &args),
         Command::Master(args) => role::master(context, args).await,

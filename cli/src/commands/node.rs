@@ -15,7 +15,7 @@ use crate::cluster_path::unexpected;
 use crate::connect::Context;
 use crate::report::Failure;
 
-/// List the nodes of the cluster; drain and replace chunkservers; remove nodes
+/// List, drain, replace and remove the nodes of the cluster
 #[derive(Debug, Subcommand)]
 #[command(after_help = "EXAMPLES
   atoll node ls
@@ -30,16 +30,18 @@ pub(crate) enum NodeCommand {
 `groups` are the placement groups a chunkserver keeps; with `+n` it is still read for n more that
 are moving away from it. `in sync` says whether it has exactly what it should have.")]
     Ls,
-    /// Move what a chunkserver keeps to others; it serves on until that is done
+    /// Move what a chunkserver keeps, or an edge's visitors, to others; it serves on meanwhile
     #[command(after_help = "EXAMPLES
   atoll node drain chunkserver-2
   atoll node drain 2 --wait
+  atoll node drain edge-1
 
-Without --wait, and when this program is stopped, the move goes on; `atoll node ls` shows how many
+An edge leaves the DNS answers within seconds and serves on whoever still comes. Of a chunkserver
+the groups move. Without --wait, and when this program is stopped, the move goes on; `atoll node ls` shows how many
 groups are left. Once none is, `atoll node rm` forgets the server. `atoll node undrain` changes
 your mind.")]
     Drain(DrainArgs),
-    /// Let a chunkserver that was draining or declared lost keep its share again
+    /// Let a node that was draining, or a chunkserver that was declared lost, have its share again
     #[command(after_help = "EXAMPLES
   atoll node undrain chunkserver-2")]
     Undrain(OneNode),
@@ -144,8 +146,7 @@ fn find_chunkserver<'a>(view: &'a ClusterView, typed: &str) -> Result<&'a NodeVi
         return Ok(node);
     }
     Err(Failure::Failed(format!(
-        "{} is an edge: it keeps no chunks that could move; only chunkservers are drained and \
-         replaced",
+        "{} is an edge: it keeps no chunks that could move; only chunkservers are replaced",
         node.info.name
     )))
 }

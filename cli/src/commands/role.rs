@@ -36,11 +36,16 @@ pub(crate) struct ChunkserverArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "EXAMPLES
   atoll edge --config /etc/atoll/edge.toml
+  atoll edge --config /etc/atoll/edge.toml --mmdb /var/lib/geo/city.mmdb
 
 `atoll init` writes such a file.")]
 pub(crate) struct EdgeArgs {
     #[command(flatten)]
     shared: RoleArgs,
+    /// Geographic database for DNS in MaxMind's format, before those of the configuration; may be
+    /// given several times. The file may be replaced while the edge runs
+    #[arg(long, value_name = "FILE")]
+    mmdb: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +92,13 @@ pub(crate) async fn chunkserver(context: &Context, args: ChunkserverArgs) -> Res
 /// Runs an edge.
 pub(crate) async fn edge(context: &Context, args: EdgeArgs) -> Result<(), Failure> {
     let (config, shutdown) = args.shared.begin(context, "edge")?;
-    let config = atoll_edge::Config::load(&config).map_err(said)?;
+    let mut config = atoll_edge::Config::load(&config).map_err(said)?;
+    if !args.mmdb.is_empty() {
+        let Some(dns) = &mut config.dns else {
+            let message = "--mmdb is for edges that answer DNS: this one has no [dns] section";
+            return Err(Failure::Usage(message.to_owned()));
+        };
+        dns.mmdb.splice(..0, args.mmdb);
+    }
     atoll_edge::run(config, shutdown).await.map_err(said)
 }

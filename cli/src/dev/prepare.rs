@@ -262,7 +262,11 @@ impl Files<'_> {
                 key: self.layout.web("key.pem"),
                 authority: Some(self.layout.web_ca()),
             },
-            dns: ports.dns.map(|port| DnsLines { listen: local(port), zone: ZONE.to_owned() }),
+            dns: ports.dns.map(|port| DnsLines {
+                listen: local(port),
+                zone: ZONE.to_owned(),
+                ns_addrs: Vec::new(),
+            }),
         }
     }
 }

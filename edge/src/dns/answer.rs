@@ -1,8 +1,9 @@
 //! From a packet to the reply: pure, without sockets or a clock.
 //!
 //! [`super::listener`] makes an [`Answerer`] for every state of the cluster and calls
-//! [`Answerer::answer`] for every packet. What a packet asks is read by [`super::query`]; what a
-//! name is, by [`super::zone`]; where it leads, by [`super::route`].
+//! [`Answerer::answer`] for every packet that [`super::fast`] leaves to it. What a packet asks is
+//! read by [`super::query`]; what a name is, by [`super::names`]; where it leads, by
+//! [`super::route`].
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -11,7 +12,7 @@ use hickory_proto::{
     rr::{
         DNSClass, Name, RData, Record, RecordType,
         rdata::{
-            HINFO, HTTPS, SVCB,
+            CNAME, HINFO, HTTPS, SVCB,
             opt::EdnsOption,
             svcb::{Alpn, IpHint, SvcParamKey, SvcParamValue},
         },
@@ -19,24 +20,31 @@ use hickory_proto::{
 };
 
 use super::{
-    query::{self, Ask, ClientSubnet, Failure, NoAsk},
-    route::{Client, Family, Picked, RouteTable},
-    zone::{DnsView, Place, SiteNames, Zone, address_records},
+    config::{BadDnsConfig, DnsConfig},
+    cookie::{Cookie, Secret},
+    names::{Names, Node, Place, WireName},
+    query::{
+        self, Ask, ClientSubnet, Failure, NoAsk, OPTION_CLIENT_SUBNET, OPTION_COOKIE, OPTION_NSID,
+    },
+    route::{Client, Family, Picked, Routes},
+    zone::{DnsView, Zones, address_records},
 };
 
 /// UDP payload in bytes that crosses the internet in one piece (DNS flag day 2020): what we
 /// announce, and the most we send however much the asker takes.
-const UDP_BYTES_MAX: u16 = 1232;
+pub(super) const UDP_BYTES_MAX: u16 = 1232;
 /// What every asker takes over UDP (RFC 1035).
-const UDP_BYTES_MIN: u16 = 512;
-/// The option code of EDNS Client Subnet.
-const OPTION_CLIENT_SUBNET: u16 = 8;
+pub(super) const UDP_BYTES_MIN: u16 = 512;
 /// Where the scope stands in a Client Subnet option.
-const SCOPE_AT: usize = 3;
+pub(super) const SCOPE_AT: usize = 3;
 /// Port that HTTPS records do not mention.
-const HTTPS_PORT: u16 = 443;
+pub(super) const HTTPS_PORT: u16 = 443;
 /// Record types that ask for something else than records (RFC 6895 section 3.1).
 const META_TYPES: std::ops::RangeInclusive<u16> = 128..=254;
+/// How many names a chain of CNAME records may have.
+pub(super) const CHAIN_MAX: usize = 8;
+/// Longest name of a server that is told: it must leave room for an answer.
+const NSID_BYTES_MAX: usize = 64;
 
 /// How a packet travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +53,17 @@ pub enum Transport {
     Udp,
     /// Replies up to 65,535 bytes.
     Tcp,
+}
+
+/// Who asks, how and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    /// From where.
+    pub from: IpAddr,
+    /// How the packet came.
+    pub transport: Transport,
+    /// Seconds since the Unix epoch, for cookies; they may wrap around.
+    pub now_secs: u32,
 }
 
 /// A reply, and what to count it under.
@@ -56,15 +75,62 @@ pub struct Answer {
     pub asked: &'static str,
     /// The response code in the names of RFC 6895.
     pub code: &'static str,
+    /// Label of the rule that placed the client, if it was looked for.
+    pub reason: Option<&'static str>,
+    /// Equal for equal answers, for the limit of them.
+    pub same: u64,
+    /// The asker showed a cookie of ours: its address is not forged.
+    pub trusted: bool,
+}
+
+/// What a server tells of itself.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// To those who ask (RFC 5001).
+    pub(super) nsid: Vec<u8>,
+    /// What cookies are made from.
+    pub(super) secret: Secret,
+}
+
+impl Identity {
+    /// Reads it from the configuration; `random` is the secret if none is configured.
+    ///
+    /// # Errors
+    /// When the configured secret is none, or the name is too long.
+    pub fn new(config: &DnsConfig, random: [u8; 16]) -> Result<Identity, BadDnsConfig> {
+        let nsid = config.nsid.clone().unwrap_or_default().into_bytes();
+        if nsid.len() > NSID_BYTES_MAX {
+            return Err(BadDnsConfig::Nsid { most: NSID_BYTES_MAX });
+        }
+        let mut secret = random;
+        if let Some(text) = &config.cookie_secret {
+            let digit =
+                |at: usize| text.as_bytes().get(at).and_then(|d| char::from(*d).to_digit(16));
+            if text.len() != 2 * secret.len() {
+                return Err(BadDnsConfig::CookieSecret);
+            }
+            for (at, byte) in secret.iter_mut().enumerate() {
+                let pair = digit(2 * at).zip(digit(2 * at + 1));
+                let (high, low) = pair.ok_or(BadDnsConfig::CookieSecret)?;
+                // Two digits are a byte.
+                *byte = (high << 4 | low) as u8;
+            }
+        }
+        Ok(Identity { nsid, secret: Secret(secret) })
+    }
 }
 
 /// Answers for one state of the cluster.
 #[derive(Clone, Debug)]
 pub struct Answerer {
-    zone: Arc<Zone>,
-    routes: Arc<RouteTable>,
-    view: Arc<DnsView>,
-    names: SiteNames,
+    pub(super) zones: Arc<Zones>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) view: Arc<DnsView>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) names: Arc<Names>,
+    pub(super) ttl_secs: u32,
+    /// Lifetime and data of SOA records, as they stand in packets.
+    pub(super) soa: (u32, Vec<u8>),
 }
 
 /// What a question comes to, before it is a message.
@@ -78,26 +144,46 @@ struct Outcome {
     additionals: Vec<Record>,
     /// How many bits of the client's subnet mattered.
     scope: u8,
+    reason: Option<&'static str>,
+    /// The name that does not exist is in this zone.
+    missing_in: Option<usize>,
 }
 
 impl Answerer {
-    /// Prepares the names of `view`.
-    pub fn new(zone: Arc<Zone>, routes: Arc<RouteTable>, view: Arc<DnsView>) -> Answerer {
-        let names = SiteNames::new(&zone, &view);
-        Answerer { zone, routes, view, names }
+    /// Prepares the names of `view`; `routes` were made for its edges.
+    pub fn new(
+        zones: Arc<Zones>,
+        routes: Arc<Routes>,
+        view: Arc<DnsView>,
+        identity: Arc<Identity>,
+    ) -> Answerer {
+        let names = Arc::new(zones.tree(&view));
+        let ttl_secs = view.ttl_secs();
+        let soa = zones.soa_bytes(&view).unwrap_or_default();
+        Answerer { zones, routes, view, identity, names, ttl_secs, soa }
     }
 
-    /// The same zone and routes with another state of the cluster.
-    pub fn with_view(&self, view: Arc<DnsView>) -> Answerer {
-        Answerer::new(self.zone.clone(), self.routes.clone(), view)
+    /// The routes in force.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
-    /// The reply to a packet from `from`, or nothing if it must not be answered.
-    pub fn answer(&self, packet: &[u8], from: IpAddr, transport: Transport) -> Option<Answer> {
+    /// The state of the cluster.
+    pub fn view(&self) -> &Arc<DnsView> {
+        &self.view
+    }
+
+    /// The same with other routes, or another state of the cluster.
+    pub fn with(&self, routes: Arc<Routes>, view: Arc<DnsView>) -> Answerer {
+        Answerer::new(self.zones.clone(), routes, view, self.identity.clone())
+    }
+
+    /// The reply to a packet, or nothing if it must not be answered.
+    pub fn answer(&self, packet: &[u8], asker: Asker) -> Option<Answer> {
         let (header, question, edns, outcome) = match query::parse(packet) {
             Ok(Ask { header, question, edns }) => {
                 let subnet = edns.as_ref().and_then(|edns| edns.subnet.as_ref());
-                let outcome = self.outcome(&question, client(subnet, from));
+                let outcome = self.outcome(&question, client(subnet, asker.from));
                 (header, Some(question), edns, outcome)
             }
             Err(NoAsk::Drop) => return None,
@@ -108,15 +194,40 @@ impl Answerer {
         };
         let asked = question.as_ref().map_or("none", |question| type_label(question.query_type));
         let code = code_label(outcome.code);
-        let limit = match transport {
+        let reason = outcome.reason;
+        let same = match (&question, outcome.missing_in) {
+            // However many names do not exist, it is the same answer.
+            (_, Some(zone)) => same_missing(zone),
+            (Some(question), None) if outcome.authoritative => {
+                let name = WireName::of(&question.name);
+                same_answer(name.as_bytes(), question.query_type.into())
+            }
+            _ => same_failure(outcome.code.low()),
+        };
+        let limit = match asker.transport {
             Transport::Tcp => u16::MAX,
             Transport::Udp => edns.as_ref().map_or(UDP_BYTES_MIN, |edns| {
                 edns.payload_bytes.clamp(UDP_BYTES_MIN, UDP_BYTES_MAX)
             }),
         };
-        let message = message(header, question, edns, outcome);
+        let cookie = edns.as_ref().and_then(|edns| Cookie::read(edns.cookie.as_deref()?));
+        let secret = &self.identity.secret;
+        let trusted =
+            cookie.is_some_and(|cookie| cookie.is_ours(secret, asker.from, asker.now_secs));
+        let told = edns.map(|asked| {
+            let mut edns = reply_edns(&asked, outcome.scope);
+            if let Some(cookie) = cookie_option(&asked, secret, asker) {
+                edns.options_mut().insert(EdnsOption::Unknown(OPTION_COOKIE, cookie));
+            }
+            if asked.nsid {
+                let nsid = self.identity.nsid.clone();
+                edns.options_mut().insert(EdnsOption::Unknown(OPTION_NSID, nsid));
+            }
+            edns
+        });
+        let message = message(header, question, told, outcome);
         let packet = encode(message, usize::from(limit))?;
-        Some(Answer { packet, asked, code })
+        Some(Answer { packet, asked, code, reason, same, trusted })
     }
 
     fn outcome(&self, question: &Query, client: Client) -> Outcome {
@@ -126,86 +237,134 @@ impl Answerer {
         match question.query_type {
             RecordType::AXFR | RecordType::IXFR => return Outcome::failed(ResponseCode::Refused),
             RecordType::OPT => return Outcome::failed(ResponseCode::FormErr),
+            RecordType::ANY => {}
             kind if META_TYPES.contains(&u16::from(kind)) => {
                 return Outcome::failed(ResponseCode::NotImp);
             }
             _ => {}
         }
-        let place = self.zone.place(&question.name, &self.view, &self.names);
-        if place == Place::Outside {
-            return Outcome::failed(ResponseCode::Refused);
-        }
-        if !self.view.ready {
-            return Outcome::failed(ResponseCode::ServFail);
-        }
-        match place {
-            Place::Outside | Place::Missing => self.negative(ResponseCode::NXDomain),
-            Place::Empty => self.negative(ResponseCode::NoError),
-            _ if question.query_type == RecordType::ANY => self.any(&question.name),
-            Place::Apex => self.apex(question, client),
-            Place::NameServer(index) => self.name_server(question, index),
-            Place::Host => self.host(question, client),
+        let mut owner = question.name.clone();
+        let mut aliases: Vec<Record> = Vec::new();
+        loop {
+            let place = self.names.find(&WireName::of(&owner));
+            if place == Place::Outside {
+                // What another server has to say is not ours to fetch (RFC 1034 section 4.3.2).
+                if aliases.is_empty() {
+                    return Outcome::failed(ResponseCode::Refused);
+                }
+                return Outcome { authoritative: true, answers: aliases, ..Outcome::default() };
+            }
+            if !self.view.ready {
+                return Outcome::failed(ResponseCode::ServFail);
+            }
+            let node = match place {
+                Place::Outside => return Outcome::failed(ResponseCode::Refused),
+                Place::Missing(zone) => {
+                    // The code is that of the last name (RFC 6604 section 3).
+                    let missing_in = aliases.is_empty().then_some(zone);
+                    let missing = self.negative(ResponseCode::NXDomain, zone);
+                    return Outcome { missing_in, answers: aliases, ..missing };
+                }
+                Place::Here(node) => node,
+            };
+            let alias = node
+                .alias_of
+                .as_ref()
+                .filter(|_| !matches!(question.query_type, RecordType::CNAME | RecordType::ANY));
+            let Some(target) = alias else {
+                let mut outcome = self.at(&owner, node, question.query_type, client);
+                if !aliases.is_empty() {
+                    if outcome.code == ResponseCode::ServFail {
+                        return outcome;
+                    }
+                    aliases.append(&mut outcome.answers);
+                    outcome.answers = aliases;
+                }
+                return outcome;
+            };
+            if aliases.len() == CHAIN_MAX {
+                return Outcome::failed(ResponseCode::ServFail);
+            }
+            let data = RData::CNAME(CNAME(target.clone()));
+            aliases.push(Record::from_rdata(owner, self.ttl_secs, data));
+            owner = target.clone();
         }
     }
 
+    /// What a node holds of a type.
+    fn at(&self, owner: &Name, node: &Node, kind: RecordType, client: Client) -> Outcome {
+        if kind == RecordType::ANY {
+            return self.any(owner, node);
+        }
+        let mut records: Vec<Record> = (node.records.iter())
+            .filter(|(known, ..)| *known == kind)
+            .map(|(_, ttl, data)| Record::from_rdata(owner.clone(), *ttl, data.clone()))
+            .collect();
+        match kind {
+            RecordType::SOA if node.apex => records.push(self.zones.soa(node.zone, &self.view)),
+            RecordType::NS if node.apex => {
+                let outcome = self.positive(node.zone, self.zones.ns(node.zone), 0);
+                return Outcome { additionals: self.zones.glue(), ..outcome };
+            }
+            RecordType::CNAME => {
+                let alias = node.alias_of.iter().cloned().map(|to| RData::CNAME(CNAME(to)));
+                let record = |data| Record::from_rdata(owner.clone(), self.ttl_secs, data);
+                records.extend(alias.map(record));
+            }
+            RecordType::A | RecordType::AAAA | RecordType::HTTPS if node.edges => {
+                return self.host(owner, node.zone, kind, client);
+            }
+            _ => {}
+        }
+        self.positive(node.zone, records, 0)
+    }
+
     /// The name or the type does not exist (RFC 2308).
-    fn negative(&self, code: ResponseCode) -> Outcome {
-        let authorities = vec![self.zone.soa(&self.view)];
+    fn negative(&self, code: ResponseCode, zone: usize) -> Outcome {
+        let authorities = vec![self.zones.soa(zone, &self.view)];
         Outcome { code, authoritative: true, authorities, ..Outcome::default() }
     }
 
     /// The given records, or that there are none of this type.
-    fn positive(&self, answers: Vec<Record>, scope: u8) -> Outcome {
+    fn positive(&self, zone: usize, answers: Vec<Record>, scope: u8) -> Outcome {
         if answers.is_empty() {
-            return Outcome { scope, ..self.negative(ResponseCode::NoError) };
+            return Outcome { scope, ..self.negative(ResponseCode::NoError, zone) };
         }
         Outcome { authoritative: true, answers, scope, ..Outcome::default() }
     }
 
     /// One small record instead of all of them (RFC 8482 section 4.2).
-    fn any(&self, name: &Name) -> Outcome {
-        let data = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
-        self.positive(vec![Record::from_rdata(name.clone(), self.view.ttl_secs(), data)], 0)
-    }
-
-    fn apex(&self, question: &Query, client: Client) -> Outcome {
-        match question.query_type {
-            RecordType::SOA => self.positive(vec![self.zone.soa(&self.view)], 0),
-            RecordType::NS => {
-                let outcome = self.positive(self.zone.ns(), 0);
-                Outcome { additionals: self.zone.glue(), ..outcome }
-            }
-            _ => self.host(question, client),
+    fn any(&self, owner: &Name, node: &Node) -> Outcome {
+        let empty = !node.apex && !node.edges && node.records.is_empty() && node.alias_of.is_none();
+        if empty {
+            return self.negative(ResponseCode::NoError, node.zone);
         }
-    }
-
-    fn name_server(&self, question: &Query, index: usize) -> Outcome {
-        let mut records = self.zone.server_addresses(index, &question.name);
-        records.retain(|record| record.record_type() == question.query_type);
-        self.positive(records, 0)
+        let data = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
+        let record = Record::from_rdata(owner.clone(), self.ttl_secs, data);
+        self.positive(node.zone, vec![record], 0)
     }
 
     /// The edges, for any name that leads to a site.
-    fn host(&self, question: &Query, client: Client) -> Outcome {
-        let (name, ttl) = (&question.name, self.view.ttl_secs());
-        let pick = |family| self.routes.pick(client, &self.view.edges, family);
-        let (records, scope) = match question.query_type {
-            RecordType::A | RecordType::AAAA => {
-                let v4 = question.query_type == RecordType::A;
-                let picked = pick(if v4 { Family::V4 } else { Family::V6 });
-                (address_records(name, &picked.addrs(), ttl), picked.scope_prefix)
-            }
-            RecordType::HTTPS => {
-                let (v4, v6) = (pick(Family::V4), pick(Family::V6));
-                (https_records(name, &v4, &v6, ttl), v4.scope_prefix)
-            }
-            _ => return self.negative(ResponseCode::NoError),
-        };
-        if self.view.edges.is_empty() {
+    fn host(&self, owner: &Name, zone: usize, kind: RecordType, client: Client) -> Outcome {
+        if self.routes.is_empty() {
             // "No such records" would be kept by caches; there is nobody to send visitors to yet.
             return Outcome::failed(ResponseCode::ServFail);
         }
-        self.positive(records, scope)
+        let ttl = self.ttl_secs;
+        let pick = |family| self.routes.pick(client, family);
+        let (records, scope) = match kind {
+            RecordType::HTTPS => {
+                let (v4, v6) = (pick(Family::V4), pick(Family::V6));
+                (https_records(owner, &v4, &v6, ttl), v4.scope_prefix)
+            }
+            _ => {
+                let v4 = kind == RecordType::A;
+                let picked = pick(if v4 { Family::V4 } else { Family::V6 });
+                (address_records(owner, &picked.addrs(), ttl), picked.scope_prefix)
+            }
+        };
+        let reason = Some(self.routes.find(client).reason.label());
+        Outcome { reason, ..self.positive(zone, records, scope) }
     }
 }
 
@@ -213,6 +372,29 @@ impl Outcome {
     fn failed(code: ResponseCode) -> Outcome {
         Outcome { code, ..Outcome::default() }
     }
+}
+
+/// The option of the reply, if the query has one.
+fn cookie_option(asked: &query::Edns, secret: &Secret, asker: Asker) -> Option<Vec<u8>> {
+    let cookie = Cookie::read(asked.cookie.as_deref()?)?;
+    Some(cookie.renewed(secret, asker.from, asker.now_secs).to_vec())
+}
+
+/// Equal for answers to one question.
+pub(super) fn same_answer(name: &[u8], kind: u16) -> u64 {
+    name.iter().chain(&kind.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Equal for all names of a zone that do not exist.
+pub(super) fn same_missing(zone: usize) -> u64 {
+    1 << 32 | zone as u64
+}
+
+/// Equal for all failures with a code.
+pub(super) fn same_failure(code: u8) -> u64 {
+    2 << 32 | u64::from(code)
 }
 
 /// Whom to route: the subnet the resolver told, else (also if the client hides) the resolver.
@@ -269,7 +451,7 @@ fn https(port: u16, v4: &Picked, v6: &Picked) -> SVCB {
 fn message(
     header: query::Header,
     question: Option<Query>,
-    edns: Option<query::Edns>,
+    edns: Option<Edns>,
     outcome: Outcome,
 ) -> Message {
     let mut message = Message::new(header.id, MessageType::Response, header.op_code);
@@ -278,7 +460,7 @@ fn message(
     message.metadata.authoritative = outcome.authoritative;
     message.metadata.response_code = outcome.code;
     message.queries.extend(question);
-    message.edns = edns.map(|edns| reply_edns(&edns, outcome.scope));
+    message.edns = edns;
     message.answers = outcome.answers;
     message.authorities = outcome.authorities;
     message.additionals = outcome.additionals;
@@ -324,12 +506,13 @@ fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
-fn type_label(kind: RecordType) -> &'static str {
+pub(super) fn type_label(kind: RecordType) -> &'static str {
     match kind {
         RecordType::A => "A",
         RecordType::AAAA => "AAAA",
         RecordType::ANY => "ANY",
         RecordType::CAA => "CAA",
+        RecordType::CNAME => "CNAME",
         RecordType::HTTPS => "HTTPS",
         RecordType::NS => "NS",
         RecordType::SOA => "SOA",
@@ -338,7 +521,7 @@ fn type_label(kind: RecordType) -> &'static str {
     }
 }
 
-fn code_label(code: ResponseCode) -> &'static str {
+pub(super) fn code_label(code: ResponseCode) -> &'static str {
     match code {
         ResponseCode::NoError => "NOERROR",
         ResponseCode::FormErr => "FORMERR",

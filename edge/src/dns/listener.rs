@@ -1,6 +1,6 @@
-//! The sockets of the `dns` role: UDP and TCP on one port.
+//! The sockets of the `dns` role: UDP and TCP on one port, and TLS on another.
 //!
-//! [`bind`] takes the port, [`DnsListener::serve`] answers until shutdown, [`run`] is both. What
+//! [`bind`] takes the ports, [`DnsListener::serve`] answers until shutdown, [`run`] is both. What
 //! is answered is decided by [`super::answer`]; this module moves packets, bounds what a peer can
 //! hold, and counts. Every reply needs only what is in memory, so nothing waits for another node.
 
@@ -8,25 +8,32 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use atoll_net::{shutdown::Shutdown, task::Tasks};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream, UdpSocket},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
-    answer::{Answer, Answerer, Transport},
+    answer::{Answerer, Asker, Identity, Transport},
     config::{BadDnsConfig, DnsConfig},
-    route::RouteTable,
-    zone::{DnsView, Zone},
+    follow::{self, Follower},
+    geo::database::DatabaseError,
+    limit::Limiter,
+    route::Routes,
+    tally,
+    udp::{self, Shared},
+    zone::{DnsView, Zones},
 };
+use crate::clock;
 
 /// Longest query we read, in bytes. Real ones stay below 1,500; the limit bounds what a
 /// connection can hold.
@@ -35,15 +42,19 @@ const QUERY_BYTES_MAX: usize = 4096;
 const CONNECTIONS_MAX: usize = 256;
 /// Most queries of one TCP connection, so that nobody keeps a place for ever (RFC 7766 section
 /// 6.2.3 lets a server close when it likes).
-const CONNECTION_QUERIES_MAX: usize = 1000;
+const CONNECTION_QUERIES_MAX: usize = 100_000;
+/// Replies to queries that were sent ahead are gathered up to this many bytes.
+const REPLIES_BYTES: usize = 16 * 1024;
 /// How long a TCP peer may take for one whole query, or to take one reply.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long replies under way may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Pause after an error of a socket, so that a lasting one does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
-/// How often a port from the system is tried that is free for UDP but not for TCP.
+/// How often a port from the system is tried that is free for TCP but not for UDP.
 const BIND_TRIES: usize = 16;
+/// Most threads for UDP.
+const THREADS_MAX: usize = 64;
 
 /// Why DNS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +62,9 @@ pub enum BindError {
     /// The configuration makes no sense.
     #[error(transparent)]
     Config(#[from] BadDnsConfig),
+    /// A geographic database cannot be read.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// The address cannot be had.
     #[error("cannot listen for dns at {listen}")]
     Listen {
@@ -59,16 +73,25 @@ pub enum BindError {
         /// What the system said.
         source: io::Error,
     },
+    /// TLS without a certificate.
+    #[error("dns.tls_listen needs `tls`, the certificate for visitors")]
+    NoCertificate,
 }
 
 /// Bound sockets, not yet answering.
-#[derive(Debug)]
 pub struct DnsListener {
-    udp: UdpSocket,
+    udp: Vec<std::net::UdpSocket>,
     tcp: TcpListener,
+    tls: Option<(TcpListener, TlsAcceptor)>,
     addr: SocketAddr,
-    zone: Arc<Zone>,
-    routes: Arc<RouteTable>,
+    follower: Follower,
+    limiter: Option<Limiter>,
+}
+
+impl std::fmt::Debug for DnsListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsListener").field("addr", &self.addr).finish_non_exhaustive()
+    }
 }
 
 /// Binds and serves until shutdown.
@@ -80,31 +103,62 @@ pub async fn run(
     view: watch::Receiver<Arc<DnsView>>,
     shutdown: Shutdown,
 ) -> Result<(), BindError> {
-    bind(&config).await?.serve(view, shutdown).await;
+    bind(&config, None).await?.serve(view, shutdown).await;
     Ok(())
 }
 
-/// Takes the configured port for UDP and TCP; port 0 takes one that is free for both.
+/// Takes the configured port for UDP and TCP; port 0 takes one that is free for both. Reads the
+/// geographic databases, which takes a while for large ones. `tls` is what a TLS listener needs.
 ///
 /// # Errors
 /// When the configuration cannot be served or the address cannot be bound.
-pub async fn bind(config: &DnsConfig) -> Result<DnsListener, BindError> {
+pub async fn bind(
+    config: &DnsConfig,
+    tls: Option<Arc<rustls::ServerConfig>>,
+) -> Result<DnsListener, BindError> {
     let listen = config.listen;
-    let (udp, tcp, addr) =
-        bind_both(listen).await.map_err(|source| BindError::Listen { listen, source })?;
-    let zone = Arc::new(Zone::new(config, addr)?);
-    let routes = Arc::new(RouteTable::new(&config.regions, &config.region_order));
-    Ok(DnsListener { udp, tcp, addr, zone, routes })
+    let failed = |source| BindError::Listen { listen, source };
+    let (udp, tcp, addr) = bind_both(listen, threads(config)).await.map_err(failed)?;
+    let tls = match (config.tls_listen, tls) {
+        (None, _) => None,
+        (Some(_), None) => return Err(BindError::NoCertificate),
+        (Some(listen), Some(config)) => {
+            let failed = |source| BindError::Listen { listen, source };
+            let listener = TcpListener::bind(listen).await.map_err(failed)?;
+            Some((listener, TlsAcceptor::from(config)))
+        }
+    };
+    let zones = Arc::new(Zones::new(config, addr)?);
+    let identity = Arc::new(Identity::new(config, rand::random())?);
+    let limiter = Limiter::new(&config.rate_limit, rand::random());
+    let own = config.clone();
+    let read = move || follow::read(&own);
+    let (databases, atlas) = atoll_net::task::spawn_blocking("dns-atlas", read)
+        .await
+        .map_err(|error| failed(io::Error::other(error)))??;
+    let view = Arc::new(DnsView::default());
+    let routes = Arc::new(Routes::new(atlas, &view.edges));
+    let answerer = Answerer::new(zones, routes, view, identity);
+    let follower = Follower::new(config.clone(), databases, answerer);
+    Ok(DnsListener { udp, tcp, tls, addr, follower, limiter })
 }
 
-async fn bind_both(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener, SocketAddr)> {
+fn threads(config: &DnsConfig) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    config.udp_threads.unwrap_or_else(processors).clamp(1, THREADS_MAX)
+}
+
+async fn bind_both(
+    listen: SocketAddr,
+    threads: usize,
+) -> io::Result<(Vec<std::net::UdpSocket>, TcpListener, SocketAddr)> {
     let tries = if listen.port() == 0 { BIND_TRIES } else { 1 };
     let mut taken = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..tries {
-        let udp = UdpSocket::bind(listen).await?;
-        let addr = udp.local_addr()?;
-        match TcpListener::bind(addr).await {
-            Ok(tcp) => return Ok((udp, tcp, addr)),
+        let tcp = TcpListener::bind(listen).await?;
+        let addr = tcp.local_addr()?;
+        match udp::bind(addr, threads) {
+            Ok(udp) => return Ok((udp, tcp, addr)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken = error,
             Err(error) => return Err(error),
         }
@@ -118,20 +172,49 @@ impl DnsListener {
         self.addr
     }
 
+    /// The address of the TLS listener, if there is one.
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// What is in force at any time, for explanations.
+    pub fn current(&self) -> Arc<ArcSwap<Answerer>> {
+        self.follower.current()
+    }
+
     /// Answers by the newest `view` until shutdown. When the view's sender is gone, the last view
     /// stays in force: old addresses are better than none.
-    pub async fn serve(self, mut view: watch::Receiver<Arc<DnsView>>, shutdown: Shutdown) {
-        let first = view.borrow_and_update().clone();
-        let answerer = Answerer::new(self.zone, self.routes, first);
-        let current = Arc::new(ArcSwap::from_pointee(answerer));
-        tracing::info!(addr = %self.addr, "answering dns");
-
+    pub async fn serve(self, view: watch::Receiver<Arc<DnsView>>, shutdown: Shutdown) {
+        let current = self.follower.current();
+        let shared = Arc::new(Shared {
+            current: current.clone(),
+            limiter: self.limiter,
+            stop: std::sync::atomic::AtomicBool::new(false),
+        });
+        let threads = match udp::start(self.udp, &shared) {
+            Ok(threads) => threads,
+            Err(error) => {
+                tracing::error!(%error, "cannot start threads for dns");
+                return;
+            }
+        };
+        tracing::info!(addr = %self.addr, threads = threads.len(), "answering dns");
         let tasks = Tasks::new();
-        tasks.spawn("dns_view", until(shutdown.clone(), follow(view, current.clone())));
-        tasks.spawn("dns_udp", until(shutdown.clone(), serve_udp(self.udp, current.clone())));
-        tasks.spawn("dns_tcp", serve_tcp(self.tcp, current, shutdown.clone()));
+        tasks.spawn("dns_follow", until(shutdown.clone(), self.follower.run(view)));
+        let (tcp, of_tcp) = (self.tcp, current.clone());
+        tasks.spawn("dns_tcp", serve_tcp(tcp, None, of_tcp, shutdown.clone()));
+        if let Some((listener, acceptor)) = self.tls {
+            tasks.spawn("dns_tls", serve_tcp(listener, Some(acceptor), current, shutdown.clone()));
+        }
         shutdown.wait().await;
+        shared.stop.store(true, Ordering::Relaxed);
         tasks.drain(DRAIN_MAX * 2).await;
+        // Each looks several times a second.
+        let join =
+            move || threads.into_iter().fold(true, |fine, thread| thread.join().is_ok() && fine);
+        if !matches!(atoll_net::task::spawn_blocking("dns-join", join).await, Ok(true)) {
+            tracing::warn!("a thread for dns ended with a panic");
+        }
     }
 }
 
@@ -143,37 +226,12 @@ async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
     }
 }
 
-/// Puts every new view in force.
-async fn follow(mut view: watch::Receiver<Arc<DnsView>>, current: Arc<ArcSwap<Answerer>>) {
-    while view.changed().await.is_ok() {
-        let next = view.borrow_and_update().clone();
-        current.store(Arc::new(current.load().with_view(next)));
-    }
-}
-
-async fn serve_udp(socket: UdpSocket, current: Arc<ArcSwap<Answerer>>) {
-    let mut buffer = vec![0; QUERY_BYTES_MAX];
-    loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::warn!(%error, "receiving a dns query failed");
-                sleep(ERROR_PAUSE).await;
-                continue;
-            }
-        };
-        let started = Instant::now();
-        let Some(answer) = answer(&current, &buffer[..length], from.ip(), Transport::Udp) else {
-            continue;
-        };
-        if let Err(error) = socket.send_to(&answer.packet, from).await {
-            tracing::debug!(%error, %from, "sending a dns reply failed");
-        }
-        count(&answer, Transport::Udp, started);
-    }
-}
-
-async fn serve_tcp(listener: TcpListener, current: Arc<ArcSwap<Answerer>>, shutdown: Shutdown) {
+async fn serve_tcp(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    current: Arc<ArcSwap<Answerer>>,
+    shutdown: Shutdown,
+) {
     let connections = Tasks::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async {
@@ -190,7 +248,18 @@ async fn serve_tcp(listener: TcpListener, current: Arc<ArcSwap<Answerer>>, shutd
                 metrics::counter!("atoll_dns_connections_refused_total").increment(1);
                 continue;
             };
-            let serve = serve_connection(stream, from.ip(), current.clone(), place);
+            let (current, tls) = (current.clone(), tls.clone());
+            let serve = async move {
+                let Some(tls) = tls else {
+                    return serve_connection(stream, from.ip(), current, place).await;
+                };
+                match timeout(IDLE_MAX, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => serve_connection(stream, from.ip(), current, place).await,
+                    Ok(Err(_)) | Err(_) => {
+                        metrics::counter!("atoll_dns_handshakes_failed_total").increment(1);
+                    }
+                }
+            };
             connections.spawn("dns_connection", until(shutdown.clone(), serve));
         }
     };
@@ -198,35 +267,49 @@ async fn serve_tcp(listener: TcpListener, current: Arc<ArcSwap<Answerer>>, shutd
     connections.drain(DRAIN_MAX).await;
 }
 
-/// Answers the queries of one connection in turn. A peer may send ahead; what it sent waits in
-/// the socket, so one query and one reply is all that a connection holds.
+/// Answers the queries of one connection in turn. A peer may send ahead (RFC 7766 section 6.2.1.1):
+/// what it sent is answered together, and what is beyond that waits in the socket.
 async fn serve_connection(
-    mut stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     from: IpAddr,
     current: Arc<ArcSwap<Answerer>>,
     _place: OwnedSemaphorePermit,
 ) {
-    let (reader, mut writer) = stream.split();
-    let mut reader = BufReader::with_capacity(QUERY_BYTES_MAX, reader);
+    let mut stream = BufReader::with_capacity(2 * QUERY_BYTES_MAX, stream);
     let mut query = Vec::with_capacity(512);
+    let mut replies: Vec<u8> = Vec::new();
+    let mut reply = Vec::new();
     for _ in 0..CONNECTION_QUERIES_MAX {
-        match timeout(IDLE_MAX, read_query(&mut reader, &mut query)).await {
+        match timeout(IDLE_MAX, read_query(&mut stream, &mut query)).await {
             Ok(Ok(())) => {}
             // Silence, the end, or nonsense: there is nobody to talk to.
             Ok(Err(_)) | Err(_) => return,
         }
-        let started = Instant::now();
-        let Some(answer) = answer(&current, &query, from, Transport::Tcp) else {
+        let more =
+            answer(&current, &query, from, &mut reply) && framed(&reply, &mut replies).is_some();
+        // Those that are here already are answered before anything is written.
+        if more && replies.len() < REPLIES_BYTES && has_whole_query(stream.buffer()) {
+            continue;
+        }
+        if !replies.is_empty() {
+            let write = async {
+                stream.write_all(&replies).await?;
+                stream.flush().await
+            };
+            match timeout(IDLE_MAX, write).await {
+                Ok(Ok(())) => replies.clear(),
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+        if !more {
             return;
-        };
-        let Some(framed) = framed(&answer.packet) else {
-            return;
-        };
-        match timeout(IDLE_MAX, writer.write_all(&framed)).await {
-            Ok(Ok(())) => count(&answer, Transport::Tcp, started),
-            Ok(Err(_)) | Err(_) => return,
         }
     }
+}
+
+fn has_whole_query(buffer: &[u8]) -> bool {
+    let length = buffer.first_chunk().map(|length| usize::from(u16::from_be_bytes(*length)));
+    length.is_some_and(|length| buffer.len() >= 2 + length)
 }
 
 /// Reads one query behind its length (RFC 1035 section 4.2.2).
@@ -244,48 +327,47 @@ async fn read_query(
 }
 
 /// Length and packet in one piece, so that they leave in one segment (RFC 7766 section 8).
-fn framed(packet: &[u8]) -> Option<Vec<u8>> {
+fn framed(packet: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let length = u16::try_from(packet.len()).ok()?;
-    let mut framed = Vec::with_capacity(2 + packet.len());
-    framed.extend(length.to_be_bytes());
-    framed.extend(packet);
-    Some(framed)
+    out.extend(length.to_be_bytes());
+    out.extend(packet);
+    Some(())
 }
 
-/// One packet's reply. A panic costs that packet its reply and not everyone theirs.
-fn answer(
-    current: &ArcSwap<Answerer>,
-    packet: &[u8],
-    from: IpAddr,
-    transport: Transport,
-) -> Option<Answer> {
+/// Writes one packet's reply into `reply`; false if there is none. A panic costs that packet its
+/// reply and not everyone theirs.
+fn answer(current: &ArcSwap<Answerer>, packet: &[u8], from: IpAddr, reply: &mut Vec<u8>) -> bool {
+    let started = Instant::now();
     let answerer = current.load();
-    match catch_unwind(AssertUnwindSafe(|| answerer.answer(packet, from, transport))) {
-        Ok(Some(answer)) => Some(answer),
-        Ok(None) => {
+    let now = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // The lower bits are all that cookies take.
+    let asker = Asker { from, transport: Transport::Tcp, now_secs: now.as_secs() as u32 };
+    let answered = catch_unwind(AssertUnwindSafe(|| {
+        if let Some(counted) = answerer.answer_fast(packet, asker, reply) {
+            tally::count_one(&counted, Transport::Tcp);
+            return true;
+        }
+        reply.clear();
+        let Some(answer) = answerer.answer(packet, asker) else { return false };
+        tally::count(&answer, Transport::Tcp);
+        reply.extend_from_slice(&answer.packet);
+        true
+    }));
+    match answered {
+        Ok(true) => {
+            tally::took(Transport::Tcp, started.elapsed());
+            true
+        }
+        Ok(false) => {
             metrics::counter!("atoll_dns_packets_dropped_total").increment(1);
-            None
+            false
         }
         Err(_) => {
             metrics::counter!("atoll_dns_panics_total").increment(1);
             tracing::error!("answering a dns query panicked");
-            None
+            false
         }
     }
-}
-
-fn count(answer: &Answer, transport: Transport, started: Instant) {
-    let transport = match transport {
-        Transport::Udp => "udp",
-        Transport::Tcp => "tcp",
-    };
-    metrics::counter!(
-        "atoll_dns_queries_total",
-        "type" => answer.asked, "rcode" => answer.code, "transport" => transport
-    )
-    .increment(1);
-    metrics::histogram!("atoll_dns_answer_seconds", "transport" => transport)
-        .record(started.elapsed().as_secs_f64());
 }
 
 #[cfg(test)]

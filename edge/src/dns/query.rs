@@ -13,13 +13,18 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder, DecodeError},
 };
 
-use super::subnet::Subnet;
+use super::{cookie::Cookie, subnet::Subnet};
 
 const HEADER_BYTES: usize = 12;
 /// Enough of the header to know that the packet is a query and whose.
 const HEADER_START_BYTES: usize = 4;
 const TYPE_OPT: u16 = 41;
-const OPTION_CLIENT_SUBNET: u16 = 8;
+/// The option of a server that is asked for its name (RFC 5001).
+pub(super) const OPTION_NSID: u16 = 3;
+/// EDNS Client Subnet (RFC 7871).
+pub(super) const OPTION_CLIENT_SUBNET: u16 = 8;
+/// DNS cookies (RFC 7873).
+pub(super) const OPTION_COOKIE: u16 = 10;
 const FAMILY_NONE: u16 = 0;
 const FAMILY_V4: u16 = 1;
 const FAMILY_V6: u16 = 2;
@@ -48,6 +53,10 @@ pub struct Edns {
     pub dnssec_ok: bool,
     /// Client Subnet, if present and the version is one we read.
     pub subnet: Option<ClientSubnet>,
+    /// The COOKIE option (RFC 7873), if present; its length is an allowed one.
+    pub cookie: Option<Vec<u8>>,
+    /// Asks which server this is (RFC 5001).
+    pub nsid: bool,
 }
 
 /// The option as it came, which the reply repeats, and what it means.
@@ -75,16 +84,16 @@ pub struct Ask {
 pub enum NoAsk {
     /// Nothing may be sent back: it is a reply, or too short to be anything.
     Drop,
-    /// An error is sent back.
+    /// Something else than an answer is sent back: an error, or a cookie alone.
     Fail(Box<Failure>),
 }
 
-/// An error reply.
+/// A reply that answers nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// For the reply's header.
     pub header: Header,
-    /// What is wrong.
+    /// What is wrong; `NoError` when only a cookie was asked for.
     pub code: ResponseCode,
     /// The question, if it could be read.
     pub question: Option<Query>,
@@ -106,25 +115,27 @@ pub fn parse(packet: &[u8]) -> Result<Ask, NoAsk> {
     let form_error = |question| fail(ResponseCode::FormErr, question, None);
     let [questions, answers, authorities, additionals] =
         counts(packet).ok_or_else(|| form_error(None))?;
-    if questions != 1 {
-        return Err(form_error(None));
-    }
     let mut decoder = BinDecoder::new(packet);
-    let question = decoder
-        .read_slice(HEADER_BYTES)
-        .and_then(|_| Query::read(&mut decoder))
-        .map_err(|_| form_error(None))?;
-    let opt = records(&mut decoder, u32::from(answers) + u32::from(authorities), additionals)
-        .map_err(|_| form_error(Some(question.clone())))?;
-    let Some(opt) = opt else {
-        return Ok(Ask { header, question, edns: None });
+    decoder.read_slice(HEADER_BYTES).map_err(|_| form_error(None))?;
+    let question = match questions {
+        0 => None,
+        1 => Some(Query::read(&mut decoder).map_err(|_| form_error(None))?),
+        _ => return Err(form_error(None)),
     };
-    match edns(&opt) {
-        Ok(edns) if edns.version > 0 => {
-            Err(fail(ResponseCode::BADVERS, Some(question), Some(edns)))
+    let opt = records(&mut decoder, u32::from(answers) + u32::from(authorities), additionals)
+        .map_err(|_| form_error(question.clone()))?;
+    let edns = opt.map(|opt| edns(&opt)).transpose();
+    match (question, edns) {
+        (question, Ok(Some(edns))) if edns.version > 0 => {
+            Err(fail(ResponseCode::BADVERS, question, Some(edns)))
         }
-        Ok(edns) => Ok(Ask { header, question, edns: Some(edns) }),
-        Err(edns) => Err(fail(ResponseCode::FormErr, Some(question), Some(edns))),
+        (Some(question), Ok(edns)) => Ok(Ask { header, question, edns }),
+        // A client may ask for a cookie alone (RFC 7873 section 5.4).
+        (None, Ok(Some(edns))) if edns.cookie.is_some() => {
+            Err(fail(ResponseCode::NoError, None, Some(edns)))
+        }
+        (None, Ok(edns)) => Err(fail(ResponseCode::FormErr, None, edns)),
+        (question, Err(edns)) => Err(fail(ResponseCode::FormErr, question, Some(edns))),
     }
 }
 
@@ -201,43 +212,62 @@ impl From<DecodeError> for Malformed {
 /// Looks into the OPT record. The error is what to repeat in a FORMERR reply.
 fn edns(opt: &RawOpt<'_>) -> Result<Edns, Edns> {
     let [_, version, flags, _] = opt.ttl.to_be_bytes();
-    let mut edns =
-        Edns { payload_bytes: opt.class, version, dnssec_ok: flags & 0x80 != 0, subnet: None };
+    let mut edns = Edns {
+        payload_bytes: opt.class,
+        version,
+        dnssec_ok: flags & 0x80 != 0,
+        subnet: None,
+        cookie: None,
+        nsid: false,
+    };
     if version > 0 {
         return Ok(edns);
     }
-    match client_subnet(opt.data) {
-        Ok(subnet) => {
-            edns.subnet = subnet;
-            Ok(edns)
-        }
-        Err(Malformed) => Err(edns),
+    match read_options(opt.data, &mut edns) {
+        Ok(()) => Ok(edns),
+        Err(Malformed) => Err(Edns { subnet: None, cookie: None, nsid: false, ..edns }),
     }
 }
 
-/// Finds the first Client Subnet option; the form of all options is checked.
-fn client_subnet(mut options: &[u8]) -> Result<Option<ClientSubnet>, Malformed> {
-    let mut found = None;
-    while !options.is_empty() {
-        let (&[code_high, code_low, length_high, length_low], rest) =
-            options.split_first_chunk::<4>().ok_or(Malformed)?;
-        let length = usize::from(u16::from_be_bytes([length_high, length_low]));
-        let (data, rest) = rest.split_at_checked(length).ok_or(Malformed)?;
-        if u16::from_be_bytes([code_high, code_low]) == OPTION_CLIENT_SUBNET && found.is_none() {
-            found = Some(read_client_subnet(data)?);
+/// Reads the options that we know, of each the first; the form of all is checked.
+fn read_options(mut options: &[u8], edns: &mut Edns) -> Result<(), Malformed> {
+    while let Some((code, data, rest)) = next_option(options)? {
+        match code {
+            OPTION_CLIENT_SUBNET if edns.subnet.is_none() => {
+                let subnet = told_subnet(data).ok_or(Malformed)?;
+                edns.subnet = Some(ClientSubnet { option: data.to_vec(), subnet });
+            }
+            OPTION_COOKIE if edns.cookie.is_none() => {
+                Cookie::read(data).ok_or(Malformed)?;
+                edns.cookie = Some(data.to_vec());
+            }
+            OPTION_NSID => edns.nsid = true,
+            _ => {}
         }
         options = rest;
     }
-    Ok(found)
+    Ok(())
 }
 
-/// RFC 7871 section 6: exactly as many address bytes as the prefix needs, no bits behind it, and
-/// scope 0 in queries; else FORMERR.
-fn read_client_subnet(data: &[u8]) -> Result<ClientSubnet, Malformed> {
-    let (&[family_high, family_low, prefix, scope], addr) =
-        data.split_first_chunk::<4>().ok_or(Malformed)?;
+/// Code and data of the first option, and the options behind it.
+fn next_option(options: &[u8]) -> Result<Option<(u16, &[u8], &[u8])>, Malformed> {
+    if options.is_empty() {
+        return Ok(None);
+    }
+    let (&[code_high, code_low, length_high, length_low], rest) =
+        options.split_first_chunk::<4>().ok_or(Malformed)?;
+    let length = usize::from(u16::from_be_bytes([length_high, length_low]));
+    let (data, rest) = rest.split_at_checked(length).ok_or(Malformed)?;
+    Ok(Some((u16::from_be_bytes([code_high, code_low]), data, rest)))
+}
+
+/// The block that a Client Subnet option tells, or nothing in it if the client does not want to be
+/// located. Nothing at all if the option is malformed (RFC 7871 section 6): exactly as many
+/// address bytes as the prefix needs, no bits behind it, and scope 0 in queries.
+pub(super) fn told_subnet(data: &[u8]) -> Option<Option<Subnet>> {
+    let (&[family_high, family_low, prefix, scope], addr) = data.split_first_chunk::<4>()?;
     if scope != 0 || addr.len() != usize::from(prefix.div_ceil(8)) {
-        return Err(Malformed);
+        return None;
     }
     let subnet = match u16::from_be_bytes([family_high, family_low]) {
         FAMILY_NONE if prefix == 0 => None,
@@ -245,10 +275,9 @@ fn read_client_subnet(data: &[u8]) -> Result<ClientSubnet, Malformed> {
         FAMILY_V6 if prefix <= 128 => {
             Some(block(IpAddr::V6(Ipv6Addr::from(padded(addr))), prefix)?)
         }
-        _ => return Err(Malformed),
+        _ => return None,
     };
-    let located = subnet.filter(|subnet| subnet.prefix() > 0);
-    Ok(ClientSubnet { option: data.to_vec(), subnet: located })
+    Some(subnet.filter(|subnet| subnet.prefix() > 0))
 }
 
 /// The bytes followed by zeros; the caller has checked that there are at most `N`.
@@ -260,9 +289,9 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
     all
 }
 
-fn block(addr: IpAddr, prefix: u8) -> Result<Subnet, Malformed> {
+fn block(addr: IpAddr, prefix: u8) -> Option<Subnet> {
     let subnet = Subnet::of(addr, prefix);
-    if subnet.addr() == addr { Ok(subnet) } else { Err(Malformed) }
+    (subnet.addr() == addr).then_some(subnet)
 }
 
 #[cfg(test)]
@@ -314,10 +343,11 @@ mod tests {
 
     #[test]
     fn an_opt_record_with_a_subnet() {
-        let cookie = [0, 10, 0, 2, 1, 2];
+        let cookie = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 3, 0, 0, 0xff, 0, 0, 1, 9];
         let options = [&cookie[..], &option(&[0, 1, 20, 0, 203, 0, 112])].concat();
         let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &options))).unwrap().edns.unwrap();
         assert_eq!((edns.payload_bytes, edns.dnssec_ok), (4096, true));
+        assert_eq!((edns.cookie.unwrap().len(), edns.nsid), (8, true));
         let subnet = edns.subnet.unwrap();
         assert_eq!(subnet.subnet.unwrap().to_string(), "203.0.112.0/20");
         assert_eq!(subnet.option, [0, 1, 20, 0, 203, 0, 112]);
@@ -354,6 +384,8 @@ mod tests {
         for bad in [
             vec![0],
             vec![0, 10, 0, 1],
+            vec![0, 10, 0, 1, 1],
+            vec![0, 10, 0, 0],
             option(&[]),
             option(&[0, 1, 24]),
             option(&[0, 1, 24, 0, 1, 2]),
@@ -371,6 +403,15 @@ mod tests {
                 "{bad:?}"
             );
         }
+        // A cookie alone may be asked for; nothing else without a question.
+        let alone = [&[0xab, 0xcd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &opt(0, &[0, 10, 0, 8])];
+        let mut alone = alone.concat();
+        alone.extend([7; 8]);
+        let length = alone.len() - 8 - 4 - 2;
+        alone[length..length + 2].copy_from_slice(&[0, 12]);
+        assert_eq!(code(&alone), Some(ResponseCode::NoError));
+        let none = [&[0xab, 0xcd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &opt(0, &[])].concat();
+        assert_eq!(code(&none), Some(ResponseCode::FormErr));
         for hidden in [option(&[0, 0, 0, 0]), option(&[0, 1, 0, 0]), option(&[0, 2, 0, 0])] {
             let edns = parse(&packet(0, [1, 0, 0, 1], &opt(0, &hidden))).unwrap().edns.unwrap();
             assert_eq!(edns.subnet.unwrap().subnet, None);

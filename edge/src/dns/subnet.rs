@@ -52,14 +52,9 @@ impl Subnet {
         Subnet::of(self.addr, prefix.min(self.prefix))
     }
 
-    /// Bit `index` of the address, counted from the most significant; the caller keeps `index`
-    /// below the prefix.
-    pub(super) fn bit(self, index: u8) -> usize {
-        let bit = match self.addr {
-            IpAddr::V4(v4) => (v4.to_bits() >> (31 - index)) & 1 == 1,
-            IpAddr::V6(v6) => (v6.to_bits() >> (127 - index)) & 1 == 1,
-        };
-        usize::from(bit)
+    /// Whether an address lies in the block.
+    pub fn covers(self, addr: IpAddr) -> bool {
+        Subnet::of(addr, self.prefix) == self
     }
 }
 
@@ -148,6 +143,7 @@ mod tests {
         assert_eq!(Subnet::of(addr, 24).widened(28).prefix(), 24);
         let v6: IpAddr = "2001:db8:ffff::1".parse().unwrap();
         assert_eq!(Subnet::of(v6, 33).to_string(), "2001:db8:8000::/33");
-        assert_eq!(Subnet::of(v6, 33).bit(32), 1);
+        assert!(Subnet::of(v6, 33).covers(v6) && !Subnet::of(v6, 33).covers(addr));
+        assert!(!Subnet::of(addr, 24).covers("203.0.112.1".parse().unwrap()));
     }
 }

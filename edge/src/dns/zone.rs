@@ -1,21 +1,26 @@
-//! What the zone holds: its own records, and which names exist.
+//! What the zones hold: their own records, and which names exist.
 //!
-//! [`super::answer`] asks. [`Zone`] is fixed by the configuration; [`SiteNames`] follows the
+//! [`super::answer`] asks. [`Zones`] is fixed by the configuration; the [`Names`] follow the
 //! [`DnsView`] that the edge's index publishes from the master's node feed. Which edges a name
 //! leads to is not decided here but in [`super::route`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
-use hickory_proto::rr::{
-    Name, RData, Record,
-    rdata::{NS, SOA},
+use hickory_proto::{
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{NS, SOA},
+    },
+    serialize::binary::BinEncodable,
 };
 
 use super::{
     config::{BadDnsConfig, DnsConfig},
+    names::Names,
+    record,
     route::{self, EdgeView},
 };
 
@@ -39,7 +44,7 @@ pub struct DnsView {
     pub edges: Vec<EdgeView>,
     /// Names of the sites.
     pub sites: BTreeSet<String>,
-    /// Custom domains and the site each belongs to; only those within the zone are answered.
+    /// Custom domains and the site each belongs to; only those within a zone are answered.
     pub domains: BTreeMap<String, String>,
     /// Serial of the SOA record; grows with every change.
     pub serial: u32,
@@ -52,59 +57,54 @@ impl DnsView {
     }
 }
 
-/// What a name is in the zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The name is not within the zone.
-    Outside,
-    /// The zone's own name: SOA, NS, and the edges.
-    Apex,
-    /// The name server with this index.
-    NameServer(usize),
-    /// A site, an alias of one, or a custom domain: the edges.
-    Host,
-    /// Nothing is at the name, but something is below it (RFC 8020: it exists).
-    Empty,
-    /// The name does not exist, nor anything below it.
-    Missing,
-}
-
-/// The fixed part of the zone.
+/// The fixed part of the zones.
 #[derive(Clone, Debug)]
-pub struct Zone {
-    apex: Name,
-    /// The apex as [`text_of`] writes it.
-    apex_text: String,
+pub struct Zones {
+    /// The zones' names; the first is the one that sites have their names in.
+    apexes: Vec<Name>,
     mailbox: Name,
     servers: Vec<NameServer>,
+    records: Vec<record::StaticRecord>,
 }
 
-/// One of the zone's name servers.
+/// A name server of the zones.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct NameServer {
-    name: Name,
-    addrs: Vec<IpAddr>,
+pub struct NameServer {
+    /// Its name, in the first zone.
+    pub(super) name: Name,
+    /// Its addresses.
+    pub addrs: Vec<IpAddr>,
 }
 
-impl Zone {
-    /// Reads the zone from the configuration. `listen` is the bound address, which is `ns1` when
+impl NameServer {
+    /// Its name, with a final dot.
+    pub fn name(&self) -> String {
+        self.name.to_ascii()
+    }
+}
+
+impl Zones {
+    /// Reads the zones from the configuration. `listen` is the bound address, which is `ns1` when
     /// no other is configured.
     ///
     /// # Errors
-    /// When the zone's name cannot be one, or no address of a name server is known.
-    pub fn new(config: &DnsConfig, listen: SocketAddr) -> Result<Zone, BadDnsConfig> {
-        let bad = |reason| BadDnsConfig::Zone { zone: config.zone.clone(), reason };
-        let mut apex = Name::from_ascii(config.zone.trim_end_matches('.'))
-            .map_err(|_| bad("is not a domain name"))?
-            .to_lowercase();
-        apex.set_fqdn(true);
-        if apex.is_root() {
-            return Err(bad("must not be the root"));
+    /// When a zone's name cannot be one, a record cannot be served, or no address of a name
+    /// server is known.
+    pub fn new(config: &DnsConfig, listen: SocketAddr) -> Result<Zones, BadDnsConfig> {
+        let mut apexes: Vec<Name> = Vec::new();
+        for text in std::iter::once(&config.zone).chain(&config.zones) {
+            let apex = apex(text)?;
+            if apexes.contains(&apex) {
+                let reason = "is configured twice";
+                return Err(BadDnsConfig::Zone { zone: text.clone(), reason });
+            }
+            apexes.push(apex);
         }
-        let apex_text =
-            text_of(&apex).ok_or_else(|| bad("may hold only a-z, 0-9, '-', '_' and dots"))?;
+        let first = &apexes[0];
         let below = |label: &str| {
-            apex.prepend_label(label).map_err(|_| bad("leaves no room for names below it"))
+            let reason = "leaves no room for names below it";
+            let bad = |_| BadDnsConfig::Zone { zone: config.zone.clone(), reason };
+            first.prepend_label(label).map_err(bad)
         };
         // The longest label a site can have must fit, or an answer could not be written.
         below(&"x".repeat(63))?;
@@ -119,33 +119,68 @@ impl Zone {
         for (index, addrs) in by_server(addrs).into_iter().enumerate() {
             servers.push(NameServer { name: below(&format!("ns{}", index + 1))?, addrs });
         }
-        Ok(Zone { mailbox: below("hostmaster")?, apex_text, servers, apex })
+        let records = record::read_all(&config.records, &apexes)?;
+        Ok(Zones { mailbox: below("hostmaster")?, servers, records, apexes })
     }
 
-    /// What `name` is, given the names the sites have.
-    pub fn place(&self, name: &Name, view: &DnsView, names: &SiteNames) -> Place {
-        if !self.apex.zone_of(name) {
-            return Place::Outside;
-        }
-        if self.apex.num_labels() == name.num_labels() {
-            return Place::Apex;
-        }
-        if let Some(index) = self.servers.iter().position(|server| server.name == *name) {
-            return Place::NameServer(index);
-        }
-        // A name with unusual bytes is none that a site can have.
-        let Some(text) = text_of(name) else {
-            return Place::Missing;
-        };
-        let label = text.strip_suffix(&self.apex_text).and_then(|text| text.strip_suffix('.'));
-        if names.hosts.contains(&text) || label.is_some_and(|label| is_site(label, view)) {
-            return Place::Host;
-        }
-        if names.empty.contains(&text) { Place::Empty } else { Place::Missing }
+    /// The zones' names, with a final dot.
+    pub fn names(&self) -> Vec<String> {
+        self.apexes.iter().map(Name::to_ascii).collect()
     }
 
-    /// The SOA record.
-    pub fn soa(&self, view: &DnsView) -> Record {
+    /// The name servers.
+    pub fn servers(&self) -> &[NameServer] {
+        &self.servers
+    }
+
+    /// Every name that exists in a state of the cluster.
+    pub(super) fn tree(&self, view: &DnsView) -> Names {
+        let mut names = Names::new(&self.apexes);
+        let first = &self.apexes[0];
+        // The first zone's own name leads to the edges, as any name of a site does.
+        let sites = view.sites.iter().filter_map(|site| first.prepend_label(site.as_str()).ok());
+        let domains = view.domains.keys().filter_map(|domain| {
+            let mut name = Name::from_ascii(domain).ok()?;
+            name.set_fqdn(true);
+            Some(name)
+        });
+        for name in std::iter::once(first.clone()).chain(sites).chain(domains) {
+            // A custom domain may be anywhere: those outside of our zones are not ours to answer.
+            if let Some(node) = names.node(&name) {
+                node.edges = true;
+            }
+        }
+        for record in &self.records {
+            let Some(node) = names.node(&record.name) else { continue };
+            match &record.data {
+                RData::CNAME(target) => {
+                    node.alias_of = Some(target.0.clone());
+                    node.edges = false;
+                }
+                data => {
+                    if matches!(data, RData::A(_) | RData::AAAA(_)) {
+                        node.edges = false;
+                    }
+                    node.records.push((data.record_type(), record.ttl, data.clone()));
+                }
+            }
+        }
+        for server in &self.servers {
+            let Some(node) = names.node(&server.name) else { continue };
+            // A site of this name would leave the zone without a name server.
+            node.edges = false;
+            node.alias_of = None;
+            node.records.retain(|(kind, ..)| !matches!(kind, RecordType::A | RecordType::AAAA));
+            for addr in &server.addrs {
+                let data = address(*addr);
+                node.records.push((data.record_type(), NS_TTL_SECS, data));
+            }
+        }
+        names
+    }
+
+    /// The SOA record of a zone.
+    pub fn soa(&self, zone: usize, view: &DnsView) -> Record {
         let ttl = view.ttl_secs();
         let soa = SOA::new(
             self.primary(),
@@ -156,90 +191,66 @@ impl Zone {
             SOA_EXPIRE_SECS,
             ttl,
         );
-        Record::from_rdata(self.apex.clone(), ttl, RData::SOA(soa))
+        Record::from_rdata(self.apexes[zone].clone(), ttl, RData::SOA(soa))
     }
 
-    /// The NS records.
-    pub fn ns(&self) -> Vec<Record> {
+    /// Lifetime and data of the SOA record as they stand in packets.
+    pub(super) fn soa_bytes(&self, view: &DnsView) -> Option<(u32, Vec<u8>)> {
+        let record = self.soa(0, view);
+        record.data.to_bytes().ok().map(|data| (record.ttl, data))
+    }
+
+    /// The NS records of a zone.
+    pub fn ns(&self, zone: usize) -> Vec<Record> {
         let record = |server: &NameServer| {
             let data = RData::NS(NS(server.name.clone()));
-            Record::from_rdata(self.apex.clone(), NS_TTL_SECS, data)
+            Record::from_rdata(self.apexes[zone].clone(), NS_TTL_SECS, data)
         };
         self.servers.iter().map(record).collect()
     }
 
-    /// The address records of all name servers, to go with [`Zone::ns`].
+    /// The address records of all name servers, to go with [`Zones::ns`].
     pub fn glue(&self) -> Vec<Record> {
         let records =
             |server: &NameServer| address_records(&server.name, &server.addrs, NS_TTL_SECS);
         self.servers.iter().flat_map(records).collect()
     }
 
-    /// The address records of one name server under the name as it was asked.
-    pub fn server_addresses(&self, index: usize, asked: &Name) -> Vec<Record> {
-        match self.servers.get(index) {
-            Some(server) => address_records(asked, &server.addrs, NS_TTL_SECS),
-            None => Vec::new(),
-        }
-    }
-
     fn primary(&self) -> Name {
         match self.servers.first() {
             Some(server) => server.name.clone(),
-            None => self.apex.clone(),
+            None => self.apexes[0].clone(),
         }
     }
 }
 
-/// Names within the zone that come from custom domains, prepared for look-up. Sites need no
-/// preparation: their label is looked up in the view.
-#[derive(Clone, Debug, Default)]
-pub struct SiteNames {
-    hosts: HashSet<String>,
-    /// Names between a host and the apex that hold nothing themselves.
-    empty: HashSet<String>,
+fn apex(text: &str) -> Result<Name, BadDnsConfig> {
+    let bad = |reason| BadDnsConfig::Zone { zone: text.to_owned(), reason };
+    let mut apex = Name::from_ascii(text.trim_end_matches('.'))
+        .map_err(|_| bad("is not a domain name"))?
+        .to_lowercase();
+    apex.set_fqdn(true);
+    if apex.is_root() {
+        return Err(bad("must not be the root"));
+    }
+    let fine = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !apex.iter().flatten().all(fine) {
+        return Err(bad("may hold only a-z, 0-9, '-', '_' and dots"));
+    }
+    Ok(apex)
 }
 
-impl SiteNames {
-    /// Prepares the names of `view`.
-    pub fn new(zone: &Zone, view: &DnsView) -> SiteNames {
-        let mut names = SiteNames::default();
-        for domain in view.domains.keys() {
-            let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-            let Some(below) =
-                domain.strip_suffix(&zone.apex_text).and_then(|text| text.strip_suffix('.'))
-            else {
-                continue;
-            };
-            let dots = below.match_indices('.').map(|(at, _)| at + 1);
-            names.empty.extend(dots.map(|at| domain[at..].to_owned()));
-            names.hosts.insert(domain);
-        }
-        names
+fn address(addr: IpAddr) -> RData {
+    match addr {
+        IpAddr::V4(v4) => RData::A(v4.into()),
+        IpAddr::V6(v6) => RData::AAAA(v6.into()),
     }
 }
 
 /// Address records of one owner, in the given order.
 pub(super) fn address_records(owner: &Name, addrs: &[IpAddr], ttl: u32) -> Vec<Record> {
-    let record = |addr: &IpAddr| {
-        let data = match *addr {
-            IpAddr::V4(v4) => RData::A(v4.into()),
-            IpAddr::V6(v6) => RData::AAAA(v6.into()),
-        };
-        Record::from_rdata(owner.clone(), ttl, data)
-    };
+    let record = |addr: &IpAddr| Record::from_rdata(owner.clone(), ttl, address(*addr));
     addrs.iter().map(record).collect()
-}
-
-/// Whether the label is a site's, or `<alias>--<site>`. Which aliases exist is not known here,
-/// and need not be: a wrong one gets its 404 from the edge.
-fn is_site(label: &str, view: &DnsView) -> bool {
-    let (alias, site) = match label.split_once("--") {
-        Some((alias, site)) => (Some(alias), site),
-        None => (None, label),
-    };
-    view.sites.contains(site)
-        && alias.is_none_or(|alias| alias.parse::<atoll_proto::AliasName>().is_ok())
 }
 
 /// The addresses of ns1, ns2, … : the first of each family, the second of each, and so on.
@@ -249,93 +260,37 @@ fn by_server(addrs: &[IpAddr]) -> Vec<Vec<IpAddr>> {
     (0..v4.len().max(v6.len())).map(server).collect()
 }
 
-/// The name in lower case without the last dot, or nothing if a label holds other bytes than
-/// host names do. (A dot inside a label would otherwise look like two labels.)
-fn text_of(name: &Name) -> Option<String> {
-    let mut text = String::with_capacity(name.len());
-    for label in name.iter() {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        for byte in label {
-            if !byte.is_ascii_alphanumeric() && *byte != b'-' && *byte != b'_' {
-                return None;
-            }
-            text.push(char::from(byte.to_ascii_lowercase()));
-        }
-    }
-    Some(text)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn zone_of(text: &str) -> Result<Zone, BadDnsConfig> {
+    fn zones_of(text: &str) -> Result<Zones, BadDnsConfig> {
         let config = DnsConfig { zone: text.to_owned(), ..DnsConfig::default() };
-        Zone::new(&config, "127.0.0.1:53".parse().unwrap())
-    }
-
-    #[test]
-    fn names_have_their_place() {
-        let zone = zone_of("Atoll.Test.").unwrap();
-        let view = DnsView {
-            sites: ["docs", "ns1", "a-b"].map(str::to_owned).into(),
-            domains: ["www.deep.atoll.test", "Shop.atoll.test.", "example.org", "xatoll.test"]
-                .map(|domain| (domain.to_owned(), "docs".to_owned()))
-                .into(),
-            ..DnsView::default()
-        };
-        let names = SiteNames::new(&zone, &view);
-        for (name, place) in [
-            ("atoll.test.", Place::Apex),
-            ("ATOLL.test.", Place::Apex),
-            ("docs.atoll.test.", Place::Host),
-            ("DOCS.Atoll.Test.", Place::Host),
-            ("next--docs.atoll.test.", Place::Host),
-            ("n-1--a-b.atoll.test.", Place::Host),
-            ("--docs.atoll.test.", Place::Missing),
-            ("a--b--docs.atoll.test.", Place::Missing),
-            ("docs--next.atoll.test.", Place::Missing),
-            ("x.docs.atoll.test.", Place::Missing),
-            ("nope.atoll.test.", Place::Missing),
-            ("shop.atoll.test.", Place::Host),
-            ("www.deep.atoll.test.", Place::Host),
-            ("deep.atoll.test.", Place::Empty),
-            ("NS1.atoll.test.", Place::NameServer(0)),
-            ("ns2.atoll.test.", Place::Missing),
-            ("example.org.", Place::Outside),
-            ("xatoll.test.", Place::Outside),
-            ("test.", Place::Outside),
-            (".", Place::Outside),
-        ] {
-            let labels = name.split('.').filter(|label| !label.is_empty()).map(str::as_bytes);
-            let name = Name::from_labels(labels).unwrap();
-            assert_eq!(zone.place(&name, &view, &names), place, "{name}");
-        }
-        let dotted = Name::from_labels([&b"www.deep"[..], b"atoll", b"test"]).unwrap();
-        assert_eq!(zone.place(&dotted, &view, &names), Place::Missing);
+        Zones::new(&config, "127.0.0.1:53".parse().unwrap())
     }
 
     #[test]
     fn name_servers_pair_the_families() {
         let addrs = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|addr| addr.parse().unwrap());
         let config = DnsConfig { ns_addrs: addrs.into(), ..DnsConfig::default() };
-        let zone = Zone::new(&config, "0.0.0.0:53".parse().unwrap()).unwrap();
-        assert_eq!(zone.ns().len(), 2);
-        assert_eq!(zone.glue().len(), 3);
-        assert_eq!(zone.servers[0].addrs, addrs[..2]);
-        assert_eq!(zone.servers[1].addrs, addrs[2..]);
+        let zones = Zones::new(&config, "0.0.0.0:53".parse().unwrap()).unwrap();
+        assert_eq!(zones.ns(0).len(), 2);
+        assert_eq!(zones.glue().len(), 3);
+        assert_eq!(zones.servers[0].addrs, addrs[..2]);
+        assert_eq!(zones.servers[1].addrs, addrs[2..]);
     }
 
     #[test]
     fn bad_zones_are_refused() {
         for bad in ["", ".", "a..b", "sp ace.test", &"x.".repeat(120), &"y".repeat(64)] {
-            assert!(matches!(zone_of(bad), Err(BadDnsConfig::Zone { .. })), "{bad}");
+            assert!(matches!(zones_of(bad), Err(BadDnsConfig::Zone { .. })), "{bad}");
         }
+        let twice = DnsConfig { zones: vec!["Atoll.test.".to_owned()], ..DnsConfig::default() };
+        let error = Zones::new(&twice, "127.0.0.1:53".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("twice"), "{error}");
         let config = DnsConfig::default();
-        let any = Zone::new(&config, "[::]:53".parse().unwrap());
+        let any = Zones::new(&config, "[::]:53".parse().unwrap());
         assert!(matches!(any, Err(BadDnsConfig::NoNameServer { .. })));
     }
 }

@@ -1,5 +1,6 @@
-//! A shield's answers to edges: chunks from its cache, fetched once when they are not there, and
-//! the publish log through [`crate::relay::hub`].
+//! What an edge answers other nodes and users: as a shield, chunks from its cache, fetched once when
+//! they are not there, and the publish log through [`crate::relay::hub`]; as a name server, why it
+//! answers what it answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +12,19 @@ use atoll_proto::{ChunkId, Code, Fault, WireError};
 use bytes::Bytes;
 
 use super::{Chunks, FillError, Worth};
+use crate::dns::explain::Explainer;
 use crate::relay::hub::Hub;
 
-/// The service of the role shield.
-pub struct ShieldService {
+/// What a shield answers from.
+pub struct ShieldParts {
     chunks: Arc<Chunks>,
     hub: Arc<Hub>,
 }
 
-impl ShieldService {
-    /// Answers from these chunks, and relays the log.
-    pub fn new(chunks: Arc<Chunks>, hub: Arc<Hub>) -> ShieldService {
-        ShieldService { chunks, hub }
+impl ShieldParts {
+    /// These chunks, and this relay of the log.
+    pub fn new(chunks: Arc<Chunks>, hub: Arc<Hub>) -> ShieldParts {
+        ShieldParts { chunks, hub }
     }
 
     async fn chunk(&self, id: ChunkId) -> Result<Answer<EdgeResponse>, WireError> {
@@ -45,7 +47,33 @@ impl ShieldService {
     }
 }
 
-impl Service for ShieldService {
+/// The service of the roles shield and dns.
+pub struct EdgeService {
+    shield: Option<ShieldParts>,
+    dns: Option<Explainer>,
+}
+
+impl EdgeService {
+    /// Answers from these parts, if it is a shield, and about these names, if it answers DNS.
+    pub fn new(shield: Option<ShieldParts>, dns: Option<Explainer>) -> EdgeService {
+        EdgeService { shield, dns }
+    }
+
+    /// What edges are answered from, and nobody else.
+    fn shield(&self, context: &Context) -> Result<&ShieldParts, WireError> {
+        if context.peer.role != Role::Edge {
+            let message = format!("{} is no edge; shields answer edges only", context.peer);
+            return Err(WireError::new(Code::Denied, message));
+        }
+        self.shield.as_ref().ok_or_else(|| WireError::invalid("this edge is no shield"))
+    }
+
+    fn dns(&self) -> Result<&Explainer, WireError> {
+        self.dns.as_ref().ok_or_else(|| WireError::invalid("this edge answers no DNS"))
+    }
+}
+
+impl Service for EdgeService {
     type Request = EdgeRequest;
     type Response = EdgeResponse;
 
@@ -54,6 +82,8 @@ impl Service for ShieldService {
             EdgeRequest::Chunk { .. } => "chunk",
             EdgeRequest::Follow { .. } => "follow",
             EdgeRequest::Renew { .. } => "renew",
+            EdgeRequest::ExplainDns { .. } => "explain_dns",
+            EdgeRequest::DnsServer => "dns_server",
         }
     }
 
@@ -63,17 +93,24 @@ impl Service for ShieldService {
         request: EdgeRequest,
         _body: Bytes,
     ) -> Result<Answer<EdgeResponse>, WireError> {
-        if context.peer.role != Role::Edge {
-            let message = format!("{} is no edge; shields answer edges only", context.peer);
-            return Err(WireError::new(Code::Denied, message));
-        }
         match request {
-            EdgeRequest::Chunk { id } => self.chunk(id).await,
+            EdgeRequest::Chunk { id } => self.shield(&context)?.chunk(id).await,
             EdgeRequest::Follow { after, ack, wait_ms } => {
                 let wait = Duration::from_millis(wait_ms.into());
-                self.hub.follow(after, ack, wait, context.deadline).await.map(Answer::head)
+                let hub = &self.shield(&context)?.hub;
+                hub.follow(after, ack, wait, context.deadline).await.map(Answer::head)
             }
-            EdgeRequest::Renew { renewal } => self.hub.renew(renewal).await.map(Answer::head),
+            EdgeRequest::Renew { renewal } => {
+                self.shield(&context)?.hub.renew(renewal).await.map(Answer::head)
+            }
+            // What every member of the cluster may see of its nodes, and what DNS tells everyone.
+            EdgeRequest::ExplainDns { name, client, told_prefix } => {
+                let explained = self.dns()?.explain(&name, client, told_prefix)?;
+                Ok(Answer::head(EdgeResponse::DnsExplained(explained)))
+            }
+            EdgeRequest::DnsServer => {
+                Ok(Answer::head(EdgeResponse::DnsServer(self.dns()?.server())))
+            }
         }
     }
 }

@@ -100,6 +100,15 @@ impl Certificate {
         self.config(&[&rustls::version::TLS13], &[b"h3"])
     }
 
+    /// TLS for DNS (RFC 7858): 1.2 and 1.3.
+    ///
+    /// # Errors
+    /// When the provider refuses.
+    pub fn dns(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
+        let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+        Ok(Arc::new(self.config(&versions, &[b"dot"])?))
+    }
+
     fn config(
         self: &Arc<Self>,
         versions: &[&'static SupportedProtocolVersion],

@@ -161,10 +161,16 @@ fn only_chunkservers_that_there_are_have_duties() {
         |node| NodeOp::Lose { node },
     ] {
         says(cluster.node(op(NodeId(99))), Code::NotFound, "there is no node 99");
-        says(cluster.node(op(NodeId(101))), Code::Invalid, "e1 is an edge");
     }
+    says(cluster.node(NodeOp::Lose { node: NodeId(101) }), Code::Invalid, "e1 is an edge");
+    // Name servers send no visitors to an edge that is draining.
+    cluster.drain(101).unwrap();
+    assert_eq!(cluster.duty(101), Duty::Draining);
+    cluster.node(NodeOp::Undrain { node: NodeId(101) }).unwrap();
+    assert_eq!(cluster.duty(101), Duty::Active);
+    cluster.drain(101).unwrap();
     says(cluster.remove(99), Code::NotFound, "there is no node 99");
-    // An edge has no duty; whether it may be forgotten is for the leader to know.
+    // Whether an edge may be forgotten is for the leader to know.
     cluster.remove(101).unwrap();
     says(cluster.remove(101), Code::NotFound, "removed before");
     says(cluster.remove(1), Code::Conflict, "atoll node drain c1");

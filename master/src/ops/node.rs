@@ -1,5 +1,5 @@
-//! Node: what operators want of chunkservers (drain, undrain, lose, remove), and what the leader
-//! finds about those that are silent.
+//! Node: what operators want of chunkservers (drain, undrain, lose, remove) and edges (drain,
+//! undrain, remove), and what the leader finds about those that are silent.
 //!
 //! A duty moves no data by itself: placement ([`crate::tasks::placement`]) sees it and moves the
 //! groups.
@@ -25,6 +25,14 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, now: Now, op: NodeOp) -> Apply<Cha
     if info.kind == NodeKind::Edge && removes(&op) {
         nodes::remove(tx, &info);
         duties::put(tx, info.id, DutyRecord::Removed { at_ms: now.at_ms() });
+        counters::set(tx, Counter::ViewChanged, now.index);
+        return Ok(Changed::Node);
+    }
+    if info.kind == NodeKind::Edge && drains(&op) {
+        // Name servers see it: they send no visitors to an edge that is draining.
+        let drain = matches!(op, NodeOp::Drain { .. });
+        let duty = if drain { Duty::Draining } else { Duty::Active };
+        set(tx, now, info.id, duty, None);
         counters::set(tx, Counter::ViewChanged, now.index);
         return Ok(Changed::Node);
     }
@@ -107,6 +115,10 @@ fn removes(op: &NodeOp) -> bool {
     matches!(op, NodeOp::Remove { .. } | NodeOp::RemoveGone { .. })
 }
 
+fn drains(op: &NodeOp) -> bool {
+    matches!(op, NodeOp::Drain { .. } | NodeOp::Undrain { .. })
+}
+
 fn known(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
     let Some(info) = nodes::get(tx, node)? else {
         let message = match duties::is_removed(tx, node)? {
@@ -121,8 +133,7 @@ fn known(tx: &Transaction<'_>, node: NodeId) -> Apply<NodeInfo> {
 fn chunkserver(info: NodeInfo) -> Apply<NodeInfo> {
     if info.kind != NodeKind::Chunkserver {
         let message = format!(
-            "{} is an edge: it keeps no chunks that could move; only chunkservers are drained and \
-             replaced",
+            "{} is an edge: it keeps no chunks that could move; only chunkservers are replaced",
             info.name
         );
         return Err(WireError::invalid(message).into());

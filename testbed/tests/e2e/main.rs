@@ -11,6 +11,7 @@ mod backup;
 mod bad_input;
 mod dev;
 mod dns;
+mod dns_compliance;
 mod durable;
 mod earlier;
 mod erase;

@@ -111,6 +111,11 @@ const FENCES: &[Fence] = &[
         instead: "keep DNS messages inside edge/src/dns",
     },
     Fence {
+        marks: &["maxminddb::", "use maxminddb;"],
+        inside: &["edge/src/dns/geo/database.rs"],
+        instead: "read geographic databases through Database",
+    },
+    Fence {
         marks: &["quinn::", "use quinn;"],
         inside: &["net/", "edge/src/http/", "cli/src/", "testbed/"],
         instead: "links between nodes are atoll-net's: call, pool, server loop",

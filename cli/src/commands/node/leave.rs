@@ -1,4 +1,4 @@
-//! `atoll node drain|undrain|replace|rm`: chunkservers that go, and waiting until they may.
+//! `atoll node drain|undrain|replace|rm`: nodes that go, and waiting until they may.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ struct DoneObject<'a> {
     groups_leaving: usize,
 }
 
-/// Moves a chunkserver's groups to others.
+/// Moves a chunkserver's groups to others, or an edge's visitors.
 pub(super) async fn drain(
     context: &Context,
     cluster: &Cluster,
@@ -165,7 +165,7 @@ fn check_forced(view: &ClusterView, node: &NodeInfo) -> Result<(), Failure> {
 
 async fn known(cluster: &Cluster, typed: &str) -> Result<NodeInfo, Failure> {
     let view = cluster.refresh_view().await?;
-    Ok(find_chunkserver(&view, typed)?.info.clone())
+    Ok(find(&view, typed)?.info.clone())
 }
 
 async fn done(
@@ -182,6 +182,17 @@ async fn done(
         return context.out.object(&object);
     }
     let left = text::count((groups + groups_leaving) as u64, "group");
+    if node.kind == NodeKind::Edge {
+        context.out.note(if duty == "active" {
+            format!("{name} gets visitors again")
+        } else {
+            format!(
+                "{name} gets no new visitors; those that know its address leave as their answers \
+                 expire, within half a minute"
+            )
+        });
+        return Ok(());
+    }
     match (duty, groups + groups_leaving) {
         ("active", _) => context.out.note(format_args!("{name} keeps its share again")),
         (_, 0) => context

@@ -100,7 +100,7 @@ fn state(node: &NodeView) -> &'static str {
 
 fn duty(node: &NodeView) -> &'static str {
     match (node.duty, node.info.kind) {
-        (_, NodeKind::Edge) => "-",
+        (Duty::Active, NodeKind::Edge) => "-",
         (Duty::Active, _) => "active",
         (Duty::Draining, _) => "draining",
         (Duty::Gone, _) => "gone",

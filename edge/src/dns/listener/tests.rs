@@ -15,8 +15,12 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
+use tokio::net::{TcpStream, UdpSocket};
+
 use super::*;
 use crate::dns::EdgeView;
+use crate::dns::config::RateLimit;
+use crate::dns::mmdb_tests::{Value, write};
 
 /// Long enough for a loaded machine; a test waits for it only when it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,7 +34,11 @@ struct Server {
 
 impl Server {
     async fn start(view: DnsView) -> Server {
-        let listener = bind(&DnsConfig::default()).await.unwrap();
+        Server::start_with(view, DnsConfig { udp_threads: Some(2), ..DnsConfig::default() }).await
+    }
+
+    async fn start_with(view: DnsView, config: DnsConfig) -> Server {
+        let listener = bind(&config, None).await.unwrap();
         let addr = listener.local_addr();
         let (view, views) = watch::channel(Arc::new(view));
         let (trigger, shutdown) = pair();
@@ -55,14 +63,21 @@ impl Server {
 
     async fn tcp(&self, queries: &[Message]) -> Vec<Message> {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        let packets = queries.iter().map(|query| framed(&query.to_vec().unwrap()).unwrap());
-        stream.write_all(&packets.collect::<Vec<_>>().concat()).await.unwrap();
+        let mut packets = Vec::new();
+        queries.iter().for_each(|query| packets.extend(in_frame(query)));
+        stream.write_all(&packets).await.unwrap();
         let mut replies = Vec::new();
         for _ in queries {
             replies.push(read_reply(&mut stream).await);
         }
         replies
     }
+}
+
+fn in_frame(query: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    framed(&query.to_vec().unwrap(), &mut frame).unwrap();
+    frame
 }
 
 async fn read_reply(stream: &mut TcpStream) -> Message {
@@ -144,7 +159,7 @@ async fn a_query_may_come_in_pieces_and_one_that_is_too_long_ends_the_connection
     let server = Server::start(view(1)).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    for byte in framed(&query(9, "docs.atoll.test.").to_vec().unwrap()).unwrap() {
+    for byte in in_frame(&query(9, "docs.atoll.test.")) {
         stream.write_all(&[byte]).await.unwrap();
     }
     assert_eq!(read_reply(&mut stream).await.metadata.id, 9);
@@ -159,7 +174,7 @@ async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_used_again
     let mut held = Vec::new();
     for id in 0..u16::try_from(CONNECTIONS_MAX).unwrap() {
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
-        let packet = framed(&query(id, "docs.atoll.test.").to_vec().unwrap()).unwrap();
+        let packet = in_frame(&query(id, "docs.atoll.test."));
         stream.write_all(&packet).await.unwrap();
         read_reply(&mut stream).await;
         held.push(stream);
@@ -170,7 +185,7 @@ async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_used_again
     let again = async {
         loop {
             let mut stream = TcpStream::connect(server.addr).await.unwrap();
-            let packet = framed(&query(7, "docs.atoll.test.").to_vec().unwrap()).unwrap();
+            let packet = in_frame(&query(7, "docs.atoll.test."));
             if stream.write_all(&packet).await.is_ok() && stream.read_u16().await.is_ok() {
                 break;
             }
@@ -203,6 +218,146 @@ async fn random_bytes_leave_the_server_answering() {
 async fn a_taken_port_is_an_error_that_names_it() {
     let server = Server::start(view(1)).await;
     let config = DnsConfig { listen: server.addr, ..DnsConfig::default() };
-    let error = bind(&config).await.unwrap_err();
+    let error = bind(&config, None).await.unwrap_err();
     assert!(error.to_string().contains(&server.addr.to_string()));
+}
+
+#[tokio::test]
+async fn many_queries_sent_ahead_are_answered_in_turn() {
+    let server = Server::start(view(1)).await;
+    let queries: Vec<Message> = (0..3000).map(|id| query(id, "docs.atoll.test.")).collect();
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let all: Vec<u8> = queries.iter().flat_map(in_frame).collect();
+    let send = async { writer.write_all(&all).await.unwrap() };
+    let read = async {
+        for id in 0..3000 {
+            let mut reply = vec![0; usize::from(reader.read_u16().await.unwrap())];
+            reader.read_exact(&mut reply).await.unwrap();
+            assert_eq!(Message::from_vec(&reply).unwrap().metadata.id, id);
+        }
+    };
+    timeout(PATIENCE, async { tokio::join!(send, read) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_is_cut_and_whoever_is_real_gets_an_answer() {
+    let rate_limit = RateLimit { per_second: 5, exempt: Vec::new() };
+    let config = DnsConfig { rate_limit, udp_threads: Some(2), ..DnsConfig::default() };
+    let server = Server::start_with(view(1), config).await;
+    let docs = query(1, "docs.atoll.test.");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server.addr).await.unwrap();
+    let packet = docs.to_vec().unwrap();
+    let mut buffer = [0; 2048];
+    let (mut whole, mut cut) = (0, 0);
+    let flooded = async {
+        // Until one is cut: some are lost, and how fast they come is not known.
+        while cut == 0 {
+            socket.send(&packet).await.unwrap();
+            while let Ok(length) = socket.try_recv(&mut buffer) {
+                let reply = Message::from_vec(&buffer[..length]).unwrap();
+                assert_eq!(reply.queries, docs.queries);
+                assert_eq!(reply.answers.is_empty(), reply.metadata.truncation);
+                if reply.metadata.truncation { cut += 1 } else { whole += 1 }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, flooded).await.unwrap();
+    assert!(whole > 0);
+    assert_eq!(server.tcp(&[docs]).await[0].answers.len(), 3);
+}
+
+#[tokio::test]
+async fn a_new_database_is_in_force_without_a_restart_and_a_broken_one_is_not() {
+    let text = |text: &str| Value::Text(text.to_owned());
+    let database = |country: &str| {
+        let record = Value::Map(vec![("country_code".to_owned(), text(country))]);
+        write("Test", &[("127.0.0.0/8".parse().unwrap(), record)])
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("geo.mmdb");
+    let put = |bytes: &[u8]| {
+        let new = dir.path().join("new");
+        std::fs::write(&new, bytes).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+    };
+    put(&database("DE"));
+    let mut now = view(1);
+    for (edge, region) in now.edges.iter_mut().zip(["eu", "us", "ap"]) {
+        edge.region = region.to_owned();
+    }
+    let config = DnsConfig { mmdb: vec![path.clone()], ..DnsConfig::default() };
+    let missing = DnsConfig { mmdb: vec![dir.path().join("none.mmdb")], ..config.clone() };
+    assert!(bind(&missing, None).await.unwrap_err().to_string().contains("none.mmdb"));
+    let server = Server::start_with(now, config).await;
+    let docs = query(1, "docs.atoll.test.");
+    let first = async || server.udp(&docs).await.answers.first().map(|record| record.data.clone());
+    let edge = |index: u8| Some(hickory_proto::rr::RData::A([192, 0, index, 0].into()));
+    let becomes = async |index: u8| {
+        let waited = async {
+            while first().await != edge(index) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, waited).await.unwrap();
+    };
+    becomes(1).await;
+    put(b"broken");
+    put(&database("US"));
+    becomes(2).await;
+    put(b"broken");
+    assert_eq!(first().await, edge(2), "the one before stays");
+    put(&database("JP"));
+    becomes(3).await;
+}
+
+#[tokio::test]
+async fn tls_answers_as_tcp_does() {
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+    let made = rcgen::generate_simple_self_signed(["ns.test".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let config = DnsConfig { tls_listen: Some(any), ..DnsConfig::default() };
+    assert!(matches!(bind(&config, None).await, Err(BindError::NoCertificate)));
+    let listener = bind(&config, Some(Arc::new(tls))).await.unwrap();
+    let addr = listener.tls_addr().unwrap();
+    let (_view, views) = watch::channel(Arc::new(view(1)));
+    let (_trigger, shutdown) = pair();
+    let _task = AbortOnDrop::new(spawn("dns", listener.serve(views, shutdown)));
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let answered = async {
+        // The first view is put in force by a task of its own.
+        loop {
+            let stream = TcpStream::connect(addr).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(client.clone()));
+            let name = ServerName::try_from("ns.test").unwrap();
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            stream.write_all(&in_frame(&query(3, "docs.atoll.test."))).await.unwrap();
+            let mut reply = vec![0; usize::from(stream.read_u16().await.unwrap())];
+            stream.read_exact(&mut reply).await.unwrap();
+            let reply = Message::from_vec(&reply).unwrap();
+            assert_eq!(reply.metadata.id, 3);
+            if reply.answers.len() == 3 {
+                break;
+            }
+        }
+    };
+    timeout(PATIENCE, answered).await.unwrap();
 }

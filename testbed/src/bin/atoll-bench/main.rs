@@ -6,6 +6,7 @@
 //! whether a figure is good.
 
 mod deploys;
+mod dns;
 mod latency;
 mod machine;
 mod model;
@@ -62,6 +63,8 @@ enum Command {
     Scenario(scenario::ScenarioArgs),
     /// Publishes under faults from a seed, with visitors at every edge: none may see a stale answer
     Publishes(publishes::PublishesArgs),
+    /// A name server alone, until Ctrl-C, for load generators
+    Dns(dns::DnsArgs),
 }
 
 /// How much of each workload.
@@ -84,6 +87,7 @@ async fn main() -> Result<()> {
         Some(Command::Soak(args)) => Box::pin(soak::run(&cli.atoll, &args)).await,
         Some(Command::Scenario(args)) => scenario::run(&cli.atoll, args).await,
         Some(Command::Publishes(args)) => publishes::run(&cli.atoll, args).await,
+        Some(Command::Dns(args)) => dns::run(args).await,
         None => Box::pin(bench(&cli.atoll, &cli.bench)).await,
     }
 }
