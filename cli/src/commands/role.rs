@@ -98,7 +98,8 @@ pub(crate) async fn edge(context: &Context, args: EdgeArgs) -> Result<(), Failur
             let message = "--mmdb is for edges that answer DNS: this one has no [dns] section";
             return Err(Failure::Usage(message.to_owned()));
         };
-        dns.mmdb.splice(..0, args.mmdb);
+        // Before those of the file; what it yields are the ones replaced, none.
+        drop(dns.mmdb.splice(..0, args.mmdb));
     }
     atoll_edge::run(config, shutdown).await.map_err(said)
 }

@@ -195,15 +195,7 @@ impl Answerer {
         let asked = question.as_ref().map_or("none", |question| type_label(question.query_type));
         let code = code_label(outcome.code);
         let reason = outcome.reason;
-        let same = match (&question, outcome.missing_in) {
-            // However many names do not exist, it is the same answer.
-            (_, Some(zone)) => same_missing(zone),
-            (Some(question), None) if outcome.authoritative => {
-                let name = WireName::of(&question.name);
-                same_answer(name.as_bytes(), question.query_type.into())
-            }
-            _ => same_failure(outcome.code.low()),
-        };
+        let same = self.same(question.as_ref(), &outcome);
         let limit = match asker.transport {
             Transport::Tcp => u16::MAX,
             Transport::Udp => edns.as_ref().map_or(UDP_BYTES_MIN, |edns| {
@@ -228,6 +220,23 @@ impl Answerer {
         let message = message(header, question, told, outcome);
         let packet = encode(message, usize::from(limit))?;
         Some(Answer { packet, asked, code, reason, same, trusted })
+    }
+
+    /// What the answers are counted under that are limited together. Nobody gets more of them by
+    /// asking for other names that lead to the same, or for types that there are none of.
+    fn same(&self, question: Option<&Query>, outcome: &Outcome) -> u64 {
+        if let Some(zone) = outcome.missing_in {
+            return same_missing(zone);
+        }
+        let Some(question) = question.filter(|_| outcome.authoritative) else {
+            return same_failure(outcome.code.low());
+        };
+        match self.names.find(&WireName::of(&question.name)) {
+            Place::Here(node) if outcome.answers.is_empty() => same_answer(node, 0),
+            Place::Here(node) => same_answer(node, question.query_type.into()),
+            Place::Missing(zone) => same_missing(zone),
+            Place::Outside => same_failure(outcome.code.low()),
+        }
     }
 
     fn outcome(&self, question: &Query, client: Client) -> Outcome {
@@ -286,7 +295,7 @@ impl Answerer {
                 return Outcome::failed(ResponseCode::ServFail);
             }
             let data = RData::CNAME(CNAME(target.clone()));
-            aliases.push(Record::from_rdata(owner, self.ttl_secs, data));
+            aliases.push(Record::from_rdata(owner, node.alias_ttl_secs, data));
             owner = target.clone();
         }
     }
@@ -308,7 +317,7 @@ impl Answerer {
             }
             RecordType::CNAME => {
                 let alias = node.alias_of.iter().cloned().map(|to| RData::CNAME(CNAME(to)));
-                let record = |data| Record::from_rdata(owner.clone(), self.ttl_secs, data);
+                let record = |data| Record::from_rdata(owner.clone(), node.alias_ttl_secs, data);
                 records.extend(alias.map(record));
             }
             RecordType::A | RecordType::AAAA | RecordType::HTTPS if node.edges => {
@@ -380,11 +389,9 @@ fn cookie_option(asked: &query::Edns, secret: &Secret, asker: Asker) -> Option<V
     Some(cookie.renewed(secret, asker.from, asker.now_secs).to_vec())
 }
 
-/// Equal for answers to one question.
-pub(super) fn same_answer(name: &[u8], kind: u16) -> u64 {
-    name.iter().chain(&kind.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+/// Equal for answers of a type, and for all that say that a node has none of a type (0).
+pub(super) fn same_answer(node: &Node, kind: u16) -> u64 {
+    node.hash.wrapping_add(u64::from(kind)).wrapping_mul(0x0000_0100_0000_01b3)
 }
 
 /// Equal for all names of a zone that do not exist.

@@ -56,8 +56,9 @@ impl Explainer {
                 let message = format!("{client} does not have {prefix} bits");
                 return Err(WireError::invalid(message));
             }
+            // No bits: the client does not want to be located.
+            Some(0) | None => None,
             Some(prefix) => Some(Subnet::of(client, prefix)),
-            None => None,
         };
         let mut explained = DnsExplained {
             code: String::new(),

@@ -99,8 +99,8 @@ impl Answerer {
                 if node.alias_of.is_some() {
                     return None;
                 }
-                counted.same = same_answer(usual.name.as_bytes(), usual.kind);
                 answers = put_addresses(out, node, usual.kind);
+                counted.same = same_answer(node, if answers == 0 { 0 } else { usual.kind });
                 if answers == 0 {
                     self.put_soa(out, &usual.name, node.zone);
                     authorities = 1;
@@ -111,12 +111,12 @@ impl Answerer {
                 if !plain || !matches!(usual.kind, TYPE_A | TYPE_AAAA | TYPE_HTTPS) {
                     return None;
                 }
-                counted.same = same_answer(usual.name.as_bytes(), usual.kind);
                 let client = opt.and_then(|opt| opt.client);
                 let found = self.routes.find(client.unwrap_or(Client::Resolver(asker.from)));
                 scope = found.scope;
                 counted.reason = Some(found.reason);
                 answers = self.put_edges(out, &found, usual.kind)?;
+                counted.same = same_answer(node, if answers == 0 { 0 } else { usual.kind });
                 if answers == 0 {
                     self.put_soa(out, &usual.name, node.zone);
                     authorities = 1;

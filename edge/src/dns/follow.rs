@@ -101,6 +101,9 @@ impl Follower {
         let mut known = true;
         let first = view.borrow_and_update().clone();
         self.put(None, first).await;
+        // Not a sleep: a state that changes all the time must not put it off.
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = view.changed(), if known => {
@@ -108,7 +111,7 @@ impl Follower {
                     let next = view.borrow_and_update().clone();
                     self.put(None, next).await;
                 }
-                () = tokio::time::sleep(LOOK_EVERY), if !self.files.is_empty() => {
+                _ = look.tick(), if !self.files.is_empty() => {
                     if let Some(atlas) = self.reread().await {
                         let view = view.borrow().clone();
                         self.put(Some(atlas), view).await;

@@ -115,7 +115,7 @@ mod tests {
         let [sent, cut, dropped] = judged;
         assert!((299..=301).contains(&sent), "two seconds' worth, and what comes in: {judged:?}");
         assert!(i32::abs(cut - dropped) <= 1, "{judged:?}");
-        let now = start + 1_000_000;
+        let now = start + 999_000;
         assert_eq!(limiter.judge(victim, 2, now), Judgement::Send, "another answer");
         let neighbour = "192.0.3.7".parse().unwrap();
         assert_eq!(limiter.judge(neighbour, 1, now), Judgement::Send, "another block");

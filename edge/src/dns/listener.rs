@@ -17,7 +17,7 @@ use atoll_net::{shutdown::Shutdown, task::Tasks};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -28,7 +28,9 @@ use super::{
     follow::{self, Follower},
     geo::database::DatabaseError,
     limit::Limiter,
+    places::{Held, Places},
     route::Routes,
+    subnet::Subnet,
     tally,
     udp::{self, Shared},
     zone::{DnsView, Zones},
@@ -38,8 +40,6 @@ use crate::clock;
 /// Longest query we read, in bytes. Real ones stay below 1,500; the limit bounds what a
 /// connection can hold.
 const QUERY_BYTES_MAX: usize = 4096;
-/// Most TCP connections at once; those beyond are closed at once.
-const CONNECTIONS_MAX: usize = 256;
 /// Most queries of one TCP connection, so that nobody keeps a place for ever (RFC 7766 section
 /// 6.2.3 lets a server close when it likes).
 const CONNECTION_QUERIES_MAX: usize = 100_000;
@@ -86,6 +86,8 @@ pub struct DnsListener {
     addr: SocketAddr,
     follower: Follower,
     limiter: Option<Limiter>,
+    /// Blocks that are not limited.
+    exempt: Vec<Subnet>,
 }
 
 impl std::fmt::Debug for DnsListener {
@@ -140,7 +142,8 @@ pub async fn bind(
     let routes = Arc::new(Routes::new(atlas, &view.edges));
     let answerer = Answerer::new(zones, routes, view, identity);
     let follower = Follower::new(config.clone(), databases, answerer);
-    Ok(DnsListener { udp, tcp, tls, addr, follower, limiter })
+    let exempt = config.rate_limit.exempt.clone();
+    Ok(DnsListener { udp, tcp, tls, addr, follower, limiter, exempt })
 }
 
 fn threads(config: &DnsConfig) -> usize {
@@ -195,16 +198,20 @@ impl DnsListener {
             Ok(threads) => threads,
             Err(error) => {
                 tracing::error!(%error, "cannot start threads for dns");
+                // Those that were started.
+                shared.stop.store(true, Ordering::Relaxed);
                 return;
             }
         };
         tracing::info!(addr = %self.addr, threads = threads.len(), "answering dns");
         let tasks = Tasks::new();
         tasks.spawn("dns_follow", until(shutdown.clone(), self.follower.run(view)));
-        let (tcp, of_tcp) = (self.tcp, current.clone());
-        tasks.spawn("dns_tcp", serve_tcp(tcp, None, of_tcp, shutdown.clone()));
+        let places = || Arc::new(Places::new(self.exempt.clone()));
+        let of_tcp = serve_tcp(self.tcp, None, places(), current.clone(), shutdown.clone());
+        tasks.spawn("dns_tcp", of_tcp);
         if let Some((listener, acceptor)) = self.tls {
-            tasks.spawn("dns_tls", serve_tcp(listener, Some(acceptor), current, shutdown.clone()));
+            let of_tls = serve_tcp(listener, Some(acceptor), places(), current, shutdown.clone());
+            tasks.spawn("dns_tls", of_tls);
         }
         shutdown.wait().await;
         shared.stop.store(true, Ordering::Relaxed);
@@ -229,11 +236,11 @@ async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
 async fn serve_tcp(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    places: Arc<Places>,
     current: Arc<ArcSwap<Answerer>>,
     shutdown: Shutdown,
 ) {
     let connections = Tasks::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async {
         loop {
             let (stream, from) = match listener.accept().await {
@@ -244,7 +251,7 @@ async fn serve_tcp(
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Some(place) = places.take(from.ip()) else {
                 metrics::counter!("atoll_dns_connections_refused_total").increment(1);
                 continue;
             };
@@ -273,13 +280,13 @@ async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     from: IpAddr,
     current: Arc<ArcSwap<Answerer>>,
-    _place: OwnedSemaphorePermit,
+    _place: Held,
 ) {
     let mut stream = BufReader::with_capacity(2 * QUERY_BYTES_MAX, stream);
     let mut query = Vec::with_capacity(512);
     let mut replies: Vec<u8> = Vec::new();
     let mut reply = Vec::new();
-    for _ in 0..CONNECTION_QUERIES_MAX {
+    for number in 1..=CONNECTION_QUERIES_MAX {
         match timeout(IDLE_MAX, read_query(&mut stream, &mut query)).await {
             Ok(Ok(())) => {}
             // Silence, the end, or nonsense: there is nobody to talk to.
@@ -288,7 +295,8 @@ async fn serve_connection(
         let more =
             answer(&current, &query, from, &mut reply) && framed(&reply, &mut replies).is_some();
         // Those that are here already are answered before anything is written.
-        if more && replies.len() < REPLIES_BYTES && has_whole_query(stream.buffer()) {
+        let last = !more || number == CONNECTION_QUERIES_MAX;
+        if !last && replies.len() < REPLIES_BYTES && has_whole_query(stream.buffer()) {
             continue;
         }
         if !replies.is_empty() {
@@ -301,7 +309,7 @@ async fn serve_connection(
                 Ok(Err(_)) | Err(_) => return,
             }
         }
-        if !more {
+        if last {
             return;
         }
     }

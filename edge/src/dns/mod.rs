@@ -23,6 +23,7 @@ mod limit;
 pub mod listener;
 mod mmsg;
 mod names;
+mod places;
 pub mod query;
 mod ranges;
 mod record;

@@ -85,17 +85,28 @@ fn parent(name: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// FNV-1a, 64 bits (Fowler, Noll, Vo).
+fn name_hash(name: &[u8]) -> u64 {
+    name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// What is at a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Node {
     /// The number of the zone it is in.
     pub(super) zone: usize,
+    /// Another one for every other name; the names that lead here have it in common.
+    pub(super) hash: u64,
     /// It is the zone's own name: SOA and NS.
     pub(super) apex: bool,
     /// It leads to the edges: A, AAAA and HTTPS.
     pub(super) edges: bool,
     /// It is another name for this one.
     pub(super) alias_of: Option<Name>,
+    /// How long that may be kept, in seconds.
+    pub(super) alias_ttl_secs: u32,
     /// What the operator wrote down, and the addresses of name servers.
     pub(super) records: Vec<(RecordType, u32, RData)>,
 }
@@ -126,7 +137,8 @@ impl Names {
         for (zone, apex) in apexes.iter().enumerate() {
             let wire = WireName::of(apex);
             names.apexes.push(wire.as_bytes().into());
-            let node = Node { zone, apex: true, ..Node::default() };
+            let hash = name_hash(wire.as_bytes());
+            let node = Node { zone, hash, apex: true, ..Node::default() };
             names.nodes.insert(wire.as_bytes().into(), node);
         }
         names
@@ -141,7 +153,8 @@ impl Names {
         while let Some(name) = at
             && !self.nodes.contains_key(name)
         {
-            self.nodes.insert(name.into(), Node { zone, ..Node::default() });
+            let node = Node { zone, hash: name_hash(name), ..Node::default() };
+            self.nodes.insert(name.into(), node);
             at = parent(name);
         }
         self.nodes.get_mut(wire.as_bytes())

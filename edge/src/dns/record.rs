@@ -35,6 +35,9 @@ pub(super) fn read_all(
             reason,
         };
         let name = name(&line.name, &apexes[0]).map_err(bad)?;
+        if name.is_wildcard() {
+            return Err(bad("names with `*` are not answered: write each name".into()));
+        }
         if !apexes.iter().any(|apex| apex.zone_of(&name)) {
             return Err(bad(format!("{name} is in none of the zones of this server")));
         }
@@ -110,6 +113,9 @@ fn caa(text: &str) -> Result<RData, String> {
     let flags: u8 = parts.next().and_then(|flags| flags.parse().ok()).ok_or_else(wrong)?;
     let tag = parts.next().ok_or_else(wrong)?;
     let value = parts.next().ok_or_else(wrong)?.trim().trim_matches('"');
+    if value.len() > TXT_BYTES_MAX {
+        return Err(format!("a value has at most {TXT_BYTES_MAX} bytes"));
+    }
     if tag.is_empty() || tag.len() > 15 || !tag.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(wrong());
     }
@@ -176,6 +182,7 @@ mod tests {
             (&[("a..b", "A", "192.0.2.1")], "not a domain name"),
             (&[("a.other.test.", "A", "192.0.2.1")], "none of the zones"),
             (&[("@", "CNAME", "x")], "own name"),
+            (&[("*.a", "A", "192.0.2.1")], "write each name"),
             (&[("a", "CNAME", "x"), ("A", "TXT", "x")], "beside"),
             (&[("a", "A", "192.0.2.1"), ("a", "CNAME", "x")], "beside"),
             (&[("a", "CNAME", "x"), ("a", "CNAME", "y")], "beside"),

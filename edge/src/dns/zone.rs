@@ -14,7 +14,7 @@ use hickory_proto::{
         Name, RData, Record, RecordType,
         rdata::{NS, SOA},
     },
-    serialize::binary::BinEncodable,
+    serialize::binary::{BinEncodable, BinEncoder, NameEncoding},
 };
 
 use super::{
@@ -155,6 +155,7 @@ impl Zones {
             match &record.data {
                 RData::CNAME(target) => {
                     node.alias_of = Some(target.0.clone());
+                    node.alias_ttl_secs = record.ttl;
                     node.edges = false;
                 }
                 data => {
@@ -197,7 +198,14 @@ impl Zones {
     /// Lifetime and data of the SOA record as they stand in packets.
     pub(super) fn soa_bytes(&self, view: &DnsView) -> Option<(u32, Vec<u8>)> {
         let record = self.soa(0, view);
-        record.data.to_bytes().ok().map(|data| (record.ttl, data))
+        let mut data = Vec::new();
+        {
+            let mut encoder = BinEncoder::new(&mut data);
+            // These bytes stand anywhere in a packet: a pointer within them would lead astray.
+            encoder.set_name_encoding(NameEncoding::Uncompressed);
+            record.data.emit(&mut encoder).ok()?;
+        }
+        Some((record.ttl, data))
     }
 
     /// The NS records of a zone.
@@ -279,6 +287,15 @@ mod tests {
         assert_eq!(zones.glue().len(), 3);
         assert_eq!(zones.servers[0].addrs, addrs[..2]);
         assert_eq!(zones.servers[1].addrs, addrs[2..]);
+    }
+
+    #[test]
+    fn the_bytes_of_the_soa_record_hold_whole_names() {
+        let zones = zones_of("atoll.test").unwrap();
+        let (_, data) = zones.soa_bytes(&DnsView::default()).unwrap();
+        let names = b"\x03ns1\x05atoll\x04test\x00\x0ahostmaster\x05atoll\x04test\x00";
+        assert!(data.starts_with(names), "{data:?}");
+        assert_eq!(data.len(), names.len() + 20);
     }
 
     #[test]

@@ -445,6 +445,39 @@ fn the_usual_questions_are_for_the_hot_path() {
 }
 
 #[test]
+fn other_names_and_types_do_not_get_around_the_limit() {
+    let answerer = answerer(view());
+    let same = |name: &str, kind| {
+        let packet = query(name, kind).to_vec().unwrap();
+        answer(&answerer, &packet, Transport::Udp).unwrap().same
+    };
+    let docs = same("docs.atoll.test.", RecordType::A);
+    for name in ["DOCS.atoll.test.", "a--docs.atoll.test.", "b--docs.atoll.test."] {
+        assert_eq!(same(name, RecordType::A), docs, "{name}");
+    }
+    assert_ne!(same("docs.atoll.test.", RecordType::HTTPS), docs);
+    assert_ne!(same("www.deep.atoll.test.", RecordType::A), docs);
+    let none = same("docs.atoll.test.", RecordType::TXT);
+    assert_eq!(same("a--docs.atoll.test.", RecordType::MX), none);
+    assert_eq!(same("docs.atoll.test.", RecordType::Unknown(6666)), none);
+    let missing = same("nope.atoll.test.", RecordType::A);
+    assert_eq!(same("a.nope.atoll.test.", RecordType::TXT), missing);
+    assert_ne!(same("nope.example.org.", RecordType::A), missing);
+}
+
+#[test]
+fn a_cname_is_kept_as_long_as_it_says() {
+    let answerer = answerer(view());
+    for kind in [RecordType::A, RecordType::CNAME] {
+        let reply = ask(&answerer, &query("www.atoll.test.", kind));
+        assert_eq!(
+            (reply.answers[0].record_type(), reply.answers[0].ttl),
+            (RecordType::CNAME, 600)
+        );
+    }
+}
+
+#[test]
 fn long_replies_are_cut_over_udp_only() {
     let mut view = view();
     for (index, edge) in view.edges.iter_mut().enumerate() {

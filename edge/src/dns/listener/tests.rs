@@ -21,6 +21,7 @@ use super::*;
 use crate::dns::EdgeView;
 use crate::dns::config::RateLimit;
 use crate::dns::mmdb_tests::{Value, write};
+use crate::dns::places::{CONNECTIONS_MAX, OF_BLOCK_MAX};
 
 /// Long enough for a loaded machine; a test waits for it only when it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -194,6 +195,22 @@ async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_used_again
     timeout(PATIENCE, again).await.unwrap();
 }
 
+#[tokio::test]
+async fn one_block_does_not_take_the_connections_of_others() {
+    let rate_limit = RateLimit { exempt: Vec::new(), ..RateLimit::default() };
+    let config = DnsConfig { rate_limit, udp_threads: Some(1), ..DnsConfig::default() };
+    let server = Server::start_with(view(1), config).await;
+    let mut held = Vec::new();
+    for id in 0..u16::try_from(OF_BLOCK_MAX).unwrap() {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(&in_frame(&query(id, "docs.atoll.test."))).await.unwrap();
+        read_reply(&mut stream).await;
+        held.push(stream);
+    }
+    let mut extra = TcpStream::connect(server.addr).await.unwrap();
+    assert!(timeout(PATIENCE, extra.read_u8()).await.unwrap().is_err());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_bytes_leave_the_server_answering() {
     let server = Server::start(view(1)).await;
@@ -294,7 +311,10 @@ async fn a_new_database_is_in_force_without_a_restart_and_a_broken_one_is_not() 
     let server = Server::start_with(now, config).await;
     let docs = query(1, "docs.atoll.test.");
     let first = async || server.udp(&docs).await.answers.first().map(|record| record.data.clone());
-    let edge = |index: u8| Some(hickory_proto::rr::RData::A([192, 0, index, 0].into()));
+    let edge = |index: u8| {
+        let addr = std::net::Ipv4Addr::new(192, 0, index, 0);
+        Some(hickory_proto::rr::RData::A(addr.into()))
+    };
     let becomes = async |index: u8| {
         let waited = async {
             while first().await != edge(index) {
