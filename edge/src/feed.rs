@@ -1,13 +1,15 @@
 //! The view of the cluster, about every two seconds: which shields there are, and what DNS answers.
 //! Sooner while there is nothing in it to go by.
 //!
-//! Started by [`crate::run`]. When the masters are away the last view stays in force.
+//! Started by [`crate::run`]. When the masters are away the last view stays in force, but for what
+//! this node knows better: whether it serves itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use atoll_client::Cluster;
+use atoll_net::admin::Readiness;
 use atoll_net::retry::Pace;
 use atoll_net::shutdown::Shutdown;
 use atoll_proto::NodeId;
@@ -25,13 +27,15 @@ const EVERY: Duration = Duration::from_secs(2);
 /// first time has placed nothing yet, and none of its edges is ready.
 const SOON: Duration = Duration::from_millis(250);
 
-/// Follows the view until shutdown. `dns` is what an edge that answers DNS answers from.
+/// Follows the view until shutdown. `dns` is what an edge that answers DNS answers from, `judged`
+/// whether this node serves.
 pub(crate) async fn run(
     cluster: Cluster,
     own: NodeId,
     shields: Option<Arc<Shields>>,
     index: Arc<Index>,
     dns: Option<watch::Sender<Arc<DnsView>>>,
+    mut judged: watch::Receiver<Readiness>,
     shutdown: Shutdown,
 ) {
     let work = async {
@@ -40,7 +44,22 @@ pub(crate) async fn run(
         let mut pace = Pace::new(EVERY);
         let mut last: Option<Arc<ClusterView>> = None;
         loop {
-            match cluster.refresh_view().await {
+            let refreshed = {
+                let refresh = cluster.refresh_view();
+                tokio::pin!(refresh);
+                loop {
+                    tokio::select! {
+                        refreshed = &mut refresh => break refreshed,
+                        // Masters that do not answer for long are why it may have lost its lease.
+                        Ok(()) = judged.changed() => {}
+                    }
+                    if let (Some(dns), Some(view)) = (&dns, &last) {
+                        let down = (!judged.borrow().ready).then_some(own);
+                        publish(dns, dns_view(view, &index.table(), down));
+                    }
+                }
+            };
+            match refreshed {
                 Ok(view) => {
                     failed = false;
                     if let Some(shields) = &shields {
@@ -67,11 +86,13 @@ pub(crate) async fn run(
                     break;
                 };
                 if let Some(view) = &last {
-                    publish(dns, dns_view(view, &index.table()));
+                    let down = (!judged.borrow().ready).then_some(own);
+                    publish(dns, dns_view(view, &index.table(), down));
                 }
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => break,
                     _ = changes.changed() => {}
+                    Ok(()) = judged.changed() => {}
                 }
             }
         }
@@ -105,8 +126,9 @@ fn healthy_shields(view: &ClusterView, own: NodeId) -> Vec<Shield> {
     view.nodes.iter().filter(is_shield).filter(|node| is_well(node)).map(shield).collect()
 }
 
-/// What DNS answers depend on, without a serial.
-fn dns_view(view: &ClusterView, table: &Table) -> DnsView {
+/// What DNS answers depend on, without a serial. `down` is a node that does not serve, whatever the
+/// view says.
+fn dns_view(view: &ClusterView, table: &Table, down: Option<NodeId>) -> DnsView {
     let edge = |node: &NodeView| {
         let edge = node.info.edge.as_ref().filter(|edge| edge.serves)?;
         Some(EdgeView {
@@ -114,7 +136,7 @@ fn dns_view(view: &ClusterView, table: &Table) -> DnsView {
             region: node.info.region.clone(),
             addrs: edge.public.clone(),
             https_port: edge.https_port,
-            ready: is_well(node),
+            ready: is_well(node) && down != Some(node.info.id),
             // One that is draining gets no visitors, as long as there are others.
             weight: if node.duty == Duty::Active { node.info.weight } else { 0 },
         })
@@ -218,18 +240,22 @@ mod tests {
         let table = Table::empty(ClusterId([0; 16]));
         let (sender, receiver) = watch::channel(Arc::new(DnsView::default()));
         let all = view(vec![node(1, true, false, true), node(2, false, true, true)]);
-        publish(&sender, dns_view(&all, &table));
+        publish(&sender, dns_view(&all, &table, None));
         let first = receiver.borrow().clone();
         assert_eq!(first.edges.len(), 1);
         assert!(first.edges[0].ready && !first.ready);
-        publish(&sender, dns_view(&all, &table));
+        publish(&sender, dns_view(&all, &table, None));
         assert_eq!(receiver.borrow().serial, first.serial);
+        publish(&sender, dns_view(&all, &table, Some(NodeId(2))));
+        assert!(receiver.borrow().edges[0].ready, "another one");
+        publish(&sender, dns_view(&all, &table, Some(NodeId(1))));
+        assert!(!receiver.borrow().edges[0].ready, "it knows better than the masters");
         let mut draining = all.clone();
         draining.nodes[0].duty = Duty::Draining;
-        publish(&sender, dns_view(&draining, &table));
+        publish(&sender, dns_view(&draining, &table, None));
         assert_eq!(receiver.borrow().edges[0].weight, 0);
         let fewer = view(vec![node(1, true, false, false)]);
-        publish(&sender, dns_view(&fewer, &table));
+        publish(&sender, dns_view(&fewer, &table, None));
         assert!(receiver.borrow().serial > first.serial);
     }
 }

@@ -240,6 +240,7 @@ impl Edge {
         dns: Option<dns::DnsListener>,
     ) {
         let (cluster, index, own) = (&self.cluster, &self.index, info.id);
+        let of_feed = judged.clone();
         let expected = self.endpoint.identity_peer().cluster;
         let relays = self.shields.clone().filter(|_| config.relay);
         let uplink = Arc::new(Uplink::new(cluster.clone(), own, relays));
@@ -280,10 +281,10 @@ impl Edge {
             tasks.spawn("dns", async move { dns.serve(answers, shutdown).await });
             names = Some(sender);
         }
-        let shields = self.shields.clone();
+        let (shields, stop) = (self.shields.clone(), shutdown.clone());
         tasks.spawn(
             "feed",
-            feed::run(cluster.clone(), own, shields, index.clone(), names, shutdown.clone()),
+            feed::run(cluster.clone(), own, shields, index.clone(), names, of_feed, stop),
         );
         let shield = hub.map(|hub| {
             tasks.spawn("relay", hub::run(hub.clone(), own));

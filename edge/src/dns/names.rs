@@ -141,6 +141,17 @@ impl Names {
             let node = Node { zone, hash, apex: true, ..Node::default() };
             names.nodes.insert(wire.as_bytes().into(), node);
         }
+        // Of a zone within another: what lies between the two exists.
+        for apex in names.apexes.clone() {
+            let mut at = parent(&apex);
+            while let Some(name) = at
+                && let Some(zone) = names.zone_of(name)
+                && !names.nodes.contains_key(name)
+            {
+                names.insert_empty(name, zone);
+                at = parent(name);
+            }
+        }
         names
     }
 
@@ -153,11 +164,15 @@ impl Names {
         while let Some(name) = at
             && !self.nodes.contains_key(name)
         {
-            let node = Node { zone, hash: name_hash(name), ..Node::default() };
-            self.nodes.insert(name.into(), node);
+            self.insert_empty(name, zone);
             at = parent(name);
         }
         self.nodes.get_mut(wire.as_bytes())
+    }
+
+    fn insert_empty(&mut self, name: &[u8], zone: usize) {
+        let node = Node { zone, hash: name_hash(name), ..Node::default() };
+        self.nodes.insert(name.into(), node);
     }
 
     /// What a name is.
@@ -259,6 +274,12 @@ mod tests {
             (".", "outside"),
         ] {
             assert_eq!(place(text), expected, "{text}");
+        }
+        let within = Names::new(&[name("atoll.test"), name("c.b.a.atoll.test")]);
+        for (text, zone, apex) in [("b.a.atoll.test", 0, false), ("c.b.a.atoll.test", 1, true)] {
+            let wire = WireName::of(&name(text));
+            let Place::Here(node) = within.find(&wire) else { panic!("{text}") };
+            assert_eq!((node.zone, node.apex), (zone, apex), "{text}");
         }
         let dotted = Name::from_labels([&b"www.deep"[..], b"atoll", b"test"]).unwrap();
         assert_eq!(names.find(&WireName::of(&dotted)), Place::Missing(0));
