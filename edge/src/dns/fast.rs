@@ -138,6 +138,25 @@ impl Answerer {
         Some(counted)
     }
 
+    /// Leaves only header, question and EDNS of the reply to a packet and marks it as cut: whoever
+    /// really asked comes back over TCP, or with the cookie in it. False, and nothing is done, if
+    /// that is not for here.
+    pub(super) fn cut_fast(&self, packet: &[u8], asker: Asker, reply: &mut Vec<u8>) -> bool {
+        let Some(usual) = usual(packet) else { return false };
+        let length = HEADER_BYTES + usual.question.len();
+        if reply.len() < length {
+            return false;
+        }
+        reply.truncate(length);
+        reply[2] |= 0x02;
+        reply[6..HEADER_BYTES].fill(0);
+        if let Some(opt) = &usual.opt {
+            self.put_opt(reply, opt, 0, asker);
+            reply[HEADER_BYTES - 1] = 1;
+        }
+        true
+    }
+
     /// The answer section; returns how many records it has. Nothing if that is not for here.
     fn put_edges(&self, out: &mut Vec<u8>, found: &Found<'_>, kind: u16) -> Option<u16> {
         match kind {

@@ -157,7 +157,9 @@ fn answer(
     match limiter.judge(from.ip(), same, now_us) {
         Judgement::Send => {}
         Judgement::Cut => {
-            cut(reply);
+            if !answerer.cut_fast(query, asker, reply) {
+                cut(reply);
+            }
             tally.cut += 1;
         }
         Judgement::Drop => {

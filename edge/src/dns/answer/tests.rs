@@ -466,6 +466,28 @@ fn other_names_and_types_do_not_get_around_the_limit() {
 }
 
 #[test]
+fn a_reply_that_is_cut_for_the_limit_keeps_its_cookie() {
+    let answerer = answerer(view());
+    let mut question = with_edns(query("docs.atoll.test.", RecordType::A), 1232, None);
+    let option = EdnsOption::Unknown(OPTION_COOKIE, vec![1; 8]);
+    question.edns.as_mut().unwrap().options_mut().insert(option);
+    for (question, extended) in
+        [(question, true), (query("docs.atoll.test.", RecordType::A), false)]
+    {
+        let packet = question.to_vec().unwrap();
+        let mut reply = answerer.answer(&packet, asker(Transport::Udp)).unwrap().packet;
+        assert!(answerer.cut_fast(&packet, asker(Transport::Udp), &mut reply));
+        let reply = Message::from_vec(&reply).unwrap();
+        assert!(reply.metadata.truncation && reply.metadata.authoritative);
+        assert!(reply.answers.is_empty() && reply.authorities.is_empty());
+        assert_eq!(reply.queries, question.queries);
+        let cookie = reply.edns.as_ref().and_then(|edns| edns.option(EdnsCode::Cookie));
+        let length = cookie.map(|cookie| Vec::<u8>::try_from(cookie).unwrap().len());
+        assert_eq!(length, extended.then_some(24));
+    }
+}
+
+#[test]
 fn a_cname_is_kept_as_long_as_it_says() {
     let answerer = answerer(view());
     for kind in [RecordType::A, RecordType::CNAME] {
