@@ -37,9 +37,9 @@ are moving away from it. `in sync` says whether it has exactly what it should ha
   atoll node drain edge-1
 
 An edge leaves the DNS answers within seconds and serves on whoever still comes. Of a chunkserver
-the groups move. Without --wait, and when this program is stopped, the move goes on; `atoll node
-ls` shows how many groups are left. Once none is, `atoll node rm` forgets the server. `atoll node
-undrain` changes your mind.")]
+the groups move. Without --wait, and when this program is stopped, the move goes on; how many
+groups are left is in `atoll node ls`. Once none is, `atoll node rm` forgets the server.
+`atoll node undrain` changes your mind.")]
     Drain(DrainArgs),
     /// Let a node that was draining, or a chunkserver that was declared lost, have its share again
     #[command(after_help = "EXAMPLES

@@ -96,7 +96,7 @@ fn data(kind: &str, value: &str, zone: &Name) -> Result<RData, String> {
                 return Err(format!("a text has at most {TXT_BYTES_MAX} bytes"));
             }
             let strings: Vec<&[u8]> = match value.as_bytes() {
-                [] => vec![b""],
+                [] => vec![&b""[..]],
                 bytes => bytes.chunks(TXT_STRING_BYTES).collect(),
             };
             Ok(RData::TXT(TXT::from_bytes(strings)))

@@ -75,7 +75,7 @@ pub(super) async fn run(
         scope_prefix: route.map(|route| route.scope_prefix),
         slack_km: route.map(|route| route.slack_km),
         panic: route.map(|route| route.panic),
-        candidates: route.map_or(&[], |route| route.candidates.as_slice()),
+        candidates: route.map(|route| route.candidates.as_slice()).unwrap_or_default(),
     })
 }
 
