@@ -1,6 +1,6 @@
 //! Many datagrams in one system call: `recvmmsg` and `sendmmsg`.
 //!
-//! The only file of the edge with unsafe code. It owns the buffers that the kernel reads and writes
+//! The only file of DNS with unsafe code. It owns the buffers that the kernel reads and writes
 //! and hands out plain slices; what is in them is decided by [`super::udp`].
 #![allow(unsafe_code, reason = "recvmmsg and sendmmsg take structures of pointers")]
 

@@ -13,8 +13,18 @@ pub enum Asked {
     A,
     /// IPv6 addresses.
     Aaaa,
+    /// Who may issue certificates.
+    Caa,
+    /// Another name.
+    Cname,
     /// Service binding for HTTPS.
     Https,
+    /// Name servers.
+    Ns,
+    /// What a zone says of itself.
+    Soa,
+    /// Text.
+    Txt,
     /// Any other.
     Other,
 }
@@ -46,16 +56,27 @@ pub struct Counted {
 }
 
 impl Asked {
-    const ALL: [&'static str; 4] = ["A", "AAAA", "HTTPS", "other"];
+    const ALL: [&'static str; 9] =
+        ["A", "AAAA", "CAA", "CNAME", "HTTPS", "NS", "SOA", "TXT", "other"];
 
     /// By its number.
     pub(super) fn of(kind: u16) -> Asked {
         match kind {
             1 => Asked::A,
+            2 => Asked::Ns,
+            5 => Asked::Cname,
+            6 => Asked::Soa,
+            16 => Asked::Txt,
             28 => Asked::Aaaa,
             65 => Asked::Https,
+            257 => Asked::Caa,
             _ => Asked::Other,
         }
+    }
+
+    /// As metrics name it.
+    pub(super) fn label(self) -> &'static str {
+        Asked::ALL[self as usize]
     }
 }
 
@@ -69,6 +90,11 @@ impl Code {
             Code::NxDomain => 3,
             Code::Refused => 5,
         }
+    }
+
+    /// As metrics name it.
+    pub(super) fn label(self) -> &'static str {
+        Code::ALL[self as usize]
     }
 }
 
@@ -125,8 +151,7 @@ pub(super) fn count(answer: &Answer, transport: Transport) {
 
 /// Counts one answer of the hot path over a connection.
 pub(super) fn count_one(counted: &Counted, transport: Transport) {
-    let (asked, code) = (Asked::ALL[counted.asked as usize], Code::ALL[counted.code as usize]);
-    queries(asked, code, transport, 1);
+    queries(counted.asked.label(), counted.code.label(), transport, 1);
     if let Some(reason) = counted.reason {
         reasons(reason.label(), 1);
     }

@@ -86,6 +86,7 @@ fn answer(answerer: &Answerer, packet: &[u8], transport: Transport) -> Option<An
     assert_eq!(reply[..12], slow.packet[..12], "the header");
     let reason = fast.reason.map(crate::dns::atlas::Reason::label);
     assert_eq!((fast.same, fast.trusted, reason), (slow.same, slow.trusted, slow.reason));
+    assert_eq!((fast.asked.label(), fast.code.label()), (slow.asked, slow.code));
     match (Message::from_vec(&reply), Message::from_vec(&slow.packet)) {
         (Ok(fast), Ok(slow)) => {
             assert_eq!(fast.queries, slow.queries);
