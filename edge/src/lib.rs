@@ -346,7 +346,10 @@ async fn bind_dns(
     certificate: Option<&Arc<Certificate>>,
 ) -> Result<dns::DnsListener, RunError> {
     let mut config = config.clone();
-    config.nsid.get_or_insert_with(|| name.to_owned());
+    // Names of nodes may be longer than what can be told.
+    if config.nsid.is_none() && name.len() <= dns::answer::NSID_BYTES_MAX {
+        config.nsid = Some(name.to_owned());
+    }
     let tls = match (config.tls_listen, certificate) {
         (Some(_), Some(certificate)) => Some(certificate.dns()?),
         _ => None,

@@ -44,7 +44,7 @@ const META_TYPES: std::ops::RangeInclusive<u16> = 128..=254;
 /// How many names a chain of CNAME records may have.
 pub(super) const CHAIN_MAX: usize = 8;
 /// Longest name of a server that is told: it must leave room for an answer.
-const NSID_BYTES_MAX: usize = 64;
+pub const NSID_BYTES_MAX: usize = 64;
 
 /// How a packet travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
