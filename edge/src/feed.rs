@@ -113,10 +113,11 @@ fn is_well(node: &NodeView) -> bool {
     node.state == NodeState::Up && node.ready
 }
 
-/// Shields that can be asked, but not this node itself.
+/// Shields that can be asked, but not this node itself, and none that is draining.
 fn healthy_shields(view: &ClusterView, own: NodeId) -> Vec<Shield> {
     let is_shield = |node: &&NodeView| {
-        node.info.edge.as_ref().is_some_and(|edge| edge.shield) && node.info.id != own
+        let shield = node.info.edge.as_ref().is_some_and(|edge| edge.shield);
+        shield && node.info.id != own && node.duty == Duty::Active
     };
     let shield = |node: &NodeView| Shield {
         id: node.info.id,
@@ -219,8 +220,13 @@ mod tests {
             node(3, false, true, false),
             node(4, true, true, true),
         ]);
-        let ids: Vec<u64> = healthy_shields(&view, NodeId(4)).iter().map(|s| s.id.0).collect();
-        assert_eq!(ids, [2]);
+        let ids = |view: &ClusterView| -> Vec<u64> {
+            healthy_shields(view, NodeId(4)).iter().map(|shield| shield.id.0).collect()
+        };
+        assert_eq!(ids(&view), [2]);
+        let mut draining = view;
+        draining.nodes[1].duty = Duty::Draining;
+        assert!(ids(&draining).is_empty());
     }
 
     #[test]

@@ -86,7 +86,7 @@ fn what_makes_no_sense_is_refused(cluster: &DevCluster) -> Result<()> {
         Ok(())
     };
     refused(&["node", "drain", "nobody"], 1, "there is no node nobody")?;
-    refused(&["node", "drain", "edge-1"], 1, "is an edge")?;
+    refused(&["node", "replace", "edge-1", "1"], 1, "is an edge")?;
     refused(&["node", "rm", "chunkserver-1"], 4, "atoll node drain chunkserver-1")?;
     refused(&["node", "replace", "1", "1"], 1, "the one to be replaced")?;
     refused(&["node", "replace", "1", "9"], 1, "there is no node 9")?;

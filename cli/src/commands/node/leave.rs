@@ -183,8 +183,11 @@ async fn done(
     }
     let left = text::count((groups + groups_leaving) as u64, "group");
     if node.kind == NodeKind::Edge {
+        let serves = node.edge.as_ref().is_some_and(|edge| edge.serves);
         context.out.note(if duty == "active" {
-            format!("{name} gets visitors again")
+            format!("{name} is used again")
+        } else if !serves {
+            format!("{name} is asked by no edge any more, within seconds")
         } else {
             format!(
                 "{name} gets no new visitors; those that know its address leave as their answers \
