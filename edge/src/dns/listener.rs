@@ -217,8 +217,11 @@ impl DnsListener {
         shared.stop.store(true, Ordering::Relaxed);
         tasks.drain(DRAIN_MAX * 2).await;
         // Each looks several times a second.
-        let join =
-            move || threads.into_iter().fold(true, |fine, thread| thread.join().is_ok() && fine);
+        let join = move || {
+            let ended: Vec<bool> =
+                threads.into_iter().map(|thread| thread.join().is_ok()).collect();
+            ended.into_iter().all(|fine| fine)
+        };
         if !matches!(atoll_net::task::spawn_blocking("dns-join", join).await, Ok(true)) {
             tracing::warn!("a thread for dns ended with a panic");
         }

@@ -31,7 +31,7 @@ impl Batch {
             // SAFETY: all zero is a valid address storage (of no family).
             froms: Box::new([unsafe { zeroed() }; BATCH]),
             lengths: [(0, 0); BATCH],
-            replies: vec![Vec::with_capacity(QUERY_BYTES); BATCH],
+            replies: (0..BATCH).map(|_| Vec::with_capacity(QUERY_BYTES)).collect(),
         }
     }
 

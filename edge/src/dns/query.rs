@@ -249,8 +249,11 @@ fn read_options(mut options: &[u8], edns: &mut Edns) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Code and data of the first option, and the options behind it.
-fn next_option(options: &[u8]) -> Result<Option<(u16, &[u8], &[u8])>, Malformed> {
+/// Code and data of an option, and the options behind it.
+type OptionAndRest<'a> = (u16, &'a [u8], &'a [u8]);
+
+/// The first option, if there is one.
+fn next_option(options: &[u8]) -> Result<Option<OptionAndRest<'_>>, Malformed> {
     if options.is_empty() {
         return Ok(None);
     }

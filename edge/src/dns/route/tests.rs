@@ -378,7 +378,7 @@ fn a_large_region_is_cut_and_losing_an_edge_moves_only_its_visitors() {
     assert_eq!(before.len(), EDGES_MAX);
     let routes = Routes::new(atlas.clone(), &many);
     // Whoever shares a cached answer gets the same edges; other blocks get others.
-    let told = |text| {
+    let told = |text: &str| {
         let picked = routes.pick(ecs(text), Family::V4);
         let addrs: BTreeSet<IpAddr> = picked.addrs().into_iter().collect();
         (addrs, picked.scope_prefix)
