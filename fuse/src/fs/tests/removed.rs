@@ -101,6 +101,17 @@ fn a_late_flush_that_fails_leaves_the_error_to_who_opened_the_file_again() {
 }
 
 /// Between the answer to an open and its use another handle may write, commit and close the file.
+/// An open that has asked for the file and, with the gate held, has no answer yet.
+async fn begin_open(fake: &Fake, fs: &Fs, inode: InodeId) -> tokio::task::JoinHandle<u64> {
+    let before = fake.extents_asked.load(Ordering::Relaxed);
+    let fs = fs.clone();
+    let open = tokio::spawn(async move { fs.open(inode, WRITE).await.unwrap().handle });
+    while fake.extents_asked.load(Ordering::Relaxed) == before {
+        tokio::task::yield_now().await;
+    }
+    open
+}
+
 #[test]
 fn an_open_that_a_close_overtakes_finds_what_was_closed() {
     run(async {
@@ -109,14 +120,7 @@ fn an_open_that_a_close_overtakes_finds_what_was_closed() {
         let inode = save(&fs, "a", b"0123456789").await;
         let first = fs.open(inode, WRITE).await.unwrap().handle;
         let held = fake.extents_gate.acquire_many(1000).await.unwrap();
-        let before = fake.extents_asked.load(Ordering::Relaxed);
-        let open = tokio::spawn({
-            let fs = fs.clone();
-            async move { fs.open(inode, WRITE).await.unwrap().handle }
-        });
-        while fake.extents_asked.load(Ordering::Relaxed) == before {
-            tokio::task::yield_now().await;
-        }
+        let open = begin_open(&fake, &fs, inode).await;
         fs.write(first, 0, b"written", HERE).await.unwrap();
         fs.flush(first).await.unwrap();
         fs.release(first);
@@ -138,13 +142,7 @@ fn an_open_that_other_attributes_overtake_does_not_ask_again() {
         let inode = save(&fs, "a", b"0123456789").await;
         let held = fake.extents_gate.acquire_many(1000).await.unwrap();
         let before = fake.extents_asked.load(Ordering::Relaxed);
-        let open = tokio::spawn({
-            let fs = fs.clone();
-            async move { fs.open(inode, WRITE).await.unwrap().handle }
-        });
-        while fake.extents_asked.load(Ordering::Relaxed) == before {
-            tokio::task::yield_now().await;
-        }
+        let open = begin_open(&fake, &fs, inode).await;
         let set = SetAttrs { mode: Some(0o600), ..SetAttrs::default() };
         fs.setattr(inode, None, set).await.unwrap();
         drop(held);
